@@ -1,0 +1,3 @@
+"""vcell: predict how single cells respond to genetic perturbations."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""From h5ad files to cell sets: ingest, store, splits, sampler, gather."""

@@ -1,0 +1,34 @@
+"""A training item twice: as indices into the store, and as tensors on the device.
+
+Shape legend: S sets, C cells of a set, G genes, D hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CellSets:
+    """Which cells make up some sets. Each set is one (context, perturbation)."""
+
+    contexts: list[str]  # (S)
+    perturbations: list[str]  # (S)
+    controls_SC: np.ndarray  # int64, store indices of control cells
+    perturbed_SC: np.ndarray | None  # int64, of perturbed cells; None where none were measured
+
+    def __len__(self) -> int:
+        return len(self.perturbations)
+
+
+@dataclass(frozen=True)
+class CellSetBatch:
+    """The cells of some sets, log1p of counts per target sum, float32."""
+
+    contexts: list[str]  # (S)
+    perturbations: list[str]  # (S)
+    control_SCG: Tensor
+    perturbed_SCG: Tensor | None

@@ -1,0 +1,110 @@
+"""Loaders of cell sets for Lightning: worker threads fetch ahead, the device densifies."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from vcell.data.batch import CellSetBatch
+from vcell.data.gather import FetchedSets, Gather
+from vcell.data.sampler import CellSetSampler
+from vcell.data.splits import Group
+from vcell.data.store import CellStore
+
+
+class PrefetchLoader:
+    """Yields ``fetch(step)`` for the steps in order, fetched ahead by threads.
+
+    Threads suffice: numpy copies rows of the memory map without holding the interpreter lock for long, and nothing
+    is pickled, forked or seeded per worker.
+    """
+
+    def __init__(self, fetch: Callable[[int], FetchedSets], steps: Callable[[], range], threads: int) -> None:
+        self.fetch, self.steps, self.threads = fetch, steps, threads
+
+    def __iter__(self) -> Iterator[FetchedSets]:
+        pool = ThreadPoolExecutor(max(1, self.threads), thread_name_prefix="fetch")
+        pending: deque[Future[FetchedSets]] = deque()
+        try:
+            for step in self.steps():
+                pending.append(pool.submit(self.fetch, step))
+                if len(pending) > 2 * max(1, self.threads):
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class CellSetDataModule(LightningDataModule):
+    """Training and validation sets of a store.
+
+    Parameters
+    ----------
+    store
+        The cells.
+    assigned
+        The split of every (context, perturbation).
+    target_sum
+        Counts per cell after scaling.
+    set_size, sets_per_step
+        Cells per set; sets per step and device.
+    threads
+        Threads that fetch ahead.
+    seed
+        Of all draws.
+    """
+
+    def __init__(
+        self,
+        store: CellStore,
+        assigned: dict[Group, str],
+        target_sum: float,
+        set_size: int,
+        sets_per_step: int,
+        threads: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.store, self.assigned = store, assigned
+        self.gather = Gather(store, target_sum)
+        self.set_size, self.sets_per_step, self.threads, self.seed = set_size, sets_per_step, threads, seed
+
+    def groups(self, split: str) -> list[Group]:
+        return [group for group, name in self.assigned.items() if name == split]
+
+    def sampler(self, split: str) -> CellSetSampler:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return CellSetSampler(
+            self.store, self.groups(split), self.set_size, self.sets_per_step, self.seed, rank, world_size
+        )
+
+    def train_dataloader(self) -> PrefetchLoader:
+        sampler, trainer = self.sampler("train"), self.trainer
+        assert trainer is not None
+        per_update = trainer.accumulate_grad_batches
+
+        def steps() -> range:  # read when iteration begins, so a resumed run goes on at its step
+            return range(trainer.global_step * per_update, trainer.max_steps * per_update)
+
+        return PrefetchLoader(lambda step: self._fetch(sampler.batch(step)), steps, self.threads)
+
+    def val_dataloader(self) -> PrefetchLoader | list[Any]:
+        if not self.groups("val"):
+            return []
+        sets = self.sampler("val").validation()
+        return PrefetchLoader(lambda step: self._fetch(sets[step]), lambda: range(len(sets)), self.threads)
+
+    def _fetch(self, sets: Any) -> FetchedSets:
+        pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return self.gather.fetch(sets, pin=pin)
+
+    def transfer_batch_to_device(
+        self, batch: FetchedSets, device: torch.device, dataloader_idx: int = 0
+    ) -> CellSetBatch:
+        return self.gather.to_device(batch, device)

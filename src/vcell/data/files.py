@@ -1,0 +1,86 @@
+"""Finding the files a data set is made of: paths, globs with {a,b}, and STATE's TOML."""
+
+from __future__ import annotations
+
+import glob
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vcell.errors import VcellError
+
+
+def expand(path: str | Sequence[str]) -> list[Path]:
+    """Files that `path` means: a file, a glob, braces (`a/{x,y}.h5`), or a list of these; sorted, each once.
+
+    Raises
+    ------
+    VcellError
+        Naming every pattern that matches no file.
+    """
+    patterns = [path] if isinstance(path, str) else list(path)
+    found: dict[Path, None] = {}
+    missing = []
+    for pattern in (alternative for p in patterns for alternative in braces(str(Path(p).expanduser()))):
+        matches = sorted(glob.glob(pattern, recursive=True))
+        if not matches:
+            missing.append(pattern)
+        found.update({Path(m): None for m in matches if Path(m).is_file()})
+    if missing:
+        raise VcellError(f"no such file: {', '.join(missing)} (looked from {Path.cwd()}). Set data.path=FILE.h5ad")
+    return list(found)
+
+
+def braces(pattern: str) -> list[str]:
+    """`a/{x,y}.h5` as `a/x.h5`, `a/y.h5`; nested braces are not read."""
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [rest for option in match[1].split(",") for rest in braces(head + option.strip() + tail)]
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """A STATE-style TOML with `[datasets]`, `[training]`, `[zeroshot]` and `[fewshot."ds.celltype"]`.
+
+    Raises
+    ------
+    VcellError
+        If the file is absent, not TOML, or has no `[datasets]`.
+    """
+    path = Path(path)
+    try:
+        content = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise VcellError(f"no such file: {path} (looked from {Path.cwd()}). Set data.toml=FILE.toml") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise VcellError(f"{path} is not TOML: {error}") from error
+    if not content.get("datasets"):
+        raise VcellError(f'{path} names no data. Add:  [datasets]\n  my_screen = "folder/*.h5ad"')
+    unknown = set(content) - {"datasets", "training", "zeroshot", "fewshot"}
+    if unknown:
+        raise VcellError(f"{path} has tables that mean nothing here: {', '.join(sorted(unknown))}")
+    return content
+
+
+def toml_patterns(path: str | Path) -> list[str]:
+    """The file patterns of a TOML's `[datasets]`.
+
+    A relative pattern is taken from the working folder, as STATE takes it; where that has no such folder, from
+    the TOML's own folder or the one above it. A pattern that names a folder means the h5 and h5ad files in it.
+    """
+    path = Path(path)
+    patterns = []
+    for pattern in read_toml(path)["datasets"].values():
+        bases = [Path(), path.parent, path.parent.parent]
+        for base in bases:
+            candidate = base / Path(str(pattern)).expanduser()
+            alternatives = [Path(p) for p in braces(str(candidate))]
+            if any(a.exists() or glob.glob(str(a)) for a in alternatives):
+                break
+        else:
+            candidate = Path(str(pattern)).expanduser()
+        patterns.append(str(candidate / "*.h5*") if candidate.is_dir() else str(candidate))
+    return patterns

@@ -1,0 +1,95 @@
+"""A data configuration to an opened cell store: found, or made on the spot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from vcell.data.files import expand, toml_patterns
+from vcell.data.ingest import Columns, ingest
+from vcell.data.simulate import Screen, simulate
+from vcell.data.store import CellStore
+from vcell.errors import VcellError
+
+# what the content of a store depends on; anything else in the data configuration may change freely
+STORE_KEYS = ("columns", "control", "context", "matrix", "scale", "genes")
+
+
+def ensure_store(data: DictConfig, overwrite: bool = False) -> CellStore:
+    """The store of a data configuration; simulated, read and written first where it is not there yet.
+
+    Raises
+    ------
+    VcellError
+        If files are missing, or the store there was made from other files or settings.
+    """
+    path = Path(data.store)
+    if data.get("simulate") is not None and not Path(data.simulate.out).exists():
+        arguments = dict(OmegaConf.to_container(data.simulate, resolve=True))  # type: ignore[arg-type]
+        simulate(Path(arguments.pop("out")), Screen(**arguments))
+    if path.exists() and not overwrite and not _files_there(data):
+        return CellStore.open(path)  # a store travels without its files
+    files = _files(data)
+    request = _request(data, files)
+    if path.exists() and not overwrite:
+        store = CellStore.open(path)
+        _check_same(store, request)
+        return store
+    genes = read_gene_list(data.genes) if data.genes else None
+    return ingest(
+        files,
+        path,
+        Columns(**data.columns),
+        control=data.control,
+        context=data.context,
+        matrix=data.matrix,
+        scale=data.scale,
+        genes=genes,
+        provenance=request,
+    )
+
+
+def read_gene_list(path: str) -> list[str]:
+    """Gene names, one a line, no header, as the challenge's `gene_names.csv`."""
+    if not Path(path).is_file():
+        raise VcellError(f"no such file: {path} (looked from {Path.cwd()}). Set data.genes=gene_names.csv")
+    genes = [line.split(",")[0].strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    twice = sorted({g for g in genes if genes.count(g) > 1}) if len(set(genes)) < len(genes) else []
+    if twice:
+        raise VcellError(f"{path} names {len(twice)} genes more than once: {', '.join(twice[:5])}")
+    return genes
+
+
+def _files(data: DictConfig) -> list[Path]:
+    try:
+        return expand(toml_patterns(data.toml) if data.toml else OmegaConf.to_container(data, resolve=True)["path"])  # type: ignore
+    except VcellError as error:
+        hint = data.get("missing_hint")
+        raise VcellError(f"{error}\n{hint.strip()}" if hint else str(error)) from error
+
+
+def _files_there(data: DictConfig) -> bool:
+    try:
+        return bool(_files(data))
+    except VcellError:
+        return False
+
+
+def _request(data: DictConfig, files: list[Path]) -> dict[str, Any]:
+    """What the store is made from; changes when a file or a setting that matters does."""
+    request = {k: OmegaConf.to_container(data, resolve=True)[k] for k in STORE_KEYS}  # type: ignore
+    request["files"] = {str(f): [f.stat().st_size, f.stat().st_mtime_ns] for f in files}
+    return json.loads(json.dumps(request))
+
+
+def _check_same(store: CellStore, request: dict[str, Any]) -> None:
+    then = store.meta["provenance"]
+    differing = [k for k in request if then.get(k) != request[k]]
+    if differing:
+        raise VcellError(
+            f"the store {store.path} was made from other input: {', '.join(differing)} differ. Write it anew with "
+            f"python -m vcell.prepare ... overwrite=true, or name another folder with data.store=FOLDER"
+        )

@@ -1,0 +1,151 @@
+"""Which (context, perturbation) trains, validates or tests.
+
+Two ways to hold out, which may be combined: perturbations (few-shot: in some contexts or in all) and whole
+contexts (zero-shot). Controls of a held-out context belong to no split: they are the input of its predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vcell.data.files import read_toml
+from vcell.errors import VcellError, nearest, shortlist
+
+Group = tuple[str, str]  # (context, perturbation)
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """What one of the splits takes out of training.
+
+    Parameters
+    ----------
+    perturbations
+        Names, or a fraction of all perturbations to draw at random.
+    within
+        The contexts in which those perturbations are held out; all contexts when null.
+    contexts
+        Contexts held out whole.
+    """
+
+    perturbations: Sequence[str] | float = ()
+    within: Sequence[str] | None = None
+    contexts: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Split:
+    """Held-out groups by name. Test takes its groups first, then validation; the rest trains."""
+
+    val: HoldOut = field(default_factory=HoldOut)
+    test: HoldOut = field(default_factory=HoldOut)
+    seed: int = 0
+
+    def assign(self, groups: Iterable[Group], control: str) -> dict[Group, str]:
+        """The split of every perturbed group.
+
+        Raises
+        ------
+        VcellError
+            If a named perturbation or context is in no group, or nothing is left to train on.
+        """
+        perturbed = sorted(g for g in groups if g[1] != control)
+        assigned = dict.fromkeys(perturbed, "train")
+        rng = np.random.default_rng(self.seed)
+        for name, hold_out in (("test", self.test), ("val", self.val)):
+            for group in self._held_out(name, hold_out, perturbed, assigned, rng):
+                if assigned[group] == "train":
+                    assigned[group] = name
+        if perturbed and "train" not in assigned.values():
+            raise VcellError("the split leaves nothing to train on: every (context, perturbation) is held out")
+        return assigned
+
+    def _held_out(
+        self, name: str, hold_out: HoldOut, groups: list[Group], assigned: dict[Group, str], rng: np.random.Generator
+    ) -> list[Group]:
+        contexts = sorted({c for c, _ in groups})
+        within = contexts if hold_out.within is None else list(hold_out.within)
+        key = f"data.split.{name}"
+        _check_known(hold_out.contexts, contexts, f"{key}.contexts", "context")
+        _check_known(within, contexts, f"{key}.within", "context")
+        if isinstance(hold_out.perturbations, int | float):
+            # drawn among those still wholly in training there, so that the fraction is met
+            free = sorted({p for c, p in groups if c in within} - {p for (c, p), s in assigned.items() if s != "train"})
+            wanted = _draw(free, len({p for _, p in groups}), float(hold_out.perturbations), key, rng)
+        else:
+            wanted = set(hold_out.perturbations)
+            _check_known(wanted, {p for _, p in groups}, f"{key}.perturbations", "perturbation")
+        return [(c, p) for c, p in groups if c in hold_out.contexts or (p in wanted and c in within)]
+
+
+def _draw(free: list[str], of: int, fraction: float, key: str, rng: np.random.Generator) -> set[str]:
+    if not 0 <= fraction < 1:
+        raise VcellError(f"{key}.perturbations={fraction} must be a fraction from 0 to below 1, or a list of names")
+    number = min(len(free), round(fraction * of) or int(fraction > 0))
+    return set(rng.choice(free, number, replace=False).tolist()) if number else set()
+
+
+def _check_known(names: Iterable[str], known: Iterable[str], key: str, what: str) -> None:
+    known = set(known)
+    unknown = sorted(set(names) - known)
+    if unknown:
+        raise VcellError(
+            f"{key} names {shortlist(unknown, 5)}, which no {what} in the data is called."
+            f"{nearest(unknown[0], known)} The data has: {shortlist(sorted(known))}"
+        )
+
+
+def assign_from_toml(path: str | Path, groups: Iterable[Group], control: str) -> dict[Group, str]:
+    """The split that a STATE-style TOML declares.
+
+    `[zeroshot] "dataset.context" = split` holds out a context, `[fewshot."dataset.context"] val = [...]` some
+    perturbations in it; everything else trains. Perturbations named there but absent from the data are passed over, as
+    STATE's lists name targets that a line lacks; an unknown context or split is an error.
+    """
+    content = read_toml(path)
+    assigned = dict.fromkeys(sorted(g for g in groups if g[1] != control), "train")
+    contexts = {c for c, _ in assigned}
+
+    def context_of(key: str, table: str) -> str:
+        dataset, _, context = key.partition(".")
+        _check_known([dataset], content["datasets"], f"{path} [{table}]", "dataset")
+        _check_known([context], contexts, f"{path} [{table}]", "context")
+        return context
+
+    def checked(split: Any, table: str) -> str:
+        if split not in SPLITS:
+            raise VcellError(f"{path} [{table}] says {split!r}; a split is one of {', '.join(SPLITS)}")
+        return split
+
+    for key, split in content.get("zeroshot", {}).items():
+        context = context_of(key, "zeroshot")
+        assigned.update({g: checked(split, "zeroshot") for g in assigned if g[0] == context})
+    for key, lists in content.get("fewshot", {}).items():
+        context = context_of(key, "fewshot")
+        for split, names in lists.items():
+            wanted = set(names)
+            assigned.update({g: checked(split, "fewshot") for g in assigned if g[0] == context and g[1] in wanted})
+    if "train" not in assigned.values():
+        raise VcellError(f"{path} leaves nothing to train on")
+    return assigned
+
+
+def describe(assigned: dict[Group, str], cells: dict[Group, np.ndarray]) -> str:
+    """One line a split: groups, perturbations, contexts and cells."""
+    lines = []
+    for split in SPLITS:
+        groups = [g for g, s in assigned.items() if s == split]
+        n_cells = sum(len(cells[g]) for g in groups)
+        unseen = {p for _, p in groups} - {p for (_, p), s in assigned.items() if s == "train"}
+        note = f", {len(unseen):,} of them in no training context" if split != "train" and groups else ""
+        lines.append(
+            f"  {split:<5} {n_cells:>9,} cells, {len({p for _, p in groups}):>5,} perturbations in "
+            f"{len({c for c, _ in groups})} contexts{note}"
+        )
+    return "\n".join(lines)

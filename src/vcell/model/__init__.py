@@ -1,0 +1,1 @@
+"""Predictors of perturbed cells: the transition model and the baselines."""

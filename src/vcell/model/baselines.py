@@ -1,0 +1,125 @@
+"""Predictors without a network, with the same `predict`: what a model must beat.
+
+Shape legend: S sets, C cells of a set, G genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vcell.data.batch import CellSetBatch
+from vcell.data.gather import Gather
+from vcell.data.splits import Group
+from vcell.progress import progress_bar
+
+
+class Predictor(Protocol):
+    """Control cells and perturbation names to perturbed cells, log1p of counts, ``(sets, cells, genes)``."""
+
+    def predict(self, batch: CellSetBatch) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class CopiedControls:
+    """No effect: the control cells themselves."""
+
+    def predict(self, batch: CellSetBatch) -> Tensor:
+        return batch.control_SCG
+
+
+@dataclass(frozen=True)
+class MeanEffect:
+    """Control cells shifted by a pseudobulk delta, cut off at 0."""
+
+    delta_of: Callable[[Group], np.ndarray]
+
+    def predict(self, batch: CellSetBatch) -> Tensor:
+        groups = zip(batch.contexts, batch.perturbations, strict=True)
+        delta_SG = torch.from_numpy(np.stack([self.delta_of(g) for g in groups]).astype(np.float32))
+        return (batch.control_SCG + delta_SG.to(batch.control_SCG.device).unsqueeze(1)).relu()
+
+
+@dataclass(frozen=True)
+class TrainingDeltas:
+    """Pseudobulk deltas of the training groups: mean log1p of the perturbed minus that of the controls.
+
+    Controls are the context's, weighted by the batches in which the perturbed cells lie, so that batches that hold
+    other cells do not pass for effects.
+    """
+
+    deltas: Mapping[Group, np.ndarray]  # (genes)
+    n_genes: int
+    fallbacks: dict[str, set[Group]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, gather: Gather, assigned: Mapping[Group, str]) -> TrainingDeltas:
+        groups = [g for g, split in assigned.items() if split == "train" and g in gather.store.groups]
+        control_means = {c: _BatchMeans(gather, gather.store.controls_of(c)) for c in sorted({c for c, _ in groups})}
+        deltas = {}
+        with progress_bar(len(groups), "mean effects of training perturbations", "groups") as progress:
+            for context, perturbation in groups:
+                cells = gather.store.groups[context, perturbation]
+                deltas[context, perturbation] = gather.pseudobulk_mean_log1p(cells) - control_means[context].match(cells)
+                progress.update()
+        return cls(deltas, gather.store.n_genes)
+
+    def context_mean(self, group: Group) -> np.ndarray:
+        """Mean over the training perturbations of the context; over all contexts where it has none."""
+        here = [d for (context, _), d in self.deltas.items() if context == group[0]]
+        if not here:
+            self.fallbacks.setdefault("context mean", set()).add(group)
+        return np.mean(here or list(self.deltas.values()), axis=0)
+
+    def perturbation_mean(self, group: Group) -> np.ndarray:
+        """Mean over the training contexts of the perturbation; the context mean where it was never trained on."""
+        here = [d for (_, perturbation), d in self.deltas.items() if perturbation == group[1]]
+        if not here:
+            self.fallbacks.setdefault("perturbation mean", set()).add(group)
+            return self.context_mean(group)
+        return np.mean(here, axis=0)
+
+
+class _BatchMeans:
+    """Mean log1p of a context's controls per batch, mixed as asked."""
+
+    def __init__(self, gather: Gather, controls: np.ndarray) -> None:
+        obs = gather.store.obs
+        self.batches = (obs["source"].astype(str) + "\t" + obs["batch"].astype(str)).to_numpy()
+        self.overall = gather.pseudobulk_mean_log1p(controls)
+        labels = self.batches[controls]
+        self.means = {b: gather.pseudobulk_mean_log1p(controls[labels == b]) for b in np.unique(labels)}
+
+    def match(self, cells: np.ndarray) -> np.ndarray:
+        labels, counts = np.unique(self.batches[cells], return_counts=True)
+        means = np.stack([self.means.get(b, self.overall) for b in labels])
+        return np.average(means, axis=0, weights=counts)
+
+
+def make_baselines(gather: Gather, assigned: Mapping[Group, str]) -> tuple[dict[str, Predictor], TrainingDeltas]:
+    """The three baselines by name, and the deltas that two of them use."""
+    deltas = TrainingDeltas.of(gather, assigned)
+    baselines: dict[str, Predictor] = {
+        "copied_controls": CopiedControls(),
+        "context_mean": MeanEffect(_remembered(deltas.context_mean)),
+        "perturbation_mean": MeanEffect(_remembered(deltas.perturbation_mean)),
+    }
+    return baselines, deltas
+
+
+def _remembered(delta_of: Callable[[Group], np.ndarray]) -> Callable[[Group], np.ndarray]:
+    """The same function, its last answer kept: cells come target by target."""
+    last: dict[Group, np.ndarray] = {}
+
+    def remembered(group: Group) -> np.ndarray:
+        if group not in last:
+            last.clear()
+            last[group] = delta_of(group)
+        return last[group]
+
+    return remembered

@@ -1,0 +1,183 @@
+"""Checkpoints: written whole or not at all, found by name, read without unpickling, enough to predict."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from vcell import __version__
+from vcell.data.splits import Group
+from vcell.data.store import CellStore
+from vcell.errors import VcellError
+from vcell.model.module import TransitionModule
+from vcell.perturbation.table import PerturbationTable
+
+# a larger table stays in its file, and the checkpoint carries its path and checksum
+LARGEST_TABLE_INSIDE = 64 * 2**20
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so a killed run leaves the old checkpoint or the new one, whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(path.name + ".tmp")
+        with scratch.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Callable | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+
+def make_identity(
+    config: dict[str, Any],
+    store: CellStore,
+    assigned: dict[Group, str],
+    table: PerturbationTable,
+    target_sum: float,
+) -> dict[str, Any]:
+    """What a checkpoint says of itself: plain values, so that it loads with ``weights_only=True``."""
+    inside = table.vectors.numel() * 4 <= LARGEST_TABLE_INSIDE
+    return {
+        "vcell": __version__,
+        "config": config,
+        "genes": list(store.genes),
+        "control": store.control,
+        "target_sum": float(target_sum),
+        "store": {"path": str(store.path.resolve()), "fingerprint": store.fingerprint},
+        "split": [[context, perturbation, split] for (context, perturbation), split in assigned.items()],
+        "table": {
+            "origin": table.origin,
+            "fingerprint": table.fingerprint,
+            "width": table.width,
+            "names": list(table.names) if inside else None,
+            "vectors": table.vectors if inside else None,
+        },
+    }
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint as plain values and tensors.
+
+    Raises
+    ------
+    VcellError
+        If the file is absent, damaged, or not vcell's.
+    """
+    if not path.is_file():
+        raise VcellError(f"no such checkpoint: {path} (looked from {Path.cwd()})")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise VcellError(
+            f"the checkpoint {path} is damaged or not vcell's ({type(error).__name__}). Another one of the same run may "
+            "be sound: look beside it"
+        ) from error
+    if not isinstance(checkpoint, dict) or "vcell" not in checkpoint:
+        raise VcellError(f"{path} is not a checkpoint of vcell; train one with: python -m vcell.train")
+    return checkpoint
+
+
+def find_checkpoint(ckpt: str, runs: str | Path = "runs") -> Path:
+    """The file `ckpt` names; a bare name that is no file here means the newest run's ``checkpoints/NAME``.
+
+    Raises
+    ------
+    VcellError
+        If neither is there.
+    """
+    path = Path(ckpt).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise VcellError(f"ckpt={ckpt} is a folder; name the file: ckpt={path / 'checkpoints' / 'last.ckpt'}")
+    if path.name == str(ckpt):
+        found = sorted(Path(runs).glob(f"*/checkpoints/{ckpt}"), key=lambda p: p.stat().st_mtime)
+        if found:
+            return found[-1]
+    raise VcellError(
+        f"no checkpoint {ckpt} here ({Path.cwd()}) or in {runs}/*/checkpoints/. Train first (python -m vcell.train), or "
+        "give its path: ckpt=runs/NAME/checkpoints/last.ckpt"
+    )
+
+
+def load_module(path: Path, table: PerturbationTable | None = None) -> TransitionModule:
+    """A trained module, ready to predict.
+
+    Parameters
+    ----------
+    path
+        A checkpoint.
+    table
+        Takes the place of the checkpoint's perturbation table; must have the same width. To predict with a table of
+        other vectors for the trained names would be meaningless, so those must agree where both are at hand.
+
+    Raises
+    ------
+    VcellError
+        If the checkpoint is damaged, or its table is in a file that is gone or has changed.
+    """
+    checkpoint = read_checkpoint(path)
+    identity = {k: v for k, v in checkpoint["vcell"].items() if k != "rng"}
+    table = _table_of(identity, table, path)
+    config = identity["config"]["model"]
+    _refuse_foreign_code(config, path)
+    model = instantiate(config)(n_genes=len(identity["genes"]), perturbation_width=table.width)
+    weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise VcellError(f"the weights in {path} do not fit the model it names: {error}") from error
+    return TransitionModule(model, table, identity).eval()
+
+
+def _table_of(identity: dict[str, Any], given: PerturbationTable | None, path: Path) -> PerturbationTable:
+    known = identity["table"]
+    if given is not None:
+        if given.width != known["width"]:
+            raise VcellError(
+                f"the table {given.origin} has vectors of {given.width}, {path} was trained with {known['width']}"
+            )
+        return given
+    if known["vectors"] is not None:
+        return PerturbationTable(known["names"], known["vectors"], known["origin"])
+    table = load_table(identity["config"]["perturbation"])
+    if table.fingerprint != known["fingerprint"]:
+        raise VcellError(
+            f"the perturbation table {known['origin']} has changed since {path} was trained; give the one of then: "
+            "perturbation=FILE.pt"
+        )
+    return table
+
+
+def load_table(perturbation: Any, names: list[str] | None = None) -> PerturbationTable:
+    """The table a configuration asks for: `path`, or one-hot over `names` where path is null."""
+    if perturbation["path"] is None:
+        return PerturbationTable.one_hot(names or [])
+    table = PerturbationTable.load(perturbation["path"])
+    return table.standardised() if perturbation["standardise"] else table
+
+
+def _refuse_foreign_code(config: Any, path: Path) -> None:
+    """A checkpoint names classes to build; only the project's own models are, whatever it asks for."""
+    if isinstance(config, dict):
+        target = config.get("_target_", "vcell.model.")
+        if not str(target).startswith("vcell.model."):
+            raise VcellError(f"{path} asks to run {target!r}, which is no model of vcell; it is not loaded")
+        for value in config.values():
+            _refuse_foreign_code(value, path)
+    elif isinstance(config, list):
+        for value in config:
+            _refuse_foreign_code(value, path)

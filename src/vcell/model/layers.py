@@ -1,0 +1,64 @@
+"""Parts of the transition model: an MLP, and attention without positions.
+
+Shape legend: S sets, C cells of a set, D hidden, H heads, K width of a head.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+
+def mlp(width_in: int, hidden: int, width_out: int, layers: int, dropout: float) -> nn.Sequential:
+    """`layers` linear layers with GELU and dropout between them; one layer is a plain linear map."""
+    widths = [width_in, *[hidden] * (layers - 1), width_out]
+    parts: list[nn.Module] = []
+    for i in range(layers):
+        parts.append(nn.Linear(widths[i], widths[i + 1]))
+        if i < layers - 1:
+            parts += [nn.GELU(), nn.Dropout(dropout)]
+    return nn.Sequential(*parts)
+
+
+class Attention(nn.Module):
+    """Every cell of a set attends to every other. Nothing marks a cell's place, so cells may come in any order."""
+
+    def __init__(self, hidden: int, heads: int, head_width: int) -> None:
+        super().__init__()
+        self.heads, self.head_width = heads, head_width
+        self.query_key_value = nn.Linear(hidden, 3 * heads * head_width, bias=False)
+        self.out = nn.Linear(heads * head_width, hidden, bias=False)
+
+    def forward(self, x_SCD: Tensor) -> Tensor:
+        sets, cells, _ = x_SCD.shape
+        qkv = self.query_key_value(x_SCD).view(sets, cells, 3, self.heads, self.head_width)
+        query_SHCK, key_SHCK, value_SHCK = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed_SHCK = scaled_dot_product_attention(query_SHCK, key_SHCK, value_SHCK)
+        return self.out(mixed_SHCK.transpose(1, 2).reshape(sets, cells, -1))
+
+
+class GatedMlp(nn.Module):
+    """SwiGLU (Shazeer 2020), the feed-forward part of a Llama block."""
+
+    def __init__(self, hidden: int, feed_forward: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(hidden, 2 * feed_forward, bias=False)
+        self.down = nn.Linear(feed_forward, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(silu(gate) * up)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block as in Llama, without positions and without a causal mask."""
+
+    def __init__(self, hidden: int, heads: int, head_width: int, feed_forward: int) -> None:
+        super().__init__()
+        self.attention_norm, self.mlp_norm = nn.RMSNorm(hidden, eps=1e-6), nn.RMSNorm(hidden, eps=1e-6)
+        self.attention = Attention(hidden, heads, head_width)
+        self.mlp = GatedMlp(hidden, feed_forward)
+
+    def forward(self, x_SCD: Tensor) -> Tensor:
+        x_SCD = x_SCD + self.attention(self.attention_norm(x_SCD))
+        return x_SCD + self.mlp(self.mlp_norm(x_SCD))

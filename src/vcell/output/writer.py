@@ -1,0 +1,91 @@
+"""Cells to h5ad, block by block: CSR with 64-bit index pointers, memory bounded by one block.
+
+The file is written under a temporary name and renamed when whole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from vcell.errors import VcellError
+
+CHUNK = 1 << 18  # stored values a chunk, about 1 MB of float32
+
+
+class H5adWriter:
+    """Writes the cells of `obs`, in its order, to `path`; use it in a ``with`` block.
+
+    Parameters
+    ----------
+    path
+        The h5ad to write.
+    obs, genes, uns
+        What the file says of its cells, its genes and itself.
+    compression
+        Of the matrix: ``None``, ``"lzf"`` or ``"gzip"``.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        obs: pd.DataFrame,
+        genes: list[str],
+        uns: dict[str, Any] | None = None,
+        compression: str | None = None,
+    ) -> None:
+        self.path, self.scratch = Path(path), Path(path).with_name(Path(path).name + ".tmp")
+        self.n_cells, self.n_genes = len(obs), len(genes)
+        self.indptr = [np.zeros(1, dtype=np.int64)]
+        self.written = 0
+        skeleton = ad.AnnData(obs=obs, var=pd.DataFrame(index=pd.Index(genes, dtype=object)), uns=uns or {})
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            skeleton.write_h5ad(self.scratch)
+            self.file = h5py.File(self.scratch, "r+")
+        except OSError as error:
+            raise VcellError(f"{self.path} cannot be written: {error}") from error
+        if "X" in self.file:
+            del self.file["X"]
+        matrix = self.file.create_group("X")
+        matrix.attrs.update(
+            {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [self.n_cells, self.n_genes]}
+        )
+        grow: dict[str, Any] = {"shape": (0,), "maxshape": (None,), "chunks": (CHUNK,), "compression": compression}
+        self.data = matrix.create_dataset("data", dtype=np.float32, **grow)
+        index_type = np.int32 if self.n_genes < 2**31 else np.int64
+        self.indices = matrix.create_dataset("indices", dtype=index_type, **grow)
+
+    def write(self, cells: np.ndarray | sparse.csr_matrix) -> None:
+        """Appends cells, dense or CSR, ``(cells, genes)``; zeros are not stored."""
+        block = sparse.csr_matrix(cells)
+        block.eliminate_zeros()
+        start = self.data.shape[0]
+        for dataset, values in ((self.data, block.data), (self.indices, block.indices)):
+            dataset.resize((start + len(values),))
+            dataset[start:] = values
+        self.indptr.append(start + block.indptr[1:].astype(np.int64))
+        self.written += block.shape[0]
+
+    def __enter__(self) -> H5adWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is None and self.written != self.n_cells:
+            kind, error = VcellError, VcellError(f"{self.written:,} of {self.n_cells:,} cells of {self.path} came")
+        if error is None:
+            self.file["X"].create_dataset("indptr", data=np.concatenate(self.indptr))
+        self.file.close()
+        if error is not None:
+            self.scratch.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise VcellError(f"{self.path} could not be written: {error}") from error
+            raise error
+        self.scratch.replace(self.path)

@@ -1,0 +1,1 @@
+"""What stands for a perturbation: its vector in a table."""

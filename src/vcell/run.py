@@ -1,0 +1,107 @@
+"""A run's folder: begun, continued, or refused."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vcell.errors import VcellError, shortlist
+from vcell.model.checkpoint import read_checkpoint
+
+# how to run, not what: these may differ when a run is continued
+FREE_KEYS = ("resume", "overwrite", "trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`runs/NAME`: config.yaml, checkpoints/, metrics.csv, curves.png."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def begin(self, config: dict[str, Any], resume: str, overwrite: bool, writes: bool = True) -> Path | None:
+        """The checkpoint to continue from, or None for a run that starts.
+
+        Parameters
+        ----------
+        config
+            The resolved configuration.
+        resume
+            ``auto`` continues a run that is there; ``never`` refuses to.
+        overwrite
+            Removes the run that is there first.
+        writes
+            Only one process of a run may change the folder.
+
+        Raises
+        ------
+        VcellError
+            If a run of this name has another configuration, or `resume` is ``never`` and there is one.
+        """
+        if resume not in ("auto", "never"):
+            raise VcellError(f"resume={resume} must be auto or never")
+        if overwrite:
+            if writes:
+                self._remove()
+        elif self.checkpoints.is_dir() and any(self.checkpoints.glob("*.ckpt")):
+            if resume == "never":
+                raise VcellError(
+                    f"{self.path} already holds a run and resume=never was given: choose another name=NAME, or "
+                    "overwrite=true to remove it"
+                )
+            self._check_same(config)
+            return self._newest_sound()
+        if writes:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(OmegaConf.create(config), self.path / "config.yaml")
+        return None
+
+    def _remove(self) -> None:
+        if not self.path.exists():
+            return
+        if any(self.path.iterdir()) and not (self.path / "config.yaml").is_file():
+            raise VcellError(f"{self.path} is no run's folder (it has no config.yaml); it is left alone. Set name=NAME")
+        shutil.rmtree(self.path)
+
+    def _check_same(self, config: dict[str, Any]) -> None:
+        then = OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"))
+        old, new = dict(flatten(then)), dict(flatten(config))
+        differing = [
+            f"{key} ({old.get(key, 'absent')} then, {new.get(key, 'absent')} now)"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and key not in FREE_KEYS
+        ]
+        if differing:
+            raise VcellError(
+                f"the run {self.path} was begun with another configuration: {shortlist(differing, 12)}. Give the same "
+                "one to continue it, name=NEW_NAME to begin another, or overwrite=true to begin this one anew"
+            )
+
+    def _newest_sound(self) -> Path:
+        """last.ckpt, or where that is damaged the newest that is not."""
+        last = self.checkpoints / "last.ckpt"
+        others = sorted(self.checkpoints.glob("*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True)
+        for path in [last, *(p for p in others if p != last)]:
+            try:
+                read_checkpoint(path)
+                return path
+            except VcellError as error:
+                print(f"{error}; trying the next", flush=True)
+        raise VcellError(f"no checkpoint of {self.path} can be read; overwrite=true begins the run anew")
+
+
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested dicts."""
+    if isinstance(config, dict) and config:
+        for key, value in config.items():
+            yield from flatten(value, f"{prefix}{key}.")
+    else:
+        yield prefix.removesuffix("."), config

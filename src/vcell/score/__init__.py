@@ -1,0 +1,1 @@
+"""Scores: the official scorers and what is shown of them."""

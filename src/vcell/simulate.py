@@ -1,0 +1,29 @@
+"""python -m vcell.simulate: writes a simulated screen with known truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+from vcell.cli import launch
+from vcell.data.simulate import Screen, simulate
+from vcell.errors import VcellError
+
+
+def run(config: DictConfig) -> None:
+    try:
+        out = Path(config.out)
+    except MissingMandatoryValue as error:
+        raise VcellError("say where to: python -m vcell.simulate out=FOLDER") from error
+    arguments: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    arguments.pop("out")
+    simulate(out, Screen(**arguments))
+    for path in sorted(out.iterdir()):
+        print(f"{path}  {path.stat().st_size / 1e6:,.1f} MB")
+
+
+if __name__ == "__main__":
+    launch("simulate", run)
