@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ def train(config: DictConfig) -> None:
     """Data, model and trainer from `config`; then trains to `trainer.max_steps`."""
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0"))))
+    quieten()
     folder = RunFolder(Path(config.run_dir))
     checkpoint = folder.begin(resolved, config.resume, config.overwrite, writes=rank == 0)
     seed_everything(config.seed, workers=True, verbose=False)
@@ -48,6 +51,14 @@ def train(config: DictConfig) -> None:
         exit_if_stopped(trainer)
     if rank == 0:
         print(f"run folder   {folder.path}\ncheckpoint   {folder.checkpoints / 'last.ckpt'}", flush=True)
+
+
+def quieten() -> None:
+    """Lightning's greetings and tips are not ours to print; its warnings stay."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 
 def split_groups(data: DictConfig, store: CellStore) -> dict[Group, str]:

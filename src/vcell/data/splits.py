@@ -141,9 +141,11 @@ def describe(assigned: dict[Group, str], cells: dict[Group, np.ndarray]) -> str:
     lines = []
     for split in SPLITS:
         groups = [g for g, s in assigned.items() if s == split]
+        if not groups:
+            continue
         n_cells = sum(len(cells[g]) for g in groups)
         unseen = {p for _, p in groups} - {p for (_, p), s in assigned.items() if s == "train"}
-        note = f", {len(unseen):,} of them in no training context" if split != "train" and groups else ""
+        note = f", {len(unseen):,} of them in no training context" if split != "train" else ""
         lines.append(
             f"  {split:<5} {n_cells:>9,} cells, {len({p for _, p in groups}):>5,} perturbations in "
             f"{len({c for c, _ in groups})} contexts{note}"

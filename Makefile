@@ -1,0 +1,46 @@
+# make demo    environment, simulated screen, training, inference, scores: minutes on two CPU cores
+# make test    the test suite
+# make lint    ruff and mypy
+# make bench   benchmarks, tables to benchmarks/results/
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+
+.PHONY: demo test lint bench env clean
+.DELETE_ON_ERROR:
+
+demo: env
+	@echo "== 1/4 simulate a screen in three cell lines and read it into a cell store"
+	$(RUN) -m vcell.prepare data=demo
+	@echo "== 2/4 train (continues where it stopped, if it was stopped)"
+	$(RUN) -m vcell.train experiment=demo
+	@echo "== 3/4 predict the 30 withheld targets of simC"
+	$(RUN) -m vcell.infer ckpt=runs/demo/checkpoints/last.ckpt targets=data/demo/screen/pert_counts_Test.csv \
+	  'contexts=[simC]' out=runs/demo/pred.h5ad overwrite=true
+	@echo "== 4/4 score against the withheld cells, beside three baselines"
+	@$(RUN) -m vcell.evaluate pred=runs/demo/pred.h5ad real=data/demo/screen/simC_test.h5ad out=runs/demo/scores
+
+test: env
+	$(RUN) -m pytest
+
+lint: env
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+bench: env
+	$(RUN) benchmarks/loader.py
+
+env: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "vcell needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "== environment in $(VENV) (a few minutes, once)"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  --editable '.[score,wandb,notebook,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache
