@@ -19,9 +19,9 @@ from vcell.data.ingest import Columns, ingest, open_h5ad, read_obs
 from vcell.data.sampler import ControlPool
 from vcell.data.splits import Group
 from vcell.data.store import CellStore
-from vcell.errors import VcellError, nearest
+from vcell.errors import VcellError, nearest, shortlist
 from vcell.model.baselines import Predictor, make_baselines
-from vcell.model.checkpoint import find_checkpoint, load_module
+from vcell.model.checkpoint import find_checkpoint, load_module, read_checkpoint
 from vcell.model.module import TransitionModule
 from vcell.perturbation.table import PerturbationTable
 from vcell.prediction import Source, Wanted, read_request, write_prediction
@@ -57,6 +57,10 @@ def infer(config: DictConfig) -> None:
         }  # fmt: skip
         write_prediction(out, predictor, source, request, target_sum, controls, about, device)
     print(report(out, path, identity, request, controls, target_sum), flush=True)
+    silent = module.table.silent_on([w.perturbation for w in request]) if config.predictor == "model" else []
+    if silent:
+        print(f"note         {len(silent):,} targets were never trained on, and a one-hot table says nothing of them: they "
+              f"all get a mean response ({shortlist(silent)})", flush=True)  # fmt: skip
 
 
 @contextmanager
@@ -111,9 +115,7 @@ def check_genes(store: CellStore, identity: dict[str, Any], challenge: DictConfi
         )
 
 
-def make_request(
-    config: DictConfig, identity: dict[str, Any], store: CellStore, contexts: list[str]
-) -> list[Wanted]:
+def make_request(config: DictConfig, identity: dict[str, Any], store: CellStore, contexts: list[str]) -> list[Wanted]:
     """What `targets` names, or the held-out test groups with as many cells as were measured."""
     if config.targets is not None:
         targets = config.targets if isinstance(config.targets, str) else OmegaConf.to_container(config.targets)
@@ -121,7 +123,9 @@ def make_request(
     groups = [(c, p) for c, p, split in identity["split"] if split == "test"]
     groups = [g for g in groups if g in store.groups and (not config.contexts or g[0] in config.contexts)]
     if not groups:
-        raise VcellError("the run held out no test perturbations: say what to predict, targets=FILE.csv or targets=[A,B]")
+        raise VcellError(
+            "the run held out no test perturbations: say what to predict, targets=FILE.csv or targets=[A,B]"
+        )
     return [Wanted(c, p, int(config.n_cells or len(store.groups[c, p]))) for c, p in groups]
 
 
@@ -176,7 +180,12 @@ def choose_device(device: str) -> torch.device:
 
 
 def report(
-    out: Path, ckpt: Path, identity: dict[str, Any], request: list[Wanted], controls: dict[str, np.ndarray], scale: float
+    out: Path,
+    ckpt: Path,
+    identity: dict[str, Any],
+    request: list[Wanted],
+    controls: dict[str, np.ndarray],
+    scale: float,
 ) -> str:
     trained = {p for _, p, split in identity["split"] if split == "train"}
     unseen = {w.perturbation for w in request} - trained
@@ -193,8 +202,6 @@ def report(
 def _other_table(path: str | None, ckpt: Path) -> PerturbationTable | None:
     if path is None:
         return None
-    from vcell.model.checkpoint import read_checkpoint
-
     table = PerturbationTable.load(path)
     standardise = read_checkpoint(ckpt)["vcell"]["config"]["perturbation"]["standardise"]
     return table.standardised() if standardise else table

@@ -192,4 +192,6 @@ def _check_finite(block: np.ndarray, start: int, obs: pd.DataFrame) -> None:
     bad = ~np.isfinite(block).all(axis=1)
     if bad.any():
         target = obs["target_gene"].iloc[start + int(np.flatnonzero(bad)[0])]
-        raise VcellError(f"the prediction of {target} holds NaN or infinity: the model has diverged; use an earlier ckpt")
+        raise VcellError(
+            f"the prediction of {target} holds NaN or infinity: the model has diverged; use an earlier ckpt"
+        )

@@ -13,8 +13,11 @@ from omegaconf import OmegaConf
 from vcell.errors import VcellError, shortlist
 from vcell.model.checkpoint import read_checkpoint
 
-# how to run, not what: these may differ when a run is continued
-FREE_KEYS = ("resume", "overwrite", "trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps")
+# how to run, not what: these, and all below callbacks and logger, may differ when a run is continued
+FREE_KEYS = {
+    "resume", "overwrite", "trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps", "data.sets.threads",
+}  # fmt: skip
+FREE_GROUPS = {"callbacks", "logger"}
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,8 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def begin(self, config: dict[str, Any], resume: str, overwrite: bool, writes: bool = True) -> Path | None:
-        """The checkpoint to continue from, or None for a run that starts.
+    def checkpoint_to_continue(self, config: dict[str, Any], resume: str, overwrite: bool) -> Path | None:
+        """The checkpoint to continue from, or None for a run that starts. Changes nothing.
 
         Parameters
         ----------
@@ -37,9 +40,7 @@ class RunFolder:
         resume
             ``auto`` continues a run that is there; ``never`` refuses to.
         overwrite
-            Removes the run that is there first.
-        writes
-            Only one process of a run may change the folder.
+            The run that is there will make way for a new one.
 
         Raises
         ------
@@ -48,21 +49,25 @@ class RunFolder:
         """
         if resume not in ("auto", "never"):
             raise VcellError(f"resume={resume} must be auto or never")
+        if overwrite or not any(self.checkpoints.glob("*.ckpt")):
+            return None
+        if resume == "never":
+            raise VcellError(
+                f"{self.path} already holds a run and resume=never was given: choose another name=NAME, or "
+                "overwrite=true to remove it"
+            )
+        self._check_same(config)
+        return self._newest_sound()
+
+    def begin(self, config: dict[str, Any], overwrite: bool) -> None:
+        """Makes the folder of a run that starts, and writes its configuration there."""
         if overwrite:
-            if writes:
-                self._remove()
-        elif self.checkpoints.is_dir() and any(self.checkpoints.glob("*.ckpt")):
-            if resume == "never":
-                raise VcellError(
-                    f"{self.path} already holds a run and resume=never was given: choose another name=NAME, or "
-                    "overwrite=true to remove it"
-                )
-            self._check_same(config)
-            return self._newest_sound()
-        if writes:
+            self._remove()
+        try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(OmegaConf.create(config), self.path / "config.yaml")
-        return None
+        except OSError as error:
+            raise VcellError(f"the run folder {self.path} cannot be written: {error}") from error
 
     def _remove(self) -> None:
         if not self.path.exists():
@@ -77,7 +82,7 @@ class RunFolder:
         differing = [
             f"{key} ({old.get(key, 'absent')} then, {new.get(key, 'absent')} now)"
             for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and key not in FREE_KEYS
+            if old.get(key) != new.get(key) and key not in FREE_KEYS and key.split(".")[0] not in FREE_GROUPS
         ]
         if differing:
             raise VcellError(

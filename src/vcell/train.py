@@ -23,7 +23,7 @@ from vcell.data.splits import Group, assign_from_toml, describe
 from vcell.data.store import CellStore
 from vcell.errors import VcellError
 from vcell.model.callbacks import KeepLast
-from vcell.model.checkpoint import AtomicCheckpointIO, load_table, make_identity
+from vcell.model.checkpoint import AtomicCheckpointIO, load_table, make_identity, read_checkpoint
 from vcell.model.module import TransitionModule
 from vcell.run import RunFolder
 
@@ -34,21 +34,20 @@ def train(config: DictConfig) -> None:
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0"))))
     quieten()
     folder = RunFolder(Path(config.run_dir))
-    checkpoint = folder.begin(resolved, config.resume, config.overwrite, writes=rank == 0)
+    checkpoint = folder.checkpoint_to_continue(resolved, config.resume, config.overwrite)
     seed_everything(config.seed, workers=True, verbose=False)
     store = ensure_store(config.data) if rank == 0 else wait_for_store(Path(config.data.store))
-    assigned = split_groups(config.data, store)
-    data = make_data(config, store, assigned)
+    data = make_data(config, store, split_groups(config.data, store))
     module = make_module(config, resolved, data)
-    trainer = make_trainer(config)
     if rank == 0:
+        if checkpoint is None:
+            folder.begin(resolved, config.overwrite)
         print(summary(config, data, module), flush=True)
-    finished = continue_note(checkpoint, trainer.max_steps) if checkpoint else None
-    if rank == 0 and finished is not None:
-        print(finished[1], flush=True)
-    if finished is None or not finished[0]:
-        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-        exit_if_stopped(trainer)
+    trainer = make_trainer(config)
+    if checkpoint is not None and finished(checkpoint, trainer.max_steps, say=rank == 0):
+        return
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    exit_if_stopped(trainer)
     if rank == 0:
         print(f"run folder   {folder.path}\ncheckpoint   {folder.checkpoints / 'last.ckpt'}", flush=True)
 
@@ -58,7 +57,7 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 
 
 def split_groups(data: DictConfig, store: CellStore) -> dict[Group, str]:
@@ -78,9 +77,10 @@ def make_data(config: DictConfig, store: CellStore, assigned: dict[Group, str]) 
 
 
 def make_module(config: DictConfig, resolved: dict[str, Any], data: CellSetDataModule) -> TransitionModule:
-    perturbations = sorted({p for _, p in data.assigned})
-    table = load_table(config.perturbation, perturbations)
-    table.require(perturbations)
+    trained = sorted({p for _, p in data.groups("train")})
+    held_out = sorted({p for _, p in data.assigned} - set(trained))
+    table = load_table(config.perturbation, trained, held_out)
+    table.require([*trained, *held_out])
     model = instantiate(config.model)(n_genes=data.store.n_genes, perturbation_width=table.width)
     return TransitionModule(
         model,
@@ -135,19 +135,25 @@ def summary(config: DictConfig, data: CellSetDataModule, module: TransitionModul
             f"controls     {sampler.fallback_cells:,} perturbed cells lie in batches without control cells: theirs are "
             "drawn from the whole context"
         )
+    silent = module.table.silent_on([p for _, p in data.assigned])
+    if silent:
+        lines.append(
+            f"note         a one-hot table says nothing of the {len(silent):,} perturbations held out everywhere: for them "
+            "the model can only give a mean response. An embedding table can: perturbation.path=TABLE.pt"
+        )
     return "\n".join(lines)
 
 
-def continue_note(checkpoint: Path, max_steps: int) -> tuple[bool, str]:
-    """Whether the run is finished already, and what to say of continuing it."""
-    from vcell.model.checkpoint import read_checkpoint
-
+def finished(checkpoint: Path, max_steps: int, say: bool) -> bool:
+    """Whether the run to continue has come to its end already; tells the user either way."""
     step = int(read_checkpoint(checkpoint)["global_step"])
-    if step >= max_steps:
-        return True, (
-            f"finished     at step {step:,} already; trainer.max_steps=N trains longer, overwrite=true begins anew"
-        )
-    return False, f"continuing   from {checkpoint} at step {step:,} of {max_steps:,}"
+    done = step >= max_steps
+    if say and done:
+        print(f"finished     {checkpoint} is at step {step:,} already; trainer.max_steps=N trains longer, "
+              "overwrite=true begins anew", flush=True)  # fmt: skip
+    elif say:
+        print(f"continuing   from {checkpoint} at step {step:,} of {max_steps:,}", flush=True)
+    return done
 
 
 def exit_if_stopped(trainer: Trainer) -> None:

@@ -201,7 +201,8 @@ class RowFile:
             "indices": _new_array(folder, "indices", np.uint16 if n_genes <= small else np.uint32, indptr[-1]),
             "values": _new_array(folder, "values", np.uint16 if self.largest <= small else np.uint32, indptr[-1]),
         }
-        checksum = hashlib.blake2b(indptr.tobytes(), digest_size=16)
+        # one checksum an array: blocks of another size must not change it
+        checksums = {name: hashlib.blake2b(digest_size=16) for name in out}
         bounds = np.searchsorted(indptr, np.arange(0, indptr[-1] + BLOCK_VALUES, BLOCK_VALUES))
         for first, last in zip(bounds[:-1], np.minimum(bounds[1:], len(order)), strict=True):
             source = order[first:last]
@@ -209,13 +210,13 @@ class RowFile:
                 indptr[first:last] - indptr[first], lengths[source]
             )
             block = pairs[np.repeat(starts[source], lengths[source]) + offset]
-            for column, array in enumerate(out.values()):
+            for column, (name, array) in enumerate(out.items()):
                 array[indptr[first] : indptr[last]] = block[:, column]
-                checksum.update(array[indptr[first] : indptr[last]].tobytes())
+                checksums[name].update(array[indptr[first] : indptr[last]].tobytes())
         for array in out.values():
             if isinstance(array, np.memmap):
                 array.flush()
-        return checksum
+        return hashlib.blake2b(b"".join([indptr.tobytes(), *(c.digest() for c in checksums.values())]), digest_size=16)
 
 
 def _new_array(folder: Path, name: str, dtype: Any, length: int) -> np.ndarray:
@@ -360,7 +361,7 @@ def _file_scale(file: h5py.File, path: Path, matrix: str, scale: str, n_cells: i
             raise VcellError(f"data.scale={scale!r} is none of: auto, {', '.join(Scale)}.{nearest(scale, Scale)}")
         return Scale(scale)
     node = _matrix(file, path, matrix)
-    spread = np.unique(np.linspace(0, n_cells - 1, min(n_cells, SAMPLE_CELLS)).astype(int)) if n_cells else []
+    spread = np.unique(np.linspace(0, n_cells - 1, min(n_cells, SAMPLE_CELLS)).astype(int)) if n_cells else ()
     values, lengths = [], []
     for cell in spread:
         if isinstance(node, h5py.Dataset):

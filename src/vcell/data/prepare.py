@@ -27,11 +27,12 @@ def ensure_store(data: DictConfig, overwrite: bool = False) -> CellStore:
         If files are missing, or the store there was made from other files or settings.
     """
     path = Path(data.store)
-    if data.get("simulate") is not None and not Path(data.simulate.out).exists():
+    if data.simulate is not None and not Path(data.simulate.out).exists() and not path.exists():
         arguments = dict(OmegaConf.to_container(data.simulate, resolve=True))  # type: ignore[arg-type]
         simulate(Path(arguments.pop("out")), Screen(**arguments))
     if path.exists() and not overwrite and not _files_there(data):
         return CellStore.open(path)  # a store travels without its files
+    check_required(data)
     files = _files(data)
     request = _request(data, files)
     if path.exists() and not overwrite:
@@ -64,11 +65,24 @@ def read_gene_list(path: str) -> list[str]:
 
 
 def _files(data: DictConfig) -> list[Path]:
-    try:
-        return expand(toml_patterns(data.toml) if data.toml else OmegaConf.to_container(data, resolve=True)["path"])  # type: ignore
-    except VcellError as error:
-        hint = data.get("missing_hint")
-        raise VcellError(f"{error}\n{hint.strip()}" if hint else str(error)) from error
+    if data.toml:
+        return expand(toml_patterns(data.toml))
+    path = OmegaConf.to_container(data, resolve=True)["path"]  # type: ignore[index, call-overload]
+    if path is None:
+        raise VcellError("say which files to read: data.path=FILE.h5ad")
+    return expand(path)
+
+
+def check_required(data: DictConfig) -> None:
+    """A `VcellError` that lists the files a distributed data set lacks, and where it is to be had."""
+    missing = {name: what for name, what in data.required.items() if not (Path(data.root) / str(name)).is_file()}
+    if missing:
+        width = max(len(str(name)) for name in missing)
+        listed = "\n".join(f"  {name!s:<{width}}  {what}" for name, what in missing.items())
+        raise VcellError(
+            f"{len(missing)} of the {len(data.required)} files of data={data.name} are not in {data.root}/ "
+            f"(looked from {Path.cwd()}):\n{listed}\n{data.where}"
+        )
 
 
 def _files_there(data: DictConfig) -> bool:

@@ -83,11 +83,9 @@ def detect_scale(values: np.ndarray, indptr: np.ndarray) -> Scale:
         If no known scale gives whole counts: z-scored, batch-corrected or otherwise changed values.
     """
     wanted = 0.95
-    if is_whole(values).all():
-        return Scale.COUNTS
     looks_logged = values.size == 0 or values.max() < np.log(2**32)
-    candidates = [Scale.LOG1P_COUNTS, Scale.LOG1P_NORMALISED] if looks_logged else []
-    for scale in [*candidates, Scale.NORMALISED]:
+    logged = [Scale.LOG1P_COUNTS, Scale.LOG1P_NORMALISED] if looks_logged else []
+    for scale in [Scale.COUNTS, *logged, Scale.NORMALISED]:
         if recover_counts(values, indptr, scale)[1].mean() >= wanted:
             return scale
     raise VcellError(

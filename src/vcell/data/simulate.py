@@ -133,7 +133,7 @@ class Truth:
         self.latent_GL = rng.standard_normal((screen.genes, screen.latent))
         self.loadings_LG = self._loadings(len(screen.contexts))
         self._log_mean = lru_cache(maxsize=len(screen.contexts) * screen.batches)(self._log_mean_of)
-        self._effect = lru_cache(maxsize=64)(lambda c, t: sum(self.effect_parts(c, t).values()))
+        self._effect = lru_cache(maxsize=64)(lambda c, t: np.sum(list(self.effect_parts(c, t).values()), axis=0))
 
     def effect_parts(self, context: int, target: int) -> dict[str, np.ndarray]:
         """The four parts of ``effect[context, target]``, each ``(genes)``; 0 at the target's own gene."""
@@ -186,11 +186,13 @@ class Truth:
     def _log_mean_of(self, context: int, batch: int) -> np.ndarray:
         screen = self.screen
         programme = screen.programme_sd * self._sparse(self._rng(CONTEXT, context, 0), (screen.genes,))
-        return self.log_baseline_G + programme + screen.batch_sd * self._rng(CONTEXT, context, 3, batch).standard_normal(
-            screen.genes
+        return (
+            self.log_baseline_G
+            + programme
+            + screen.batch_sd * self._rng(CONTEXT, context, 3, batch).standard_normal(screen.genes)
         )
 
-    @lru_cache(maxsize=16)  # noqa: B019: a Truth lives as long as its screen is written
+    @lru_cache(maxsize=16)  # noqa: B019 (a Truth lives as long as its screen is written)
     def _loadings(self, stream: int) -> np.ndarray:
         return self._sparse(self._rng(LOADINGS, stream), (self.screen.latent, self.screen.genes))
 
@@ -316,7 +318,7 @@ def _write_truth(path: Path, truth: Truth) -> None:
             parts = truth.effect_parts(c, t)
             for name, part in parts.items():
                 datasets[name][row] = part
-            writer.write(sum(parts.values())[None].astype(np.float32))  # type: ignore[index, union-attr]
+            writer.write(truth.effect(c, t)[None].astype(np.float32))
 
 
 def _blocks(n: int, size: int) -> Iterator[slice]:

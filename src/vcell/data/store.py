@@ -113,7 +113,7 @@ class CellStore:
     def groups(self) -> dict[tuple[str, str], np.ndarray]:
         """Cell indices of each (context, perturbation), ascending."""
         found = self.obs.groupby(["context", "perturbation"], observed=True, sort=True).indices
-        return {(str(c), str(p)): np.asarray(cells) for (c, p), cells in found.items()}  # type: ignore[misc]
+        return {(str(c), str(p)): np.asarray(cells) for (c, p), cells in found.items()}
 
     def controls_of(self, context: str) -> np.ndarray:
         """Indices of the control cells of `context`; a `VcellError` where it has none."""

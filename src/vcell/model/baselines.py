@@ -65,7 +65,9 @@ class TrainingDeltas:
         with progress_bar(len(groups), "mean effects of training perturbations", "groups") as progress:
             for context, perturbation in groups:
                 cells = gather.store.groups[context, perturbation]
-                deltas[context, perturbation] = gather.pseudobulk_mean_log1p(cells) - control_means[context].match(cells)
+                deltas[context, perturbation] = gather.pseudobulk_mean_log1p(cells) - control_means[context].match(
+                    cells
+                )
                 progress.update()
         return cls(deltas, gather.store.n_genes)
 

@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
 
 from vcell.data.batch import CellSetBatch
 from vcell.progress import progress_bar
@@ -78,6 +79,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class Progress(Callback):
     """A bar with loss and cells per second, over all devices."""
 
+    bar: tqdm | None = None
+
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.cells, self.since, self.bar = 0, time.monotonic(), None
         if trainer.is_global_zero:
@@ -104,8 +107,7 @@ class Progress(Callback):
             self.bar.close()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        if getattr(self, "bar", None) is not None:
-            self.bar.close()
+        self.on_train_end(trainer, module)
 
 
 class KeepLast(Callback):
@@ -126,11 +128,11 @@ class KeepLast(Callback):
         self.path, self.every = Path(folder) / "last.ckpt", every_n_steps
         self.signal: int | None = None
         self.saved_step = -1
+        self.handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.saved_step = trainer.global_step
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._remember)
+        self.handlers = {n: signal.signal(n, self._remember) for n in (signal.SIGTERM, signal.SIGUSR1)}
 
     def _remember(self, number: int, _: Any) -> None:
         self.signal = number
@@ -147,6 +149,11 @@ class KeepLast(Callback):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._save(trainer)
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.global_step != self.saved_step or not self.path.exists():
@@ -178,7 +185,8 @@ class Curves(Callback):
         if trainer.is_global_zero:
             plot_curves(self.folder / "metrics.csv", self.folder / "curves.png")
 
-    on_train_end = on_validation_end
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.on_validation_end(trainer, module)
 
 
 def plot_curves(metrics: Path, out: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def make_identity(
             "origin": table.origin,
             "fingerprint": table.fingerprint,
             "width": table.width,
-            "names": list(table.names) if inside else None,
+            "names": list(table.names),
             "vectors": table.vectors if inside else None,
         },
     }
@@ -153,7 +153,8 @@ def _table_of(identity: dict[str, Any], given: PerturbationTable | None, path: P
         return given
     if known["vectors"] is not None:
         return PerturbationTable(known["names"], known["vectors"], known["origin"])
-    table = load_table(identity["config"]["perturbation"])
+    names, width = known["names"], known["width"]
+    table = load_table(identity["config"]["perturbation"], names[:width], names[width:])
     if table.fingerprint != known["fingerprint"]:
         raise VcellError(
             f"the perturbation table {known['origin']} has changed since {path} was trained; give the one of then: "
@@ -162,10 +163,10 @@ def _table_of(identity: dict[str, Any], given: PerturbationTable | None, path: P
     return table
 
 
-def load_table(perturbation: Any, names: list[str] | None = None) -> PerturbationTable:
-    """The table a configuration asks for: `path`, or one-hot over `names` where path is null."""
+def load_table(perturbation: Any, trained: Sequence[str], held_out: Sequence[str]) -> PerturbationTable:
+    """The table a configuration asks for: `path`, or one-hot over the trained perturbations where path is null."""
     if perturbation["path"] is None:
-        return PerturbationTable.one_hot(names or [])
+        return PerturbationTable.one_hot(trained, held_out)
     table = PerturbationTable.load(perturbation["path"])
     return table.standardised() if perturbation["standardise"] else table
 

@@ -79,7 +79,7 @@ class H5adWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is None and self.written != self.n_cells:
-            kind, error = VcellError, VcellError(f"{self.written:,} of {self.n_cells:,} cells of {self.path} came")
+            error = VcellError(f"{self.written:,} of {self.n_cells:,} cells of {self.path} came")
         if error is None:
             self.file["X"].create_dataset("indptr", data=np.concatenate(self.indptr))
         self.file.close()

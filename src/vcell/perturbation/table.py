@@ -15,6 +15,8 @@ from torch import Tensor
 
 from vcell.errors import VcellError, nearest, shortlist
 
+ONE_HOT = "one-hot"
+
 
 @dataclass(frozen=True)
 class PerturbationTable:
@@ -27,7 +29,7 @@ class PerturbationTable:
     vectors
         ``(names, width)``, float32.
     origin
-        The file it came from, or "one-hot".
+        The file it came from, or `ONE_HOT`.
     """
 
     names: list[str]
@@ -59,7 +61,7 @@ class PerturbationTable:
         missing = sorted({n for n in names if n not in self.row})
         if not missing:
             return
-        if self.origin == "one-hot":
+        if self.origin == ONE_HOT:
             reason = "a one-hot table knows only the perturbations it was made for. Train with an embedding table"
         else:
             reason = f"it holds {len(self.names):,} others.{nearest(missing[0], self.names)} Give a table that has them"
@@ -83,10 +85,19 @@ class PerturbationTable:
         return PerturbationTable(self.names, vectors, self.origin)
 
     @classmethod
-    def one_hot(cls, names: Sequence[str]) -> PerturbationTable:
-        """One column per perturbation."""
-        names = sorted(set(names))
-        return cls(names, torch.eye(len(names)), "one-hot")
+    def one_hot(cls, trained: Sequence[str], held_out: Sequence[str] = ()) -> PerturbationTable:
+        """One column per trained perturbation. Held-out ones get the zero vector: a model can say nothing of them but
+        the mean response, and `silent_on` tells which."""
+        trained = sorted(set(trained))
+        held_out = sorted(set(held_out) - set(trained))
+        vectors = torch.cat([torch.eye(len(trained)), torch.zeros(len(held_out), len(trained))])
+        return cls([*trained, *held_out], vectors, ONE_HOT)
+
+    def silent_on(self, names: Sequence[str]) -> list[str]:
+        """Those of `names` of which the table says nothing: held-out perturbations in a one-hot table."""
+        if self.origin != ONE_HOT:
+            return []
+        return sorted({n for n in names if n in self.row and self.row[n] >= self.width})
 
     @classmethod
     def load(cls, path: str | Path) -> PerturbationTable:

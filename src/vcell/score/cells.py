@@ -114,7 +114,9 @@ def counts_to_log1p(cells: ad.AnnData, scale: Scale, target_sum: float, what: st
 
     values, recovered = recover_counts(cells.X.data, cells.X.indptr, scale)
     if not recovered.all():
-        raise VcellError(f"{what}: {int((~recovered).sum()):,} cells do not come back as counts from scale {scale.value}")
+        raise VcellError(
+            f"{what}: {int((~recovered).sum()):,} cells do not come back as counts from scale {scale.value}"
+        )
     cells.X = sparse.csr_matrix((values.astype(np.float32), cells.X.indices, cells.X.indptr), shape=cells.X.shape)
     scanpy.pp.normalize_total(cells, target_sum=target_sum)
     scanpy.pp.log1p(cells)

@@ -24,7 +24,7 @@ def table_text(scores: pd.DataFrame) -> str:
     """The table for the terminal: one row a predictor, the best of each column marked."""
     shown = scores.copy().astype(object)
     for metric in scores:
-        best = scores[metric].min() if DIRECTION[metric].startswith("lower") else scores[metric].max()
+        best = scores[metric].min() if DIRECTION[str(metric)].startswith("lower") else scores[metric].max()
         shown[metric] = [f"{v:.4f}{'*' if v == best else ' '}" for v in scores[metric]]
     width = max(len(str(name)) for name in shown.index)
     head = " " * width + "".join(f"{m:>11} " for m in shown)

@@ -1,0 +1,111 @@
+"""Baseline predictions for the same request as the one scored: what it has to beat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from omegaconf import DictConfig
+from scipy import sparse
+
+from vcell.errors import VcellError
+from vcell.infer import make_source, open_run_store, split_of
+from vcell.model.baselines import Predictor, TrainingDeltas, make_baselines
+from vcell.model.checkpoint import find_checkpoint, read_checkpoint
+from vcell.prediction import Source, Wanted, predicted_cells
+from vcell.score.cells import Columns
+
+
+class References:
+    """Baseline predictions for the same request as the one scored."""
+
+    def __init__(self, identity: dict[str, Any] | None, store: Any, seed: int) -> None:
+        self.seed = seed
+        self.predictors: dict[str, Predictor] = {}
+        self.deltas: TrainingDeltas | None = None
+        self.source: Source | None = None
+        if identity is None or store is None:
+            return
+        contexts = {c for c, p in store.groups if p == store.control}
+        self.source = make_source(store, identity, contexts, 8, seed)
+        self.predictors, self.deltas = make_baselines(self.source.gather, split_of(identity))
+
+    @classmethod
+    def find(cls, config: DictConfig, about: dict[str, Any]) -> tuple[References, list[str]]:
+        """From the run that made the prediction, or the one given; none of a run, only copied controls."""
+        seed = int(about.get("seed", 0))
+        ckpt = config.ckpt or about.get("ckpt")
+        if ckpt is None:
+            return cls(None, None, seed), [
+                "context mean and perturbation mean need training cells: give ckpt=FILE.ckpt of a run on them"
+            ]
+        try:
+            path = find_checkpoint(str(ckpt), config.runs)
+            identity = read_checkpoint(path)["vcell"]
+            return cls(identity, open_run_store(config.store or about.get("store"), identity, path), seed), []
+        except VcellError as error:
+            if config.ckpt is not None:
+                raise
+            return cls(None, None, seed), [f"context mean and perturbation mean are left out: {error}"]
+
+    def predictions(
+        self, pred: ad.AnnData, context: str | None, target_sum: float, columns: Columns
+    ) -> dict[str, ad.AnnData]:
+        """Each baseline's cells, with the prediction's own controls, by name."""
+        labels = pred.obs[columns.perturbation].to_numpy(str)
+        controls = pred[labels == columns.control]
+        numbers = pd.Series(labels[labels != columns.control]).value_counts(sort=False)
+        source = self.source
+        context = context or self._only_context()
+        if (
+            source is None
+            or context is None
+            or context not in source.pool.of_context
+            or (source.gather.store.genes != list(pred.var_names))
+        ):
+            return {"copied_controls": copied(controls, numbers, columns, self.seed)}
+        request = [Wanted(context, str(p), int(n)) for p, n in numbers.items()]
+        return {
+            name: assemble(source, predictor, request, target_sum, controls, columns)
+            for name, predictor in self.predictors.items()
+        }
+
+    def _only_context(self) -> str | None:
+        contexts = list(self.source.pool.of_context) if self.source else []
+        return contexts[0] if len(contexts) == 1 else None
+
+    def notes(self) -> list[str]:
+        fallbacks = self.deltas.fallbacks if self.deltas else {}
+        instead = {"context mean": "the mean of all contexts", "perturbation mean": "the context mean"}
+        return [f"{name}: {len(groups):,} targets have none in training; {instead[name]} stands in"
+                for name, groups in fallbacks.items()]  # fmt: skip
+
+
+def assemble(
+    source: Source,
+    predictor: Predictor,
+    request: list[Wanted],
+    target_sum: float,
+    controls: ad.AnnData,
+    columns: Columns,
+) -> ad.AnnData:
+    """A predictor's cells followed by `controls`."""
+    blocks = [sparse.csr_matrix(b) for b in predicted_cells(predictor, source, request, target_sum, "cpu")]
+    labels = np.repeat([w.perturbation for w in request], [w.n_cells for w in request])
+    return stacked(blocks, labels, controls, columns)
+
+
+def copied(controls: ad.AnnData, numbers: pd.Series, columns: Columns, seed: int) -> ad.AnnData:
+    """The prediction's own controls, drawn again under every target's label."""
+    rng = np.random.default_rng(seed)
+    blocks = [controls.X[rng.choice(controls.n_obs, n, replace=n > controls.n_obs)] for n in numbers]
+    return stacked(blocks, np.repeat(numbers.index.astype(str), numbers), controls, columns)
+
+
+def stacked(blocks: list[Any], labels: np.ndarray, controls: ad.AnnData, columns: Columns) -> ad.AnnData:
+    labels = np.concatenate([np.asarray(labels, dtype=object), np.full(controls.n_obs, columns.control, dtype=object)])
+    obs = pd.DataFrame({columns.perturbation: labels}, index=pd.Index([str(i) for i in range(len(labels))]))
+    matrix = sparse.csr_matrix(sparse.vstack([*blocks, controls.X]))
+    return ad.AnnData(matrix, obs=obs, var=pd.DataFrame(index=controls.var_names))

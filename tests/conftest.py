@@ -1,0 +1,113 @@
+"""A small simulated screen, its store and a short training run, made once for all tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vcell.cli import compose
+from vcell.data.ingest import Columns, ingest
+from vcell.data.simulate import Screen, simulate
+from vcell.data.store import CellStore
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+# what makes `experiment=demo` take seconds
+SMALL = [
+    "data.simulate.genes=120",
+    "data.simulate.targets=20",
+    "data.simulate.test_targets=4",
+    "data.simulate.cells_per_target=14",
+    "data.simulate.controls_per_context=60",
+    "data.simulate.batches=2",
+    "data.simulate.library_size=800",
+    "data.simulate.embedding=12",
+    "data.sets.set_size=8",
+    "data.sets.sets_per_step=4",
+    "model.hidden=32",
+    "model.head_width=8",
+    "model.feed_forward=32",
+]
+SMALL_SCREEN = Screen(
+    genes=120,
+    targets=20,
+    test_targets=4,
+    cells_per_target=14,
+    controls_per_context=60,
+    batches=2,
+    library_size=800,
+    embedding=12,
+)
+
+
+@pytest.fixture(scope="session")
+def screen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a simulated screen."""
+    return simulate(tmp_path_factory.mktemp("screen") / "screen", SMALL_SCREEN)
+
+
+@pytest.fixture(scope="session")
+def store(screen: Path, tmp_path_factory: pytest.TempPathFactory) -> CellStore:
+    """The cell store of that screen."""
+    files = [screen / f"{context}.h5ad" for context in SMALL_SCREEN.contexts]
+    return ingest(files, tmp_path_factory.mktemp("store") / "store", Columns())
+
+
+def train_here(*overrides: str) -> None:
+    """Trains in this process, in the working folder."""
+    from vcell.train import train
+
+    train(compose("train", ["experiment=demo", "trainer=cpu", *SMALL, *overrides]))
+
+
+def infer_here(*overrides: str) -> None:
+    from vcell.infer import infer
+
+    infer(compose("infer", list(overrides)))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `experiment=demo` was trained for some steps: data/ and runs/."""
+    folder = tmp_path_factory.mktemp("trained")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        train_here("trainer.max_steps=40", "trainer.val_check_interval=20", "trainer.log_every_n_steps=5")
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture()
+def in_trained(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same folder, as the working folder."""
+    monkeypatch.chdir(trained)
+    return trained
+
+
+Command = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture()
+def vcell() -> Command:
+    """Runs a command as a user does: vcell("train", "experiment=demo", cwd=folder)."""
+
+    def run(verb: str, *arguments: str, cwd: Path, **options: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", f"vcell.{verb}", *arguments]
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload]
+
+    return run
+
+
+def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
+    """Exit code 2, one message with `words`, no traceback."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error:") == 1
+    for word in words:
+        assert word in done.stderr, f"{word!r} not in {done.stderr!r}"

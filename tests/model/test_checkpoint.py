@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from vcell.errors import VcellError
+from vcell.model.checkpoint import AtomicCheckpointIO, find_checkpoint, load_module, read_checkpoint
+
+
+def test_a_checkpoint_is_read_without_unpickling_and_is_enough(in_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.copy("runs/demo/checkpoints/last.ckpt", tmp_path / "alone.ckpt")
+    monkeypatch.chdir(tmp_path)
+    module = load_module(tmp_path / "alone.ckpt")
+    identity = module.identity
+    assert len(identity["genes"]) == 120 and identity["control"] == "non-targeting" and identity["target_sum"] > 0
+    assert {split for *_, split in identity["split"]} == {"train", "val"}
+    assert set(module.table.names) == set(identity["genes"])
+
+
+def test_a_bare_name_means_the_newest_run(in_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(("old", "new")):
+        path = tmp_path / "runs" / name / "checkpoints" / "last.ckpt"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (i, i))
+    assert find_checkpoint("last.ckpt").parts[-3] == "new"
+    (tmp_path / "last.ckpt").touch()
+    assert find_checkpoint("last.ckpt") == Path("last.ckpt")
+    with pytest.raises(VcellError, match=r"no checkpoint best\.ckpt"):
+        find_checkpoint("best.ckpt")
+
+
+def test_damaged_and_foreign_files_are_refused(in_trained: Path, tmp_path: Path):
+    whole = Path("runs/demo/checkpoints/last.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(VcellError, match="damaged"):
+        read_checkpoint(tmp_path / "cut.ckpt")
+    with pytest.raises(VcellError, match="not a checkpoint of vcell"):
+        read_checkpoint(tmp_path / "other.ckpt")
+
+
+def test_a_checkpoint_cannot_name_code_to_run(in_trained: Path, tmp_path: Path):
+    checkpoint = read_checkpoint(Path("runs/demo/checkpoints/last.ckpt"))
+    checkpoint["vcell"]["config"]["model"]["_target_"] = "os.system"
+    torch.save(checkpoint, tmp_path / "bad.ckpt")
+    with pytest.raises(VcellError, match=r"asks to run 'os\.system'"):
+        load_module(tmp_path / "bad.ckpt")
+
+
+def test_a_failed_write_keeps_the_old_checkpoint(tmp_path: Path):
+    io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
+    io.save_checkpoint({"vcell": {}, "step": 1}, path)
+    with pytest.raises(Exception, match="pickle"):
+        io.save_checkpoint({"vcell": {}, "bad": lambda: None}, path)
+    assert read_checkpoint(path)["step"] == 1
