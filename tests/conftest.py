@@ -59,13 +59,13 @@ def store(screen: Path, tmp_path_factory: pytest.TempPathFactory) -> CellStore:
 
 def train_here(*overrides: str) -> None:
     """Trains in this process, in the working folder."""
-    from vcell.train import train
+    from vcell.training import train
 
     train(compose("train", ["experiment=demo", "trainer=cpu", *SMALL, *overrides]))
 
 
 def infer_here(*overrides: str) -> None:
-    from vcell.infer import infer
+    from vcell.inference import infer
 
     infer(compose("infer", list(overrides)))
 

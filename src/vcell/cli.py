@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -14,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vcell.errors import VcellError, nearest
-from vcell.run import flatten
 
 # configs/ lies in the package of an installed wheel, and at the top of a checkout
 _INSIDE, _CHECKOUT = Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs"
@@ -83,3 +83,12 @@ def _explain(verb: str, overrides: list[str], message: str) -> str:
         f"vcell.{verb} has no configuration key {key!r}.{nearest(key, [*known, *groups])} "
         f"All keys: python -m vcell.{verb} --cfg job"
     )
+
+
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested dicts."""
+    if isinstance(config, dict) and config:
+        for key, value in config.items():
+            yield from flatten(value, f"{prefix}{key}.")
+    else:
+        yield prefix.removesuffix("."), config

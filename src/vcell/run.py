@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from vcell.cli import flatten
 from vcell.errors import VcellError, shortlist
 from vcell.model.checkpoint import read_checkpoint
 
@@ -101,12 +101,3 @@ class RunFolder:
             except VcellError as error:
                 print(f"{error}; trying the next", flush=True)
         raise VcellError(f"no checkpoint of {self.path} can be read; overwrite=true begins the run anew")
-
-
-def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested dicts."""
-    if isinstance(config, dict) and config:
-        for key, value in config.items():
-            yield from flatten(value, f"{prefix}{key}.")
-    else:
-        yield prefix.removesuffix("."), config

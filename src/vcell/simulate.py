@@ -1,7 +1,5 @@
 """python -m vcell.simulate: writes a simulated screen with known truth."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +7,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from vcell.cli import launch
-from vcell.data.simulate import Screen, simulate
 from vcell.errors import VcellError
 
 
 def run(config: DictConfig) -> None:
+    from vcell.data.simulate import Screen, simulate  # here, so that --help is answered at once
+
     try:
         out = Path(config.out)
     except MissingMandatoryValue as error:

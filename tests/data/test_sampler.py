@@ -99,7 +99,9 @@ def test_a_batch_without_controls_falls_back_on_its_context_and_is_counted(store
     for step in range(20):
         sets = s.batch(step)
         assert (obs["perturbation"].to_numpy()[sets.controls_SC] == store.control).all()
-        assert all((obs["context"].to_numpy()[row] == c).all() for row, c in zip(sets.controls_SC, sets.contexts, strict=True))
+        assert all(
+            (obs["context"].to_numpy()[row] == c).all() for row, c in zip(sets.controls_SC, sets.contexts, strict=True)
+        )
 
 
 def test_validation_sets_are_fixed_and_cover_every_group(store: CellStore):

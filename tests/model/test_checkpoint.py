@@ -11,7 +11,9 @@ from vcell.errors import VcellError
 from vcell.model.checkpoint import AtomicCheckpointIO, find_checkpoint, load_module, read_checkpoint
 
 
-def test_a_checkpoint_is_read_without_unpickling_and_is_enough(in_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_checkpoint_is_read_without_unpickling_and_is_enough(
+    in_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     shutil.copy("runs/demo/checkpoints/last.ckpt", tmp_path / "alone.ckpt")
     monkeypatch.chdir(tmp_path)
     module = load_module(tmp_path / "alone.ckpt")

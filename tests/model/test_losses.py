@@ -61,7 +61,9 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
     assert set(SetLoss({"energy": 1.0, "delta": 0.0})(X, Y)) == {"loss", "energy"}
 
 
-@pytest.mark.parametrize(("weights", "words"), [({"enery": 1.0}, "Did you mean 'energy'"), ({"energy": 0.0}, "no term")])
+@pytest.mark.parametrize(
+    ("weights", "words"), [({"enery": 1.0}, "Did you mean 'energy'"), ({"energy": 0.0}, "no term")]
+)
 def test_unknown_terms_are_refused(weights: dict, words: str):
     with pytest.raises(VcellError, match=words):
         SetLoss(weights)

@@ -84,3 +84,12 @@ def test_damaged_and_absent_files_are_refused(tmp_path: Path):
         PerturbationTable.load(tmp_path / "t.pt")
     with pytest.raises(VcellError, match="no such perturbation table"):
         PerturbationTable.load(tmp_path / "absent.pt")
+
+
+def test_aliases_name_rows_of_the_table(table: PerturbationTable):
+    renamed = table.with_aliases({"ISGF-3": "STAT1"})
+    assert renamed.lookup(["ISGF-3"]).equal(table.lookup(["STAT1"]))
+    with pytest.raises(VcellError, match="lacks 1 perturbations: STAT9"):
+        table.with_aliases({"X": "STAT9"})
+    with pytest.raises(VcellError, match="has already"):
+        table.with_aliases({"MYC": "STAT1"})

@@ -64,6 +64,27 @@ def read_gene_list(path: str) -> list[str]:
     return genes
 
 
+def describe_store(store: CellStore) -> str:
+    """What a store holds, context by context."""
+    obs = store.obs
+    lines = [
+        f"store        {store.path}",
+        f"cells        {store.n_cells:,}, {store.n_genes:,} genes, {store.meta['stored_values']:,} counts above 0",
+        f"library size {obs['library_size'].median():,.0f} counts a cell (median)",
+    ]
+    if store.meta["empty_cells_dropped"]:
+        lines.append(f"dropped      {store.meta['empty_cells_dropped']:,} cells without any count")
+    lines += [f"scale        {file}: {scale}" for file, scale in store.meta["scales"].items()]
+    for context in store.contexts:
+        cells = obs[obs["context"] == context]
+        control = cells["perturbation"] == store.control
+        lines.append(
+            f"context      {context}: {len(cells):,} cells, {int(control.sum()):,} of them controls, "
+            f"{cells.loc[~control, 'perturbation'].nunique():,} perturbations, {cells['batch'].nunique():,} batches"
+        )
+    return "\n".join(lines)
+
+
 def _files(data: DictConfig) -> list[Path]:
     if data.toml:
         return expand(toml_patterns(data.toml))

@@ -72,15 +72,15 @@ class Split:
         contexts = sorted({c for c, _ in groups})
         within = contexts if hold_out.within is None else list(hold_out.within)
         key = f"data.split.{name}"
-        _check_known(hold_out.contexts, contexts, f"{key}.contexts", "context")
-        _check_known(within, contexts, f"{key}.within", "context")
+        check_known(hold_out.contexts, contexts, f"{key}.contexts", "context")
+        check_known(within, contexts, f"{key}.within", "context")
         if isinstance(hold_out.perturbations, int | float):
             # drawn among those still wholly in training there, so that the fraction is met
             free = sorted({p for c, p in groups if c in within} - {p for (c, p), s in assigned.items() if s != "train"})
             wanted = _draw(free, len({p for _, p in groups}), float(hold_out.perturbations), key, rng)
         else:
             wanted = set(hold_out.perturbations)
-            _check_known(wanted, {p for _, p in groups}, f"{key}.perturbations", "perturbation")
+            check_known(wanted, {p for _, p in groups}, f"{key}.perturbations", "perturbation")
         return [(c, p) for c, p in groups if c in hold_out.contexts or (p in wanted and c in within)]
 
 
@@ -91,7 +91,8 @@ def _draw(free: list[str], of: int, fraction: float, key: str, rng: np.random.Ge
     return set(rng.choice(free, number, replace=False).tolist()) if number else set()
 
 
-def _check_known(names: Iterable[str], known: Iterable[str], key: str, what: str) -> None:
+def check_known(names: Iterable[str], known: Iterable[str], key: str, what: str) -> None:
+    """A `VcellError` that says which of `names`, given at the configuration key `key`, the data does not have."""
     known = set(known)
     unknown = sorted(set(names) - known)
     if unknown:
@@ -114,8 +115,8 @@ def assign_from_toml(path: str | Path, groups: Iterable[Group], control: str) ->
 
     def context_of(key: str, table: str) -> str:
         dataset, _, context = key.partition(".")
-        _check_known([dataset], content["datasets"], f"{path} [{table}]", "dataset")
-        _check_known([context], contexts, f"{path} [{table}]", "context")
+        check_known([dataset], content["datasets"], f"{path} [{table}]", "dataset")
+        check_known([context], contexts, f"{path} [{table}]", "context")
         return context
 
     def checked(split: Any, table: str) -> str:

@@ -168,7 +168,8 @@ def load_table(perturbation: Any, trained: Sequence[str], held_out: Sequence[str
     if perturbation["path"] is None:
         return PerturbationTable.one_hot(trained, held_out)
     table = PerturbationTable.load(perturbation["path"])
-    return table.standardised() if perturbation["standardise"] else table
+    table = table.standardised() if perturbation["standardise"] else table
+    return table.with_aliases(perturbation["aliases"])
 
 
 def _refuse_foreign_code(config: Any, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,7 +67,8 @@ class PerturbationTable:
             reason = f"it holds {len(self.names):,} others.{nearest(missing[0], self.names)} Give a table that has them"
         raise VcellError(
             f"the perturbation table {self.origin} lacks {len(missing):,} perturbations: {shortlist(missing)}; {reason} "
-            "(perturbation.path=FILE.pt), or leave them out"
+            "(perturbation.path=FILE.pt), name them as it does (perturbation.aliases={OLD: NEW}), or leave them out of training "
+            "(data.exclude=[NAME])"
         )
 
     def lookup(self, names: Sequence[str]) -> Tensor:
@@ -92,6 +93,23 @@ class PerturbationTable:
         held_out = sorted(set(held_out) - set(trained))
         vectors = torch.cat([torch.eye(len(trained)), torch.zeros(len(held_out), len(trained))])
         return cls([*trained, *held_out], vectors, ONE_HOT)
+
+    def with_aliases(self, aliases: Mapping[str, str]) -> PerturbationTable:
+        """The same table with further names for some of its rows: alias to name. Both must be what they are said to be.
+
+        Raises
+        ------
+        VcellError
+            If an alias is a name of its own in the table, or its name is not in the table.
+        """
+        clashing = sorted(set(aliases) & set(self.names))
+        if clashing:
+            raise VcellError(f"perturbation.aliases renames {shortlist(clashing)}, which {self.origin} has already")
+        self.require(list(aliases.values()))
+        if not aliases:
+            return self
+        vectors = torch.cat([self.vectors, self.lookup(list(aliases.values()))])
+        return PerturbationTable([*self.names, *aliases], vectors, self.origin)
 
     def silent_on(self, names: Sequence[str]) -> list[str]:
         """Those of `names` of which the table says nothing: held-out perturbations in a one-hot table."""

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from scipy import sparse
 
 from vcell.errors import VcellError
-from vcell.infer import make_source, open_run_store, split_of
+from vcell.inference import make_source, open_run_store, split_of
 from vcell.model.baselines import Predictor, TrainingDeltas, make_baselines
 from vcell.model.checkpoint import find_checkpoint, read_checkpoint
 from vcell.prediction import Source, Wanted, predicted_cells

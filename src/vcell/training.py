@@ -1,0 +1,178 @@
+"""Training: data, model and trainer from a configuration; a run begun or continued."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from omegaconf import DictConfig, OmegaConf
+
+from vcell.data.datamodule import CellSetDataModule
+from vcell.data.prepare import ensure_store
+from vcell.data.splits import Group, assign_from_toml, check_known, describe
+from vcell.data.store import CellStore
+from vcell.errors import VcellError
+from vcell.model.callbacks import KeepLast
+from vcell.model.checkpoint import AtomicCheckpointIO, load_table, make_identity, read_checkpoint
+from vcell.model.module import TransitionModule
+from vcell.run import RunFolder
+
+
+def train(config: DictConfig) -> None:
+    """Data, model and trainer from `config`; then trains to `trainer.max_steps`."""
+    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0"))))
+    quieten()
+    folder = RunFolder(Path(config.run_dir))
+    checkpoint = folder.checkpoint_to_continue(resolved, config.resume, config.overwrite)
+    seed_everything(config.seed, workers=True, verbose=False)
+    store = ensure_store(config.data) if rank == 0 else wait_for_store(Path(config.data.store))
+    data = make_data(config, store, split_groups(config.data, store))
+    module = make_module(config, resolved, data)
+    if rank == 0:
+        if checkpoint is None:
+            folder.begin(resolved, config.overwrite)
+        print(summary(config, data, module), flush=True)
+    trainer = make_trainer(config)
+    if checkpoint is not None and finished(checkpoint, trainer.max_steps, say=rank == 0):
+        return
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    exit_if_stopped(trainer)
+    if rank == 0:
+        print(f"run folder   {folder.path}\ncheckpoint   {folder.checkpoints / 'last.ckpt'}", flush=True)
+
+
+def quieten() -> None:
+    """Lightning's greetings and tips are not ours to print; its warnings stay."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+
+
+def split_groups(data: DictConfig, store: CellStore) -> dict[Group, str]:
+    """The split of every (context, perturbation): from the TOML where there is one, else from `data.split`."""
+    check_known(data.exclude, {p for _, p in store.groups}, "data.exclude", "perturbation")
+    groups = [group for group in store.groups if group[1] not in data.exclude]
+    if data.toml:
+        return assign_from_toml(data.toml, groups, store.control)
+    return instantiate(data.split).assign(groups, store.control)
+
+
+def make_data(config: DictConfig, store: CellStore, assigned: dict[Group, str]) -> CellSetDataModule:
+    target_sum = config.data.target_sum
+    if target_sum == "median":
+        target_sum = float(np.median(store.library_size))
+    elif not isinstance(target_sum, int | float) or target_sum <= 0:
+        raise VcellError(f"data.target_sum={target_sum} must be 'median' or a number above 0")
+    return CellSetDataModule(store, assigned, float(target_sum), seed=config.seed, **config.data.sets)
+
+
+def make_module(config: DictConfig, resolved: dict[str, Any], data: CellSetDataModule) -> TransitionModule:
+    trained = sorted({p for _, p in data.groups("train")})
+    held_out = sorted({p for _, p in data.assigned} - set(trained))
+    table = load_table(config.perturbation, trained, held_out)
+    table.require([*trained, *held_out])
+    model = instantiate(config.model)(n_genes=data.store.n_genes, perturbation_width=table.width)
+    return TransitionModule(
+        model,
+        table,
+        make_identity(resolved, data.store, data.assigned, table, data.gather.target_sum),
+        loss=instantiate(config.loss),
+        optimizer=instantiate(config.optimizer),
+        schedule=instantiate(config.schedule),
+    )
+
+
+def make_trainer(config: DictConfig) -> Trainer:
+    """Lightning's trainer with the configured callbacks and loggers."""
+    try:
+        loggers = [instantiate(logger) for logger in (config.logger or {}).values()]
+    except Exception as error:
+        if "wandb" in str(error) and isinstance(error.__cause__ or error, ModuleNotFoundError):
+            raise VcellError("logger=wandb needs wandb: pip install 'vcell[wandb]'") from error
+        raise
+    callbacks = [instantiate(callback) for callback in (config.callbacks or {}).values()]
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # KeepLast saves and requeues
+    precision = auto_precision() if config.trainer.precision == "auto" else config.trainer.precision
+    if config.trainer.accelerator == "cpu" and config.trainer.precision == "auto":
+        precision = "32-true"
+    return instantiate(config.trainer, precision=precision, logger=loggers, callbacks=callbacks, plugins=plugins)
+
+
+def auto_precision() -> str:
+    """bf16 where the GPU has it, fp16 with loss scaling on older ones, fp32 on CPU."""
+    if not torch.cuda.is_available():
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+
+
+def summary(config: DictConfig, data: CellSetDataModule, module: TransitionModule) -> str:
+    """What is about to be trained on what."""
+    sampler = data.sampler("train")
+    parameters = sum(p.numel() for p in module.model.parameters())
+    lines = [
+        f"run          {config.name}",
+        f"data         {data.store.path}: {data.store.n_cells:,} cells, {data.store.n_genes:,} genes, "
+        f"{len(data.store.contexts)} contexts; log1p of counts per {data.gather.target_sum:,.0f}",
+        describe(data.assigned, data.store.groups),
+        f"sets         {data.sets_per_step} × {data.set_size} cells a step, {sampler.sets_per_epoch:,} sets an epoch",
+        f"table        {module.table.origin}: {len(module.table.names):,} perturbations × {module.table.width}",
+        f"model        {parameters:,} parameters",
+    ]
+    if sampler.fallback_cells:
+        lines.append(
+            f"controls     {sampler.fallback_cells:,} perturbed cells lie in batches without control cells: theirs are "
+            "drawn from the whole context"
+        )
+    silent = module.table.silent_on([p for _, p in data.assigned])
+    if silent:
+        lines.append(
+            f"note         a one-hot table says nothing of the {len(silent):,} perturbations held out everywhere: for them "
+            "the model can only give a mean response. An embedding table can: perturbation.path=TABLE.pt"
+        )
+    return "\n".join(lines)
+
+
+def finished(checkpoint: Path, max_steps: int, say: bool) -> bool:
+    """Whether the run to continue has come to its end already; tells the user either way."""
+    step = int(read_checkpoint(checkpoint)["global_step"])
+    done = step >= max_steps
+    if say and done:
+        print(f"finished     {checkpoint} is at step {step:,} already; trainer.max_steps=N trains longer, "
+              "overwrite=true begins anew", flush=True)  # fmt: skip
+    elif say:
+        print(f"continuing   from {checkpoint} at step {step:,} of {max_steps:,}", flush=True)
+    return done
+
+
+def exit_if_stopped(trainer: Trainer) -> None:
+    """Ends with the signal's code when one asked the run to stop, so that nothing after it thinks it finished."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, KeepLast) and callback.signal is not None:
+            if trainer.is_global_zero:
+                print(f"stopped by signal {callback.signal}, saved at step {callback.saved_step:,}; the same command "
+                      "continues the run", flush=True)  # fmt: skip
+            raise SystemExit(128 + callback.signal)
+
+
+def wait_for_store(path: Path, patience_s: float = 6 * 3600) -> CellStore:
+    """The store that rank 0 is writing; on ranks that start beside it."""
+    until = time.monotonic() + patience_s
+    while not (path / "meta.json").is_file():
+        if time.monotonic() > until:
+            raise VcellError(f"rank 0 has not written {path} in {patience_s / 3600:.0f} hours; see its log")
+        time.sleep(1.0)
+    return CellStore.open(path)

@@ -1,0 +1,71 @@
+"""Every command explains itself, and a mistyped one is told what was meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.conftest import Command, assert_refused
+from vcell.cli import CONFIG_DIR, check_overrides, compose
+from vcell.errors import VcellError
+
+VERBS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
+OPTIONS = sorted(
+    f"{path.parent.name}={path.stem}"
+    for path in CONFIG_DIR.glob("*/*.yaml")
+    if path.parent.name not in ("challenge", "screen") and path.stem != "base"
+)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_resolves(option: str):
+    # files are only known to the user
+    config = compose("train", [option, "data.path=x.h5ad"])
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert resolved["run_dir"].startswith("runs/")
+
+
+@pytest.mark.parametrize("challenge", sorted(path.stem for path in (CONFIG_DIR / "challenge").glob("*.yaml")))
+def test_every_challenge_composes(challenge: str):
+    assert compose("infer", [f"challenge={challenge}"]).challenge.name == challenge
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_explains(verb: str, vcell: Command, tmp_path: Path):
+    done = vcell(verb, "--help", cwd=tmp_path)
+    assert done.returncode == 0 and f"python -m vcell.{verb}" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_h1_replogle_composes_without_its_files(vcell: Command, tmp_path: Path):
+    done = vcell("train", "experiment=h1_replogle", "--cfg", "job", "--resolve", cwd=tmp_path)
+    assert done.returncode == 0 and "max_steps: 40000" in done.stdout and "hidden: 672" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistyped_key_is_refused_with_a_suggestion(vcell: Command, tmp_path: Path):
+    done = vcell("train", "experiment=demo", "trainer.max_step=5", cwd=tmp_path)
+    assert_refused(done, "no configuration key 'trainer.max_step'", "Did you mean 'trainer.max_steps'?", "--cfg job")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("experiment=demos", "Available options in 'experiment'"),
+        ("modle=tiny", "Did you mean 'model'"),
+        ("data.split.test.perturbation=[A]", "Did you mean 'data.split.test.perturbations'"),
+    ],
+)
+def test_mistakes_are_explained(override: str, words: str):
+    with pytest.raises(VcellError, match=words.replace("[", r"\[")):
+        check_overrides("train", [override])
+
+
+def test_a_command_without_its_files_says_so(vcell: Command, tmp_path: Path):
+    assert_refused(vcell("infer", cwd=tmp_path), "no checkpoint last.ckpt", "python -m vcell.train")
+    assert_refused(vcell("evaluate", "real=absent.h5ad", cwd=tmp_path), "no such file: pred.h5ad")
+    assert_refused(vcell("simulate", cwd=tmp_path), "out=FOLDER")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,77 @@
+"""The commands on real data, where it is present."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.conftest import SHARED, infer_here
+from vcell.cli import compose
+from vcell.data.ingest import Columns, ingest
+
+pytestmark = [
+    pytest.mark.shared,
+    pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not beside the checkout"),
+]
+PAPALEXI = SHARED / "papalexi2021_thp1.h5ad"
+EMBEDDING = SHARED / "embeddings" / "go_pfam_svd128.npz"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table", ["null", str(EMBEDDING)])
+def test_papalexi_from_file_to_scores(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    from vcell.prepare import run as prepare
+    from vcell.score.evaluation import evaluate
+    from vcell.training import train
+
+    monkeypatch.chdir(tmp_path)
+    prepare(compose("prepare", ["data=papalexi", f"data.path={PAPALEXI}"]))
+    steps = ["trainer=cpu", "trainer.max_steps=20", "trainer.val_check_interval=10", f"perturbation.path={table}"]
+    train(compose("train", ["experiment=papalexi", f"data.path={PAPALEXI}", *steps]))
+    infer_here("out=pred.h5ad")
+    evaluate(compose("evaluate", ["pred=pred.h5ad", f"real={PAPALEXI}"]))
+    said = capsys.readouterr().out
+    assert ("mean response" in said) == (table == "null")
+    real, pred = ad.read_h5ad(PAPALEXI), ad.read_h5ad("pred.h5ad")
+    held_out = {"IFNGR2", "JAK2", "STAT1", "CUL3", "SMAD4"}
+    assert set(pred.obs["target_gene"]) == held_out | {"non-targeting"}
+    wanted = real.obs["target_gene"].value_counts()
+    assert all(n == wanted[t] for t, n in pred.obs["target_gene"].value_counts().items())
+    scores = pd.read_csv("pred_scores/scores.csv", index_col="predictor")
+    assert list(scores.index) == ["model", "copied_controls", "context_mean", "perturbation_mean"]
+    assert np.isfinite(scores.to_numpy()).all()
+    # 20 steps teach little, but the average response to a knock-out is nearer the truth than no response
+    assert scores.loc["context_mean", "MAE"] < scores.loc["copied_controls", "MAE"]
+
+
+COLUMNS = Columns("target_gene", "batch_var", "cell_type")
+
+
+@pytest.mark.parametrize(
+    "name", ["papalexi2021_thp1", "norman_mcfaline_4lines", "kang_pbmc_ifnb", "zhao_gbm_panobinostat"]
+)
+def test_stores_hold_the_counts_of_real_files(name: str, tmp_path: Path):
+    cells = ad.read_h5ad(SHARED / f"{name}.h5ad")
+    store = ingest([SHARED / f"{name}.h5ad"], tmp_path / "store", COLUMNS)
+    filled = np.asarray(cells.X.sum(axis=1)).ravel() > 0
+    assert store.n_cells == filled.sum()
+    assert int(store.values.sum()) == int(cells.X.sum())
+    assert set(store.groups) == set(zip(cells.obs["cell_type"], cells.obs["target_gene"], strict=True))
+
+
+@pytest.mark.parametrize("total", [None, 1e4, 5e4])
+def test_real_counts_come_back_from_log1p(total: float | None, tmp_path: Path):
+    import scanpy
+
+    cells = ad.read_h5ad(SHARED / "kang_pbmc_ifnb.h5ad")
+    original = int(cells.X.sum())
+    if total is not None:
+        scanpy.pp.normalize_total(cells, target_sum=total)
+    scanpy.pp.log1p(cells)
+    cells.write_h5ad(tmp_path / "log1p.h5ad")
+    store = ingest([tmp_path / "log1p.h5ad"], tmp_path / "store", COLUMNS)
+    assert int(store.values.sum()) == original
