@@ -60,9 +60,9 @@ def test_resume_equals_no_interruption(fresh: Path):
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
+def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "vcell.train", "experiment=demo", "trainer=cpu", *SMALL, *arguments]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment})  # fmt: skip
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
@@ -88,12 +88,22 @@ def test_a_killed_run_continues_and_says_so(fresh: Path, vcell: Command):
 
 
 @pytest.mark.slow
-def test_a_run_asked_to_stop_saves_first(fresh: Path):
-    process = start(fresh, "callbacks.last.every_n_steps=20", "trainer.max_steps=100000")
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_asked_to_stop_saves_first(asked: signal.Signals, fresh: Path):
+    scontrol = fresh / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f"#!/bin/sh\necho $@ > {fresh}/requeued\n")
+    scontrol.chmod(0o755)
+    job = {"SLURM_JOB_ID": "77", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+    process = start(fresh, "callbacks.last.every_n_steps=20", "trainer.max_steps=100000", **job)
     wait_for(fresh / LAST, process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(asked)
     said = process.communicate(timeout=60)[0]
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + asked, said
+    # SIGUSR1 is SLURM's warning before the end; SIGTERM may be the user's own word
+    assert (fresh / "requeued").exists() == (asked == signal.SIGUSR1)
+    if asked == signal.SIGUSR1:
+        assert (fresh / "requeued").read_text() == "requeue 77\n"
     saved = int(re.search(r"saved at step ([\d,]+)", said)[1].replace(",", ""))  # type: ignore[index]
     assert read_checkpoint(fresh / LAST)["global_step"] == saved
 

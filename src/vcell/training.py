@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from vcell.data.datamodule import CellSetDataModule
@@ -30,7 +30,7 @@ from vcell.run import RunFolder
 def train(config: DictConfig) -> None:
     """Data, model and trainer from `config`; then trains to `trainer.max_steps`."""
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0"))))
+    rank = rank_zero_only.rank
     quieten()
     folder = RunFolder(Path(config.run_dir))
     checkpoint = folder.checkpoint_to_continue(resolved, config.resume, config.overwrite)

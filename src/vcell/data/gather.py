@@ -19,14 +19,19 @@ from vcell.data.store import CellStore, SparseCells
 
 @dataclass(frozen=True)
 class SparseTensors:
-    """Stored values of some cells as tensors; `position` is row * genes + gene."""
+    """Stored values of some cells as tensors."""
 
-    position: Tensor  # int64 (stored values)
-    counts: Tensor  # float32 (stored values)
+    lengths: Tensor  # int64 (cells), stored values of each cell
+    genes: Tensor  # int16 or int32 (stored values), bits of the unsigned numbers in the store
+    counts: Tensor  # the same
     library_size: Tensor  # float32 (cells)
 
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.lengths, self.genes, self.counts, self.library_size
+
     def pin_memory(self) -> SparseTensors:
-        return SparseTensors(self.position.pin_memory(), self.counts.pin_memory(), self.library_size.pin_memory())
+        return SparseTensors(*(part.pin_memory() for part in self.parts))
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Gather:
     def fetch(self, sets: CellSets, pin: bool = False) -> FetchedSets:
         """Copies the rows of `sets` out of the store."""
         parts = [sets.controls_SC] if sets.perturbed_SC is None else [sets.controls_SC, sets.perturbed_SC]
-        cells = sparse_tensors(self.store.rows(np.concatenate([p.ravel() for p in parts])), self.store.n_genes)
+        cells = sparse_tensors(self.store.rows(np.concatenate([p.ravel() for p in parts])))
         return FetchedSets(sets, cells.pin_memory() if pin else cells)
 
     def to_device(self, fetched: FetchedSets, device: torch.device | str = "cpu") -> CellSetBatch:
@@ -63,16 +68,17 @@ class Gather:
 
     def densify(self, cells: SparseTensors, device: torch.device | str) -> Tensor:
         """log1p of counts per target sum, ``(cells, genes)``."""
-        position = cells.position.to(device, non_blocking=True)
-        counts = cells.counts.to(device, non_blocking=True)
-        library_size = cells.library_size.to(device, non_blocking=True)
-        dense = torch.zeros(len(library_size) * self.store.n_genes, device=device)
-        dense[position] = counts
-        return to_log1p(dense.view(len(library_size), self.store.n_genes), library_size, self.target_sum)
+        lengths, genes, counts, library_size = (part.to(device, non_blocking=True) for part in cells.parts)
+        row = torch.repeat_interleave(lengths, output_size=len(genes))
+        # log1p(0) is 0, so only stored values need it: most of a cell is zeros
+        log1p = to_log1p(unsigned(counts).unsqueeze(-1), library_size[row], self.target_sum).squeeze(-1)
+        dense_CG = torch.zeros(len(library_size), self.store.n_genes, device=device)
+        dense_CG.view(-1)[row * self.store.n_genes + unsigned(genes)] = log1p
+        return dense_CG
 
     def log1p(self, cells: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         """`cells` as log1p, ``(cells, genes)``."""
-        return self.densify(sparse_tensors(self.store.rows(cells), self.store.n_genes), device)
+        return self.densify(sparse_tensors(self.store.rows(cells)), device)
 
     def pseudobulk_mean_log1p(self, cells: np.ndarray, block: int = 4096) -> np.ndarray:
         """Mean log1p over `cells`, float64 ``(genes)``; summed over stored values only, in blocks."""
@@ -84,11 +90,17 @@ class Gather:
         return total / len(cells)
 
 
-def sparse_tensors(rows: SparseCells, n_genes: int) -> SparseTensors:
-    """numpy rows as tensors. uint16 is storage, not arithmetic: cast here, once."""
-    row = np.repeat(np.arange(len(rows.library_size)), np.diff(rows.indptr))
+def sparse_tensors(rows: SparseCells) -> SparseTensors:
+    """numpy rows as tensors, without a copy: torch knows unsigned numbers only partly, so their bits travel."""
+    signed = {np.dtype(np.uint16): np.int16, np.dtype(np.uint32): np.int32}
     return SparseTensors(
-        torch.from_numpy(row * n_genes + rows.indices.astype(np.int64)),
-        torch.from_numpy(rows.values.astype(np.float32)),
+        torch.from_numpy(np.diff(rows.indptr)),
+        torch.from_numpy(rows.indices.view(signed[rows.indices.dtype])),
+        torch.from_numpy(rows.values.view(signed[rows.values.dtype])),
         torch.from_numpy(rows.library_size),
     )
+
+
+def unsigned(bits: Tensor) -> Tensor:
+    """The numbers whose bits `sparse_tensors` took, int32; no count or gene number reaches 2^31."""
+    return bits.int() & 0xFFFF if bits.dtype == torch.int16 else bits
