@@ -188,5 +188,5 @@ def test_excluded_perturbations_train_nothing(fresh: Path):
     first = sorted({p for c, p in CellStore.open("data/demo/store").groups if p != "non-targeting"})[0]
     train_here(f"data.exclude=[{first}]", "data.split.val.perturbations=0.2", "trainer.max_steps=1")
     assert first not in {p for _, p, _ in read_checkpoint(LAST)["vcell"]["split"]}
-    with pytest.raises(VcellError, match="data.exclude names NOPE"):
+    with pytest.raises(VcellError, match=r"data\.exclude names NOPE"):
         train_here("data.exclude=[NOPE]", "name=other")

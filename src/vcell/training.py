@@ -30,7 +30,7 @@ from vcell.run import RunFolder
 def train(config: DictConfig) -> None:
     """Data, model and trainer from `config`; then trains to `trainer.max_steps`."""
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    rank = rank_zero_only.rank
+    rank = getattr(rank_zero_only, "rank", 0)  # as Lightning finds it: torchrun, SLURM or its own launcher
     quieten()
     folder = RunFolder(Path(config.run_dir))
     checkpoint = folder.checkpoint_to_continue(resolved, config.resume, config.overwrite)
