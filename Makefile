@@ -15,10 +15,9 @@ demo: env
 	@echo "== 2/4 train (continues where it stopped, if it was stopped)"
 	$(RUN) -m vcell.train experiment=demo
 	@echo "== 3/4 predict the 30 withheld targets of simC"
-	$(RUN) -m vcell.infer ckpt=runs/demo/checkpoints/last.ckpt targets=data/demo/screen/pert_counts_Test.csv \
-	  'contexts=[simC]' out=runs/demo/pred.h5ad overwrite=true
+	$(RUN) -m vcell.infer ckpt=runs/demo/checkpoints/last.ckpt out=runs/demo/pred.h5ad overwrite=true
 	@echo "== 4/4 score against the withheld cells, beside three baselines"
-	@$(RUN) -m vcell.evaluate pred=runs/demo/pred.h5ad real=data/demo/screen/simC_test.h5ad out=runs/demo/scores
+	@$(RUN) -m vcell.evaluate pred=runs/demo/pred.h5ad real=data/demo/screen/truth/simC_test.h5ad out=runs/demo/scores
 
 test: env
 	$(RUN) -m pytest

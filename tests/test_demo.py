@@ -18,8 +18,8 @@ def test_demo_beats_the_baselines(vcell: Command, tmp_path: Path):
     steps = [
         ("prepare", "data=demo"),
         ("train", "experiment=demo", "trainer=cpu", "trainer.max_steps=500"),
-        ("infer", "ckpt=last.ckpt", "targets=data/demo/screen/pert_counts_Test.csv", "contexts=[simC]"),
-        ("evaluate", "pred=pred.h5ad", "real=data/demo/screen/simC_test.h5ad", "out=scores"),
+        ("infer", "ckpt=last.ckpt"),
+        ("evaluate", "pred=pred.h5ad", "real=data/demo/screen/truth/simC_test.h5ad", "out=scores"),
     ]
     for step in steps:
         done = vcell(*step, cwd=tmp_path)

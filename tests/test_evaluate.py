@@ -19,7 +19,7 @@ from vcell.errors import VcellError
 from vcell.score.evaluation import evaluate
 
 pytest.importorskip("cell_eval")
-REAL = "data/demo/screen/simC_test.h5ad"
+REAL = "data/demo/screen/truth/simC_test.h5ad"
 
 
 def score(out: Path, *overrides: str) -> pd.DataFrame:

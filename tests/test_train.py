@@ -177,6 +177,28 @@ def test_gpu_trains_in_bf16(fresh: Path, vcell: Command):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.sets.set_size=0", r"data\.sets\.set_size=0 must be"),
+        ("data.target_sum=mean", r"data\.target_sum=mean"),
+        ("loss.weights.energy=0", "no term"),
+        ("optimizer.lr=-1", "Invalid learning rate"),
+        ("model.heads=half", "refused"),
+    ],
+)
+def test_impossible_values_are_refused(override: str, words: str, fresh: Path):
+    with pytest.raises(VcellError, match=words):
+        train_here(override)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_no_gpu_is_said_so(fresh: Path):
+    with pytest.raises(VcellError, match="trainer=cpu"):
+        train_here("trainer=gpu")
+
+
 def test_mistakes_end_with_code_2(fresh: Path, vcell: Command):
     shutil.copytree("data/demo/store", "elsewhere/store")
     (fresh / "elsewhere" / "store" / "meta.json").write_text("{")

@@ -10,7 +10,8 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -38,6 +39,22 @@ def launch(verb: str, run: Callable[[DictConfig], None]) -> None:
     except VcellError as error:
         fail(error)
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=verb)(guarded)()
+
+
+def build(config: Any, **arguments: Any) -> Any:
+    """The object that a configuration's `_target_` names, made with its keys and `arguments`.
+
+    Raises
+    ------
+    VcellError
+        With the class's own words, if it refuses a value.
+    """
+    try:
+        return instantiate(config, **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, VcellError):
+            raise error.__cause__ from None
+        raise VcellError(f"a value of the configuration is refused: {' '.join(str(error).split())}") from error
 
 
 def fail(error: VcellError) -> None:

@@ -115,12 +115,17 @@ def check_genes(store: CellStore, identity: dict[str, Any], challenge: DictConfi
 
 
 def make_request(config: DictConfig, identity: dict[str, Any], store: CellStore, contexts: list[str]) -> list[Wanted]:
-    """What `targets` names, or the held-out test groups with as many cells as were measured."""
+    """What `targets` names; else the held-out test groups with as many cells as were measured; else the data's request."""
+    columns = Columns(**identity["config"]["data"]["columns"])
     if config.targets is not None:
         targets = config.targets if isinstance(config.targets, str) else OmegaConf.to_container(config.targets)
-        return read_request(targets, config.contexts, config.n_cells, contexts, store.control)  # type: ignore[arg-type]
+        return read_request(targets, config.contexts, config.n_cells, contexts, store.control, columns)  # type: ignore[arg-type]
     groups = [(c, p) for c, p, split in identity["split"] if split == "test"]
     groups = [g for g in groups if g in store.groups and (not config.contexts or g[0] in config.contexts)]
+    usual = identity["config"]["data"]["request"]
+    if not groups and usual["targets"]:
+        contexts_of_it = config.contexts or usual["contexts"]
+        return read_request(usual["targets"], contexts_of_it, config.n_cells, contexts, store.control, columns)
     if not groups:
         raise VcellError(
             "the run held out no test perturbations: say what to predict, targets=FILE.csv or targets=[A,B]"

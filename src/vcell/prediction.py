@@ -14,6 +14,7 @@ import torch
 
 from vcell.data.batch import CellSets
 from vcell.data.gather import Gather
+from vcell.data.ingest import Columns, open_h5ad, read_obs
 from vcell.data.normalize import change_target_sum
 from vcell.data.sampler import ControlPool
 from vcell.errors import VcellError, nearest, shortlist
@@ -50,13 +51,14 @@ def read_request(
     n_cells: int | None,
     known_contexts: Sequence[str],
     control: str,
+    columns: Columns,
 ) -> list[Wanted]:
     """The cells asked for.
 
     Parameters
     ----------
     targets
-        A CSV with `target_gene` and optionally `n_cells` and `context`, or names.
+        A CSV with `target_gene` and optionally `n_cells` and `context`; a template h5ad, whose labels count; or names.
     contexts
         Where to predict them; needed when there are several and the CSV does not say.
     n_cells
@@ -65,13 +67,20 @@ def read_request(
         Contexts with control cells.
     control
         The label of controls; a row of it is passed over.
+    columns
+        obs columns of a template.
 
     Raises
     ------
     VcellError
         If the CSV cannot be read, names a target twice, or has cell numbers that are not whole and above 0.
     """
-    table = _read_targets(targets) if isinstance(targets, str) else pd.DataFrame({"target_gene": list(targets)})
+    if not isinstance(targets, str):
+        table = pd.DataFrame({"target_gene": [str(t) for t in targets]})
+    elif targets.endswith((".h5ad", ".h5")):
+        table = _read_template(Path(targets), columns, contexts)
+    else:
+        table = _read_targets(targets)
     table = table[table["target_gene"] != control]
     if table.empty:
         raise VcellError(f"no targets are asked for in {targets}")
@@ -96,6 +105,15 @@ def read_request(
         Wanted(str(c), str(t), int(n))
         for c, t, n in zip(table["context"], table["target_gene"], table["n_cells"], strict=True)
     ]
+
+
+def _read_template(path: Path, columns: Columns, contexts: Sequence[str] | None) -> pd.DataFrame:
+    """Targets, contexts and cell numbers of a template: perturbed labels on whatever cells."""
+    with open_h5ad(path) as file:
+        constant = contexts[0] if contexts and len(contexts) == 1 else None
+        obs = read_obs(file, path, Columns(columns.perturbation, None, columns.context), constant)
+    counted = obs.groupby(["context", "perturbation"], sort=False).size().reset_index(name="n_cells")
+    return counted.rename(columns={"perturbation": "target_gene"})
 
 
 def _read_targets(path: str) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import time
 import warnings
@@ -10,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from vcell.cli import build
 from vcell.data.datamodule import CellSetDataModule
 from vcell.data.prepare import ensure_store
 from vcell.data.splits import Group, assign_from_toml, check_known, describe
@@ -66,7 +67,7 @@ def split_groups(data: DictConfig, store: CellStore) -> dict[Group, str]:
     groups = [group for group in store.groups if group[1] not in data.exclude]
     if data.toml:
         return assign_from_toml(data.toml, groups, store.control)
-    return instantiate(data.split).assign(groups, store.control)
+    return build(data.split).assign(groups, store.control)
 
 
 def make_data(config: DictConfig, store: CellStore, assigned: dict[Group, str]) -> CellSetDataModule:
@@ -75,6 +76,9 @@ def make_data(config: DictConfig, store: CellStore, assigned: dict[Group, str]) 
         target_sum = float(np.median(store.library_size))
     elif not isinstance(target_sum, int | float) or target_sum <= 0:
         raise VcellError(f"data.target_sum={target_sum} must be 'median' or a number above 0")
+    for key, value in config.data.sets.items():
+        if not isinstance(value, int) or value < 1:
+            raise VcellError(f"data.sets.{key}={value} must be a whole number of at least 1")
     return CellSetDataModule(store, assigned, float(target_sum), seed=config.seed, **config.data.sets)
 
 
@@ -83,38 +87,53 @@ def make_module(config: DictConfig, resolved: dict[str, Any], data: CellSetDataM
     held_out = sorted({p for _, p in data.assigned} - set(trained))
     table = load_table(config.perturbation, trained, held_out)
     table.require([*trained, *held_out])
-    model = instantiate(config.model)(n_genes=data.store.n_genes, perturbation_width=table.width)
+    model = build(config.model, n_genes=data.store.n_genes, perturbation_width=table.width)
     return TransitionModule(
         model,
         table,
         make_identity(resolved, data.store, data.assigned, table, data.gather.target_sum),
-        loss=instantiate(config.loss),
-        optimizer=instantiate(config.optimizer),
-        schedule=instantiate(config.schedule),
+        loss=build(config.loss),
+        optimizer=make_optimizer(config, model),
+        schedule=build(config.schedule),
     )
+
+
+def make_optimizer(config: DictConfig, model: torch.nn.Module) -> Any:
+    """What makes the optimiser from parameters, tried once, so that a refused value fails before training."""
+    optimizer = build(config.optimizer)
+    try:
+        optimizer(model.parameters())
+    except (TypeError, ValueError) as error:
+        raise VcellError(f"the optimizer refuses a value: {error}") from error
+    return optimizer
 
 
 def make_trainer(config: DictConfig) -> Trainer:
     """Lightning's trainer with the configured callbacks and loggers."""
-    try:
-        loggers = [instantiate(logger) for logger in (config.logger or {}).values()]
-    except Exception as error:
-        if "wandb" in str(error) and isinstance(error.__cause__ or error, ModuleNotFoundError):
-            raise VcellError("logger=wandb needs wandb: pip install 'vcell[wandb]'") from error
-        raise
-    callbacks = [instantiate(callback) for callback in (config.callbacks or {}).values()]
+    options = config.trainer
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if options.accelerator == "gpu" and not gpu:
+        raise VcellError(
+            "the trainer asks for a GPU, and torch finds none: trainer=cpu, or trainer=auto for what is there"
+        )
+    loggers = config.logger or {}
+    if "wandb" in loggers and importlib.util.find_spec("wandb") is None:
+        raise VcellError("logger=wandb needs wandb: pip install 'vcell[wandb]'")
     plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # KeepLast saves and requeues
-    precision = auto_precision() if config.trainer.precision == "auto" else config.trainer.precision
-    if config.trainer.accelerator == "cpu" and config.trainer.precision == "auto":
-        precision = "32-true"
-    return instantiate(config.trainer, precision=precision, logger=loggers, callbacks=callbacks, plugins=plugins)
+    return build(
+        options,
+        precision=auto_precision(options.accelerator) if options.precision == "auto" else options.precision,
+        logger=[build(logger) for logger in loggers.values()],
+        callbacks=[build(callback) for callback in (config.callbacks or {}).values()],
+        plugins=plugins,
+    )
 
 
-def auto_precision() -> str:
+def auto_precision(accelerator: str) -> str:
     """bf16 where the GPU has it, fp16 with loss scaling on older ones, fp32 on CPU."""
-    if not torch.cuda.is_available():
+    if accelerator == "cpu" or not torch.cuda.is_available():
         return "32-true"
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import SMALL_SCREEN
-from vcell.data.simulate import SHARES, Screen, Truth, simulate
+from vcell.data.simulate import SHARES, Screen, Truth, ensure_screen, simulate
 from vcell.errors import VcellError
 
 
@@ -20,7 +20,7 @@ def test_files_lie_as_the_challenge_lays_them_out(screen: Path):
     genes = (screen / "gene_names.csv").read_text().split()
     table = torch.load(screen / "embedding.pt", weights_only=True)
     assert list(table) == genes and all(v.shape == (12,) for v in table.values())
-    training, hidden = ad.read_h5ad(screen / "simC.h5ad"), ad.read_h5ad(screen / "simC_test.h5ad")
+    training, hidden = ad.read_h5ad(screen / "simC.h5ad"), ad.read_h5ad(screen / "truth" / "simC_test.h5ad")
     request = pd.read_csv(screen / "pert_counts_Test.csv")
     assert list(request.columns) == ["target_gene", "n_cells", "median_umi_per_cell"]
     for cells in (training, hidden):
@@ -36,7 +36,7 @@ def test_files_lie_as_the_challenge_lays_them_out(screen: Path):
 
 
 def test_controls_are_the_same_cells_in_both_files(screen: Path):
-    training, hidden = (ad.read_h5ad(screen / f"simC{end}.h5ad") for end in ("", "_test"))
+    training, hidden = (ad.read_h5ad(screen / f"{name}.h5ad") for name in ("simC", "truth/simC_test"))
     both = [cells[cells.obs["target_gene"] == "non-targeting"] for cells in (training, hidden)]
     assert both[0].obs_names.equals(both[1].obs_names)
     assert (both[0].X != both[1].X).nnz == 0
@@ -57,7 +57,7 @@ def test_effect_variance_is_shared_as_measured():
 
 
 def test_truth_file_holds_the_effects(screen: Path):
-    truth = ad.read_h5ad(screen / "truth.h5ad")
+    truth = ad.read_h5ad(screen / "truth" / "effects.h5ad")
     assert truth.shape == (60, 120)
     np.testing.assert_allclose(truth.X.toarray(), sum(truth.layers[name] for name in SHARES), atol=1e-5)
     common = truth.layers["common"][(truth.obs["cell_type"] == "simA").to_numpy()]
@@ -69,7 +69,7 @@ def test_truth_file_holds_the_effects(screen: Path):
 def test_measured_effects_follow_the_truth_and_targets_are_knocked_down(tmp_path: Path):
     big = replace(SMALL_SCREEN, cells_per_target=200, controls_per_context=1000, targets=6, test_targets=0, library_size=5000)  # fmt: skip
     folder = simulate(tmp_path / "screen", replace(big, contexts=("only",)))
-    cells, truth = ad.read_h5ad(folder / "only.h5ad"), ad.read_h5ad(folder / "truth.h5ad")
+    cells, truth = ad.read_h5ad(folder / "only.h5ad"), ad.read_h5ad(folder / "truth" / "effects.h5ad")
     share = cells.X.toarray() / cells.X.toarray().sum(axis=1, keepdims=True)
     labels = cells.obs["target_gene"].to_numpy()
     control = share[labels == "non-targeting"].mean(0)
@@ -113,3 +113,10 @@ def test_impossible_screens_are_refused(change: dict, words: str):
 def test_an_existing_folder_is_not_touched(tmp_path: Path):
     with pytest.raises(VcellError, match="exists already"):
         simulate(tmp_path, SMALL_SCREEN)
+
+
+def test_another_screen_in_the_folder_is_not_taken_for_this_one(tmp_path: Path):
+    folder = ensure_screen(tmp_path / "screen", SMALL_SCREEN)
+    assert ensure_screen(folder, SMALL_SCREEN) == folder
+    with pytest.raises(VcellError, match=r"seed \(0 then, 5 now\)"):
+        ensure_screen(folder, replace(SMALL_SCREEN, seed=5))

@@ -49,7 +49,7 @@ def test_predictions_depend_on_the_perturbation_and_are_not_negative():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_config_builds_and_learns(name: str):
-    model = instantiate(compose("train", [f"model={name}"]).model)(n_genes=20, perturbation_width=4)
+    model = instantiate(compose("train", [f"model={name}"]).model, n_genes=20, perturbation_width=4)
     predicted = model(torch.rand(2, 3, 20), torch.randn(2, 4))
     predicted.sum().backward()
     assert predicted.shape == (2, 3, 20)
@@ -57,5 +57,5 @@ def test_every_model_config_builds_and_learns(name: str):
 
 
 def test_state_sm_has_the_published_size():
-    model = instantiate(compose("train", ["model=state_sm"]).model)(n_genes=2000, perturbation_width=128)
+    model = instantiate(compose("train", ["model=state_sm"]).model, n_genes=2000, perturbation_width=128)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(34e6, rel=0.06)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vcell.data.files import expand, toml_patterns
 from vcell.data.ingest import Columns, ingest
-from vcell.data.simulate import Screen, simulate
+from vcell.data.simulate import Screen, ensure_screen
 from vcell.data.store import CellStore
 from vcell.errors import VcellError
 
@@ -27,9 +27,9 @@ def ensure_store(data: DictConfig, overwrite: bool = False) -> CellStore:
         If files are missing, or the store there was made from other files or settings.
     """
     path = Path(data.store)
-    if data.simulate is not None and not Path(data.simulate.out).exists() and not path.exists():
+    if data.simulate is not None and (Path(data.simulate.out).exists() or not path.exists()):
         arguments = dict(OmegaConf.to_container(data.simulate, resolve=True))  # type: ignore[arg-type]
-        simulate(Path(arguments.pop("out")), Screen(**arguments))
+        ensure_screen(Path(arguments.pop("out")), Screen(**arguments))
     if path.exists() and not overwrite and not _files_there(data):
         return CellStore.open(path)  # a store travels without its files
     check_required(data)

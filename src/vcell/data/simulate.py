@@ -31,7 +31,7 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from vcell.errors import VcellError
+from vcell.errors import VcellError, shortlist
 from vcell.output.writer import H5adWriter
 from vcell.progress import progress_bar
 
@@ -205,19 +205,40 @@ class Truth:
         return rng.standard_normal(shape) * (rng.random(shape) < density) / np.sqrt(density)
 
 
+def ensure_screen(out: Path, screen: Screen) -> Path:
+    """The simulated screen in folder `out`, written first where it is not there yet.
+
+    Raises
+    ------
+    VcellError
+        If another screen lies there.
+    """
+    if not out.exists():
+        return simulate(out, screen)
+    then = json.loads((out / "screen.json").read_text()) if (out / "screen.json").is_file() else {}
+    now = json.loads(json.dumps(asdict(screen)))
+    differing = [f"{key} ({then.get(key)} then, {now[key]} now)" for key in now if then.get(key) != now[key]]
+    if differing:
+        raise VcellError(
+            f"{out} holds another screen: {shortlist(differing)}. Remove the folder (and the store made from it), or "
+            "name another one with data.simulate.out=FOLDER"
+        )
+    return out
+
+
 def simulate(out: Path, screen: Screen) -> Path:
     """Writes a simulated screen into the new folder `out`.
 
     CONTEXT.h5ad
         Raw counts; obs `target_gene`, `guide_id`, `batch`, `cell_type`, as the challenge's training file.
-    CONTEXT_test.h5ad
-        Of the last context: its test targets, withheld from the file above, and the same controls.
     embedding.pt, gene_names.csv, pert_counts_Training.csv, pert_counts_Test.csv
         As the challenge distributes them.
-    truth.h5ad
-        Effects, one row a (context, target), natural-log fold change; layers hold the four parts.
     screen.json
         The parameters.
+    truth/CONTEXT_test.h5ad
+        Of the last context: its test targets, withheld from the file above, and the same controls.
+    truth/effects.h5ad
+        Effects, one row a (context, target), natural-log fold change; layers hold the four parts.
     """
     if out.exists():
         raise VcellError(f"{out} exists already; remove it, or name another folder with out=FOLDER")
@@ -233,10 +254,12 @@ def simulate(out: Path, screen: Screen) -> Path:
             _write_cells(scratch, f"{context}.h5ad", truth, number, cells, ~withheld.to_numpy())
             if is_last and withheld.any():
                 control = cells["target_number"] < 0
-                _write_cells(scratch, f"{context}_test.h5ad", truth, number, cells, (withheld | control).to_numpy())
+                _write_cells(
+                    scratch, f"truth/{context}_test.h5ad", truth, number, cells, (withheld | control).to_numpy()
+                )
         (scratch / "gene_names.csv").write_text("\n".join(truth.gene_names) + "\n")
         torch.save(truth.table(), scratch / "embedding.pt")
-        _write_truth(scratch / "truth.h5ad", truth)
+        _write_truth(scratch / "truth" / "effects.h5ad", truth)
         (scratch / "screen.json").write_text(json.dumps(asdict(screen), indent=1))
         scratch.rename(out)
     except OSError as error:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from vcell import __version__
+from vcell.cli import build
 from vcell.data.splits import Group
 from vcell.data.store import CellStore
 from vcell.errors import VcellError
@@ -134,7 +134,7 @@ def load_module(path: Path, table: PerturbationTable | None = None) -> Transitio
     table = _table_of(identity, table, path)
     config = identity["config"]["model"]
     _refuse_foreign_code(config, path)
-    model = instantiate(config)(n_genes=len(identity["genes"]), perturbation_width=table.width)
+    model = build(config, n_genes=len(identity["genes"]), perturbation_width=table.width)
     weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
     try:
         model.load_state_dict(weights)
