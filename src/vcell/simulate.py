@@ -20,7 +20,7 @@ def run(config: DictConfig) -> None:
     arguments: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     arguments.pop("out")
     simulate(out, Screen(**arguments))
-    for path in sorted(out.iterdir()):
+    for path in sorted(path for path in out.rglob("*") if path.is_file()):
         print(f"{path}  {path.stat().st_size / 1e6:,.1f} MB")
 
 

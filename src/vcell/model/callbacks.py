@@ -102,6 +102,9 @@ class Progress(Callback):
             self.cells, self.since = 0, time.monotonic()
         self.bar.update(trainer.global_step - self.bar.n)
 
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.cells, self.since = 0, time.monotonic()  # validation is no training time
+
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.bar is not None:
             self.bar.close()
@@ -198,8 +201,13 @@ def plot_curves(metrics: Path, out: Path) -> None:
         return
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
-    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    columns = min(3, len(panels))
+    rows_of_panels = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.0 * rows_of_panels), layout="constrained")
+    axes = figure.subplots(rows_of_panels, columns, squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis, panel in zip(axes[: len(panels)], panels, strict=True):
         for name in (n for n in names if n.split("/")[-1] == panel):
             points = [(row["step"], row[name]) for row in rows if name in row]
             style = "o-" if name.startswith("val/") else "-"

@@ -52,14 +52,15 @@ def plot(scores: pd.DataFrame, per_perturbation: pd.DataFrame) -> bytes:
 
     figure = Figure(figsize=(4.0 * len(scores.columns), 3.4), layout="constrained")
     names = list(scores.index)
-    for axis, metric in zip(figure.subplots(1, len(scores.columns), squeeze=False)[0], scores, strict=True):
+    axes = figure.subplots(1, len(scores.columns), squeeze=False, sharey=True)[0]
+    axes[0].invert_yaxis()
+    for axis, metric in zip(axes, scores, strict=True):
         colours = ["#2a6fbb"] + ["#b8bec7"] * (len(names) - 1)
         axis.barh(names, scores[metric], color=colours)
         for row, name in enumerate(names):
             values = per_perturbation.loc[per_perturbation["predictor"] == name, str(metric)]
             jitter = [row + 0.25 * ((i * 0.618) % 1 - 0.5) for i in range(len(values))]
             axis.plot(values, jitter, "o", color="black", alpha=0.35, markersize=2)
-        axis.invert_yaxis()
         axis.set_title(f"{metric} ({DIRECTION[str(metric)]})", fontsize=10)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
