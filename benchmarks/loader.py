@@ -22,10 +22,12 @@ import torch
 from vcell.data.batch import CellSets
 from vcell.data.datamodule import PrefetchLoader
 from vcell.data.gather import Gather
-from vcell.data.ingest import Columns, ingest
+from vcell.data.h5ad import Columns
+from vcell.data.ingest import ingest
 from vcell.data.normalize import to_log1p
 from vcell.data.sampler import CellSetSampler
-from vcell.data.simulate import Screen, simulate
+from vcell.data.screen import Screen
+from vcell.data.simulate import simulate
 
 SET_SIZE, SETS_PER_STEP, TARGET_SUM = 128, 16, 1e4
 ROUNDS = 3

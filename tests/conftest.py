@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from vcell.cli import compose
-from vcell.data.ingest import Columns, ingest
-from vcell.data.simulate import Screen, simulate
+from vcell.data.h5ad import Columns
+from vcell.data.ingest import ingest
+from vcell.data.screen import Screen
+from vcell.data.simulate import simulate
 from vcell.data.store import CellStore
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

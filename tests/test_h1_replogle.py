@@ -12,8 +12,11 @@ from scipy import sparse
 
 from tests.conftest import SMALL_SCREEN, Command, assert_refused, infer_here
 from vcell.cli import compose
-from vcell.data.simulate import Screen, simulate
+from vcell.data.prepare import ensure_store
+from vcell.data.screen import Screen
+from vcell.data.simulate import simulate
 from vcell.data.store import CellStore
+from vcell.errors import VcellError
 
 TOML = """
 # Dataset paths
@@ -82,7 +85,9 @@ def test_support_set_trains_and_predicts(folder: Path, monkeypatch: pytest.Monke
     assert set(ad.read_h5ad("test.h5ad").obs["cell_type"]) == {"hepg2"}
 
 
-def test_missing_files_are_listed_with_where_to_get_them(folder: Path, vcell: Command, tmp_path: Path):
+def test_missing_files_are_listed_with_where_to_get_them(
+    folder: Path, vcell: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     done = vcell("train", "experiment=h1_replogle", cwd=tmp_path)
     assert_refused(
         done, "9 of the 9 files", "competition_train.h5", "40 GB", "virtualcellchallenge.org", "data.root=FOLDER"
@@ -93,6 +98,7 @@ def test_missing_files_are_listed_with_where_to_get_them(folder: Path, vcell: Co
     for path in (folder / "competition_support_set").iterdir():
         if path.name != "jurkat.h5":
             (partial / path.name).symlink_to(path)
-    done = vcell("train", "experiment=h1_replogle", "data.root=set", cwd=tmp_path)
-    assert_refused(done, "1 of the 9 files", "jurkat.h5")
-    assert "rpe1.h5" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VcellError, match=r"1 of the 9 files(?s:.*)jurkat\.h5") as refused:
+        ensure_store(compose("train", ["experiment=h1_replogle", "data.root=set"]).data)
+    assert "rpe1.h5" not in str(refused.value)

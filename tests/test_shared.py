@@ -11,7 +11,8 @@ import pytest
 
 from tests.conftest import SHARED, infer_here
 from vcell.cli import compose
-from vcell.data.ingest import Columns, ingest
+from vcell.data.h5ad import Columns
+from vcell.data.ingest import ingest
 
 pytestmark = [
     pytest.mark.shared,

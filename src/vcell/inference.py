@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from vcell import __version__
 from vcell.data.gather import Gather
-from vcell.data.ingest import Columns, ingest, open_h5ad, read_obs
+from vcell.data.h5ad import Columns, open_h5ad, read_obs
+from vcell.data.ingest import ingest
 from vcell.data.sampler import ControlPool
 from vcell.data.splits import Group
 from vcell.data.store import CellStore

@@ -14,7 +14,7 @@ import torch
 
 from vcell.data.batch import CellSets
 from vcell.data.gather import Gather
-from vcell.data.ingest import Columns, open_h5ad, read_obs
+from vcell.data.h5ad import Columns, open_h5ad, read_obs
 from vcell.data.normalize import change_target_sum
 from vcell.data.sampler import ControlPool
 from vcell.errors import VcellError, nearest, shortlist

@@ -11,7 +11,8 @@ from vcell.errors import VcellError
 
 
 def run(config: DictConfig) -> None:
-    from vcell.data.simulate import Screen, simulate  # here, so that --help is answered at once
+    from vcell.data.screen import Screen  # here, so that --help is answered at once
+    from vcell.data.simulate import simulate
 
     try:
         out = Path(config.out)

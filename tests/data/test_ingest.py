@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from vcell.data.ingest import Columns, ingest
+from vcell.data.h5ad import Columns
+from vcell.data.ingest import ingest
 from vcell.data.store import CellStore
 from vcell.errors import VcellError
 
@@ -88,7 +89,8 @@ def test_cells_are_ordered_by_context_batch_perturbation(tmp_path: Path):
 def test_blocks_do_not_change_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = write(make_cells(), tmp_path / "a.h5ad")
     whole = ingest([path], tmp_path / "whole", Columns())
-    monkeypatch.setattr("vcell.data.ingest.BLOCK_VALUES", 37)
+    for module in ("h5ad", "ingest"):
+        monkeypatch.setattr(f"vcell.data.{module}.BLOCK_VALUES", 37)
     assert ingest([path], tmp_path / "blocks", Columns()).fingerprint == whole.fingerprint
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tests.conftest import SMALL_SCREEN
-from vcell.data.simulate import SHARES, Screen, Truth, ensure_screen, simulate
+from vcell.data.screen import SHARES, Screen, Truth
+from vcell.data.simulate import ensure_screen, simulate
 from vcell.errors import VcellError
 
 

@@ -9,8 +9,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vcell.data.files import expand, toml_patterns
-from vcell.data.ingest import Columns, ingest
-from vcell.data.simulate import Screen, ensure_screen
+from vcell.data.h5ad import Columns
+from vcell.data.ingest import ingest
+from vcell.data.screen import Screen
+from vcell.data.simulate import ensure_screen
 from vcell.data.store import CellStore
 from vcell.errors import VcellError
 

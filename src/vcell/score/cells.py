@@ -10,7 +10,7 @@ import anndata as ad
 import numpy as np
 from scipy import sparse
 
-from vcell.data.ingest import open_h5ad
+from vcell.data.h5ad import open_h5ad
 from vcell.data.scale import Scale, detect_scale, recover_counts
 from vcell.errors import VcellError, nearest, shortlist
 

@@ -1,0 +1,204 @@
+"""Perturb-seq screens with known truth, of any size, streamed.
+
+A cell of context c, batch b and perturbation t, whose guide reached efficiency e, has gene g at
+
+    log mean = log baseline[g] + programme[c, g] + batch[b, g] + state · cycle[g] + e · effect[c, t, g]
+
+before scaling to the cell's library size; counts are negative binomial around that. The target's own gene is
+knocked down to the fraction 1 - e. The effect (natural-log fold change at full efficiency) is the sum of four parts
+whose variance shares are those measured in real screens:
+
+    common    28 %  all perturbations of a context
+    shared    29 %  the target, in every context
+    specific  24 %  the target in one context
+    noise     19 %  neither: no model can know it
+
+`shared` and `specific` are functions of a latent vector of the target gene, of which the embedding table is a noisy
+linear view: the table says something about targets never measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+import torch
+
+from vcell.errors import VcellError
+
+SHARES = {"common": 0.28, "shared": 0.29, "specific": 0.24, "noise": 0.19}
+CONTROL = "non-targeting"
+BLOCK_COUNTS = 4_000_000
+# second word of a random key, so that every quantity has a stream of its own
+GENES, CONTEXT, TARGETS, LOADINGS, NOISE, TABLE, CELLS, COUNTS = range(8)
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What to simulate. `configs/screen/` holds named screens; every field can be overridden.
+
+    Parameters
+    ----------
+    genes, targets
+        Measured genes; genes perturbed in each context.
+    contexts
+        Names of the cell lines. The last is the challenge's: its test targets are withheld.
+    test_targets
+        Targets of the last context whose cells go to a file of their own, the hidden truth.
+    cells_per_target, controls_per_context
+        Cells, the first as an average over targets.
+    batches, guides
+        Batches per context; guides per target.
+    library_size, library_sd
+        Median counts per cell and the standard deviation of its logarithm.
+    effect_sd
+        Standard deviation of effects over genes, natural-log fold change.
+    programme_sd, batch_sd
+        The same of differences between contexts and between batches.
+    guide_efficiency
+        Mean fraction by which a guide silences its gene.
+    dispersion
+        Size parameter of the negative binomial; smaller is noisier.
+    latent, embedding
+        Dimensions of the latent gene vector and of the embedding table.
+    embedding_noise
+        Standard deviation of the table's noise, as a fraction of its signal's.
+    seed
+        Of everything.
+    """
+
+    genes: int = 1000
+    contexts: tuple[str, ...] = ("simA", "simB", "simC")
+    targets: int = 150
+    test_targets: int = 30
+    cells_per_target: int = 50
+    controls_per_context: int = 1000
+    batches: int = 4
+    guides: int = 3
+    library_size: float = 5000.0
+    library_sd: float = 0.3
+    effect_sd: float = 0.25
+    programme_sd: float = 0.5
+    batch_sd: float = 0.1
+    guide_efficiency: float = 0.8
+    dispersion: float = 4.0
+    latent: int = 16
+    embedding: int = 64
+    embedding_noise: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "contexts", tuple(self.contexts))
+        positive = ("genes", "targets", "cells_per_target", "controls_per_context", "batches", "guides", "latent")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise VcellError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.targets * 2 > self.genes:
+            raise VcellError(f"targets={self.targets} must be at most half of genes={self.genes}")
+        if not 0 <= self.test_targets < self.targets:
+            raise VcellError(f"test_targets={self.test_targets} must be from 0 to below targets={self.targets}")
+        if len(set(self.contexts)) < max(1, len(self.contexts)) or not self.contexts:
+            raise VcellError(f"contexts={list(self.contexts)} must be one or more different names")
+        if not 0 < self.guide_efficiency < 1:
+            raise VcellError(f"guide_efficiency={self.guide_efficiency} must lie between 0 and 1")
+
+    @property
+    def block(self) -> int:
+        """Cells drawn at a time: about 4 million counts, whatever the number of genes."""
+        return max(16, BLOCK_COUNTS // self.genes)
+
+
+class Truth:
+    """The quantities behind a screen; effects are computed when asked for."""
+
+    def __init__(self, screen: Screen) -> None:
+        self.screen = screen
+        rng = self.rng(GENES)
+        width = max(4, len(str(screen.genes)))
+        self.gene_names = [f"GENE{i + 1:0{width}d}" for i in range(screen.genes)]
+        self.log_baseline_G = rng.normal(0.0, 1.3, screen.genes)
+        self.cycle_G = self._sparse(rng, (screen.genes,)) * 0.3
+        # targets are expressed genes, so that silencing them shows
+        expressed = np.flatnonzero(self.log_baseline_G >= np.median(self.log_baseline_G))
+        pool = expressed if len(expressed) >= screen.targets else np.arange(screen.genes)
+        self.target_genes = np.sort(self.rng(TARGETS).choice(pool, screen.targets, replace=False))
+        self.targets = [self.gene_names[g] for g in self.target_genes]
+        self.test_targets = sorted(
+            self.rng(TARGETS, 1).choice(self.targets, screen.test_targets, replace=False).tolist()
+        )
+        self.latent_GL = rng.standard_normal((screen.genes, screen.latent))
+        self.loadings_LG = self._loadings(len(screen.contexts))
+        self._log_mean = lru_cache(maxsize=len(screen.contexts) * screen.batches)(self._log_mean_of)
+        self._effect = lru_cache(maxsize=64)(lambda c, t: np.sum(list(self.effect_parts(c, t).values()), axis=0))
+
+    def effect_parts(self, context: int, target: int) -> dict[str, np.ndarray]:
+        """The four parts of ``effect[context, target]``, each ``(genes)``; 0 at the target's own gene."""
+        screen, gene = self.screen, self.target_genes[target]
+        # tanh of a standard normal has standard deviation 0.628
+        features = np.tanh(self.latent_GL[gene]) / 0.628
+        scale = screen.effect_sd / np.sqrt(screen.latent)
+        raw = {
+            "common": screen.effect_sd * self._sparse(self.rng(CONTEXT, context, 1), (screen.genes,)),
+            "shared": scale * features @ self.loadings_LG,
+            "specific": scale * features @ self._loadings(context),
+            "noise": screen.effect_sd * self._sparse(self.rng(NOISE, context, target), (screen.genes,)),
+        }
+        parts = {name: np.sqrt(SHARES[name]) * part for name, part in raw.items()}
+        for part in parts.values():
+            part[gene] = 0.0
+        return parts
+
+    def effect(self, context: int, target: int) -> np.ndarray:
+        """Natural-log fold change at full efficiency, ``(genes)``."""
+        return self._effect(context, target)
+
+    def table(self) -> dict[str, torch.Tensor]:
+        """The embedding table: gene to float32 vector, for every gene."""
+        screen, rng = self.screen, self.rng(TABLE)
+        view_LE = rng.standard_normal((screen.latent, screen.embedding)) / np.sqrt(screen.latent)
+        noise = screen.embedding_noise * rng.standard_normal((screen.genes, screen.embedding))
+        vectors = torch.from_numpy((self.latent_GL @ view_LE + noise).astype(np.float32))
+        return {name: vectors[i].clone() for i, name in enumerate(self.gene_names)}
+
+    def guide_efficiencies(self, context: int) -> np.ndarray:
+        """``(targets, guides)``: a guide silences as well in every batch of a context, but guides differ."""
+        mean, spread = self.screen.guide_efficiency, 12.0
+        shape = (self.screen.targets, self.screen.guides)
+        return self.rng(CONTEXT, context, 2).beta(mean * spread, (1 - mean) * spread, shape)
+
+    def counts(self, context: int, cells: pd.DataFrame, block: int) -> np.ndarray:
+        """Negative-binomial counts, ``(cells, genes)``."""
+        screen, rng = self.screen, self.rng(COUNTS, context, block)
+        log_mean = np.stack([self._log_mean(context, b) for b in cells["batch_number"]])
+        log_mean += rng.standard_normal((len(cells), 1)) * self.cycle_G
+        for row, (target, efficiency) in enumerate(zip(cells["target_number"], cells["efficiency"], strict=True)):
+            if target >= 0:
+                log_mean[row] += efficiency * self.effect(context, target)
+                log_mean[row, self.target_genes[target]] += np.log1p(-efficiency)
+        mean = np.exp(log_mean)
+        mean *= (cells["library_size"].to_numpy() / mean.sum(axis=1))[:, None]
+        return rng.poisson(rng.standard_gamma(screen.dispersion, mean.shape) * (mean / screen.dispersion))
+
+    def _log_mean_of(self, context: int, batch: int) -> np.ndarray:
+        screen = self.screen
+        programme = screen.programme_sd * self._sparse(self.rng(CONTEXT, context, 0), (screen.genes,))
+        return (
+            self.log_baseline_G
+            + programme
+            + screen.batch_sd * self.rng(CONTEXT, context, 3, batch).standard_normal(screen.genes)
+        )
+
+    @lru_cache(maxsize=16)  # noqa: B019 (a Truth lives as long as its screen is written)
+    def _loadings(self, stream: int) -> np.ndarray:
+        return self._sparse(self.rng(LOADINGS, stream), (self.screen.latent, self.screen.genes))
+
+    def rng(self, *key: int) -> np.random.Generator:
+        """The stream of random numbers for one purpose; the same whenever asked."""
+        return np.random.default_rng([self.screen.seed, *key])
+
+    @staticmethod
+    def _sparse(rng: np.random.Generator, shape: tuple[int, ...], density: float = 0.3) -> np.ndarray:
+        """Normal numbers of which most are 0, with variance 1: a programme moves some genes, not all."""
+        return rng.standard_normal(shape) * (rng.random(shape) < density) / np.sqrt(density)
