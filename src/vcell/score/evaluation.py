@@ -16,7 +16,7 @@ from vcell import __version__
 from vcell.errors import VcellError
 from vcell.progress import progress_bar
 from vcell.score.cells import Columns, match, read_cells, same_scale
-from vcell.score.official import OfficialScorer
+from vcell.score.official import METRICS, OfficialScorer
 from vcell.score.references import References
 from vcell.score.report import table_text, write_report
 
@@ -35,21 +35,10 @@ def evaluate(config: DictConfig) -> None:
     target_sum = same_scale(pred, real, about, columns)
     references, reference_notes = References.find(config, about)
     notes += reference_notes
-    tables = []
-    parameters: dict[str, Any] = {}
-    for context, pred_cells, real_cells in by_context(pred, real, columns):
-        scorer = OfficialScorer(real_cells, columns.perturbation, columns.control, config.threads or cores())
-        candidates = {label_of(about): pred_cells, **references.predictions(pred_cells, context, target_sum, columns)}
-        with progress_bar(len(candidates), f"scoring {context}" if context else "scoring", "predictors") as progress:
-            for name, cells in candidates.items():
-                scores = scorer.score(cells).per_perturbation.reset_index()
-                tables.append(scores.assign(predictor=name, context=context or ""))
-                progress.update()
-        parameters = scorer.parameters
+    per_perturbation, parameters = score_contexts(pred, real, label_of(about), references, target_sum, columns, config)
     notes += references.notes()
-    per_perturbation = pd.concat(tables)[["predictor", "context", "perturbation", "DES", "PDS", "MAE"]]
     # contexts weigh the same, whatever their number of targets
-    by = per_perturbation.groupby(["predictor", "context"], sort=False)[["DES", "PDS", "MAE"]].mean()
+    by = per_perturbation.groupby(["predictor", "context"], sort=False)[list(METRICS.values())].mean()
     scores = by.groupby("predictor", sort=False).mean()
     details = {
         "pred": str(pred_path), "real": str(real_path), "vcell": __version__, "scorer": parameters,
@@ -61,10 +50,34 @@ def evaluate(config: DictConfig) -> None:
     print(table_text(scores) + "\n")
     for note in notes:
         print(f"note         {note}")
-    if about.get("ckpt"):
-        print(f"run folder   {from_here(Path(about['ckpt']).parents[1])}")
+    if references.run_folder is not None:
+        print(f"run folder   {from_here(references.run_folder)}")
     print(f"prediction   {pred_path}\nreport       {out / 'report.html'}\ntables       {out / 'scores.csv'}, "
           f"{out / 'per_perturbation.csv'}\nplot         {out / 'scores.png'}", flush=True)  # fmt: skip
+
+
+def score_contexts(
+    pred: ad.AnnData,
+    real: ad.AnnData,
+    name: str,
+    references: References,
+    target_sum: float,
+    columns: Columns,
+    config: DictConfig,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Official scores of the prediction `name` and the baselines, a row a (predictor, context, target); and how made."""
+    tables = []
+    parameters: dict[str, Any] = {}
+    for context, pred_cells, real_cells in by_context(pred, real, columns):
+        scorer = OfficialScorer(real_cells, columns.perturbation, columns.control, config.threads or cores())
+        candidates = {name: pred_cells, **references.predictions(pred_cells, context, target_sum, columns)}
+        with progress_bar(len(candidates), f"scoring {context or ''}".strip(), "predictors") as progress:
+            for predictor, cells in candidates.items():
+                scores = scorer.score(cells).per_perturbation.reset_index()
+                tables.append(scores.assign(predictor=predictor, context=context or ""))
+                progress.update()
+        parameters = scorer.parameters
+    return pd.concat(tables)[["predictor", "context", "perturbation", *METRICS.values()]], parameters
 
 
 def by_context(pred: ad.AnnData, real: ad.AnnData, columns: Columns) -> list[tuple[str | None, ad.AnnData, ad.AnnData]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import anndata as ad
@@ -10,7 +11,7 @@ import pandas as pd
 from omegaconf import DictConfig
 from scipy import sparse
 
-from vcell.errors import VcellError
+from vcell.errors import VcellError, shortlist
 from vcell.inference import make_source, open_run_store, split_of
 from vcell.model.baselines import Predictor, TrainingDeltas, make_baselines
 from vcell.model.checkpoint import find_checkpoint, read_checkpoint
@@ -19,36 +20,40 @@ from vcell.score.cells import Columns
 
 
 class References:
-    """Baseline predictions for the same request as the one scored."""
+    """Baselines from the training cells of a run, or copied controls only where no run is at hand."""
 
-    def __init__(self, identity: dict[str, Any] | None, store: Any, seed: int) -> None:
+    def __init__(self, seed: int) -> None:
         self.seed = seed
         self.predictors: dict[str, Predictor] = {}
         self.deltas: TrainingDeltas | None = None
         self.source: Source | None = None
-        if identity is None or store is None:
-            return
-        contexts = {c for c, p in store.groups if p == store.control}
-        self.source = make_source(store, identity, contexts, 8, seed)
-        self.predictors, self.deltas = make_baselines(self.source.gather, split_of(identity))
+        self.run_folder: Path | None = None
+        self.without: set[str] = set()  # contexts for which only copied controls could be made
 
     @classmethod
     def find(cls, config: DictConfig, about: dict[str, Any]) -> tuple[References, list[str]]:
-        """From the run that made the prediction, or the one given; none of a run, only copied controls."""
-        seed = int(about.get("seed", 0))
+        """From the run that made the prediction, or the one given; and a note where there is none."""
+        references = cls(int(about.get("seed", 0)))
         ckpt = config.ckpt or about.get("ckpt")
         if ckpt is None:
-            return cls(None, None, seed), [
+            return references, [
                 "context mean and perturbation mean need training cells: give ckpt=FILE.ckpt of a run on them"
             ]
         try:
-            path = find_checkpoint(str(ckpt), config.runs)
-            identity = read_checkpoint(path)["vcell"]
-            return cls(identity, open_run_store(config.store or about.get("store"), identity, path), seed), []
+            references._train(find_checkpoint(str(ckpt), config.runs), config.store or about.get("store"))
         except VcellError as error:
             if config.ckpt is not None:
                 raise
-            return cls(None, None, seed), [f"context mean and perturbation mean are left out: {error}"]
+            return references, [f"context mean and perturbation mean are left out: {error}"]
+        return references, []
+
+    def _train(self, ckpt: Path, store_path: str | None) -> None:
+        identity = read_checkpoint(ckpt)["vcell"]
+        store = open_run_store(store_path, identity, ckpt)
+        contexts = {c for c, p in store.groups if p == store.control}
+        self.source = make_source(store, identity, contexts, 8, self.seed)
+        self.predictors, self.deltas = make_baselines(self.source.gather, split_of(identity))
+        self.run_folder = ckpt.resolve().parents[1] if ckpt.resolve().parent.name == "checkpoints" else None
 
     def predictions(
         self, pred: ad.AnnData, context: str | None, target_sum: float, columns: Columns
@@ -59,12 +64,10 @@ class References:
         numbers = pd.Series(labels[labels != columns.control]).value_counts(sort=False)
         source = self.source
         context = context or self._only_context()
-        if (
-            source is None
-            or context is None
-            or context not in source.pool.of_context
-            or (source.gather.store.genes != list(pred.var_names))
-        ):
+        if source is None:
+            return {"copied_controls": copied(controls, numbers, columns, self.seed)}
+        if context not in source.pool.of_context or source.gather.store.genes != list(pred.var_names):
+            self.without.add(str(context))
             return {"copied_controls": copied(controls, numbers, columns, self.seed)}
         request = [Wanted(context, str(p), int(n)) for p, n in numbers.items()]
         return {
@@ -79,8 +82,16 @@ class References:
     def notes(self) -> list[str]:
         fallbacks = self.deltas.fallbacks if self.deltas else {}
         instead = {"context mean": "the mean of all contexts", "perturbation mean": "the context mean"}
-        return [f"{name}: {len(groups):,} targets have none in training; {instead[name]} stands in"
-                for name, groups in fallbacks.items()]  # fmt: skip
+        notes = [
+            f"{name}: {len(groups):,} targets have none in training; {instead[name]} stands in"
+            for name, groups in fallbacks.items()
+        ]
+        if self.without:
+            notes.append(
+                f"context mean and perturbation mean are left out for {shortlist(sorted(self.without))}: the run's store "
+                "has no control cells of that context, or other genes"
+            )
+        return notes
 
 
 def assemble(

@@ -87,6 +87,7 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem aut
 table {{ border-collapse: collapse; }} th, td {{ padding: .3rem .9rem; text-align: right; border-bottom: 1px solid #d5dae1; }}
 td:first-child, th:first-child {{ text-align: left; }} tbody tr:first-child {{ font-weight: 600; color: #2a6fbb; }}
 img {{ max-width: 100%; height: auto; }} pre {{ overflow-x: auto; background: #f3f5f8; padding: 1rem; font-size: .85rem; }}
+@media (max-width: 30rem) {{ th, td {{ padding: .3rem .4rem; font-size: .9rem; }} }}
 </style></head><body>
 <h1>Scores</h1>
 <table><thead><tr><th>predictor</th>{head}</tr></thead><tbody>{rows}</tbody></table>
