@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vcell import __version__
 from vcell.data.gather import Gather
-from vcell.data.h5ad import Columns, open_h5ad, read_obs
+from vcell.data.h5ad import Columns, open_h5ad
 from vcell.data.ingest import ingest
 from vcell.data.sampler import ControlPool
 from vcell.data.splits import Group
@@ -80,7 +80,6 @@ def control_store(config: DictConfig, identity: dict[str, Any], ckpt: Path) -> I
             if not config.contexts or len(config.contexts) != 1:
                 raise VcellError(f"{path} has no column {columns['context']!r}: name its context with contexts=[NAME]")
             context = config.contexts[0]
-        read_obs(file, path, Columns(**columns), context)
     with tempfile.TemporaryDirectory(prefix="vcell-controls-") as folder:
         yield ingest(
             [path], Path(folder) / "store", Columns(**columns), control=identity["control"], context=context,

@@ -77,6 +77,8 @@ class RunFolder:
         shutil.rmtree(self.path)
 
     def _check_same(self, config: dict[str, Any]) -> None:
+        if not (self.path / "config.yaml").is_file():
+            raise VcellError(f"{self.path} holds checkpoints but no config.yaml; choose another name=NAME")
         then = OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"))
         old, new = dict(flatten(then)), dict(flatten(config))
         differing = [

@@ -17,7 +17,7 @@ from vcell.data.store import CellStore
 from vcell.errors import VcellError
 
 # what the content of a store depends on; anything else in the data configuration may change freely
-STORE_KEYS = ("columns", "control", "context", "matrix", "scale", "genes")
+STORE_KEYS = ("path", "toml", "columns", "control", "context", "matrix", "scale", "genes")
 
 
 def ensure_store(data: DictConfig, overwrite: bool = False) -> CellStore:
@@ -32,16 +32,16 @@ def ensure_store(data: DictConfig, overwrite: bool = False) -> CellStore:
     if data.simulate is not None and (Path(data.simulate.out).exists() or not path.exists()):
         arguments = dict(OmegaConf.to_container(data.simulate, resolve=True))  # type: ignore[arg-type]
         ensure_screen(Path(arguments.pop("out")), Screen(**arguments))
-    if path.exists() and not overwrite and not _files_there(data):
-        return CellStore.open(path)  # a store travels without its files
-    check_required(data)
-    files = _files(data)
-    request = _request(data, files)
+    settings = _settings(data)
     if path.exists() and not overwrite:
         store = CellStore.open(path)
-        _check_same(store, request)
+        if store.meta["provenance"].get("settings") == settings and not _files_there(data):
+            return store  # a store travels without its files
+        check_required(data)
+        _check_same(store, settings, _fingerprints(_files(data)))
         return store
-    genes = read_gene_list(data.genes) if data.genes else None
+    check_required(data)
+    files = _files(data)
     return ingest(
         files,
         path,
@@ -50,8 +50,8 @@ def ensure_store(data: DictConfig, overwrite: bool = False) -> CellStore:
         context=data.context,
         matrix=data.matrix,
         scale=data.scale,
-        genes=genes,
-        provenance=request,
+        genes=read_gene_list(data.genes) if data.genes else None,
+        provenance={"settings": settings, "files": _fingerprints(files)},
     )
 
 
@@ -115,18 +115,28 @@ def _files_there(data: DictConfig) -> bool:
         return False
 
 
-def _request(data: DictConfig, files: list[Path]) -> dict[str, Any]:
-    """What the store is made from; changes when a file or a setting that matters does."""
-    request = {k: OmegaConf.to_container(data, resolve=True)[k] for k in STORE_KEYS}  # type: ignore
-    request["files"] = {str(f): [f.stat().st_size, f.stat().st_mtime_ns] for f in files}
-    return json.loads(json.dumps(request))
+def _settings(data: DictConfig) -> dict[str, Any]:
+    """The settings a store is made with."""
+    resolved: dict[str, Any] = OmegaConf.to_container(data, resolve=True)  # type: ignore[assignment]
+    return json.loads(json.dumps({key: resolved[key] for key in STORE_KEYS}))
 
 
-def _check_same(store: CellStore, request: dict[str, Any]) -> None:
+def _fingerprints(files: list[Path]) -> list[list[Any]]:
+    """What tells that files are the same without reading them: name, size, time of change."""
+    return sorted([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)
+
+
+def _check_same(store: CellStore, settings: dict[str, Any], files: list[list[Any]]) -> None:
     then = store.meta["provenance"]
-    differing = [k for k in request if then.get(k) != request[k]]
+    # where the files lie may change, if they are the same
+    keys = [key for key in STORE_KEYS if key not in ("path", "toml")]
+    differing = [f"data.{key}" for key in keys if then.get("settings", {}).get(key) != settings[key]]
+    if then.get("files") != files:
+        differing.append("the files")
+    elif settings["genes"] and "data.genes" not in differing and read_gene_list(settings["genes"]) != store.genes:
+        differing.append("the gene list")
     if differing:
         raise VcellError(
             f"the store {store.path} was made from other input: {', '.join(differing)} differ. Write it anew with "
-            f"python -m vcell.prepare ... overwrite=true, or name another folder with data.store=FOLDER"
+            "python -m vcell.prepare ... overwrite=true, or name another folder with data.store=FOLDER"
         )
