@@ -53,7 +53,7 @@ def infer(config: DictConfig) -> None:
         target_sum = float(config.target_sum or identity["target_sum"])
         about = {
             "vcell": __version__, "ckpt": str(path.resolve()), "predictor": config.predictor, "seed": config.seed,
-            "store": str(store.path.resolve()), "challenge": config.challenge.name,
+            "store": str(Path(config.store or identity["store"]["path"]).resolve()), "challenge": config.challenge.name,
         }  # fmt: skip
         write_prediction(out, predictor, source, request, target_sum, controls, about, device)
     print(report(out, path, identity, request, controls, target_sum), flush=True)
