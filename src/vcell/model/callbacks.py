@@ -159,7 +159,7 @@ class KeepLast(Callback):
         self.handlers = {}
 
     def _save(self, trainer: Trainer) -> None:
-        if trainer.global_step != self.saved_step or not self.path.exists():
+        if trainer.global_step != self.saved_step:  # the same on every rank: saving is done by all together
             trainer.save_checkpoint(self.path)
             self.saved_step = trainer.global_step
 
@@ -173,9 +173,15 @@ class KeepLast(Callback):
 
     def _requeue(self, trainer: Trainer) -> None:
         job = os.environ.get("SLURM_JOB_ID")
-        if trainer.is_global_zero and job and self.signal == signal.SIGUSR1:
-            answer = subprocess.run(["scontrol", "requeue", job], check=False)
-            print(f"saved {self.path}; requeued job {job}: exit code {answer.returncode}", flush=True)
+        if not (trainer.is_global_zero and job and self.signal == signal.SIGUSR1):
+            return
+        try:
+            code = subprocess.run(["scontrol", "requeue", job], check=False).returncode
+            print(f"saved {self.path}; scontrol requeue {job} ended with exit code {code}", flush=True)
+        except OSError as error:  # in a container, often
+            print(
+                f"saved {self.path}; job {job} could not be requeued from here ({error}): submit it again", flush=True
+            )
 
 
 class Curves(Callback):
