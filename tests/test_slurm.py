@@ -1,0 +1,44 @@
+"""The SLURM script: the configuration is checked once, then every rank runs the same command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from vcell.cli import compose
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "train.slurm"
+
+
+def submit(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Runs the script as a job would, with an srun that only notes what it is asked to run."""
+    srun = folder / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.write_text(f'#!/bin/sh\necho "$@" > {folder}/asked\n')
+    srun.chmod(0o755)
+    path = f"{srun.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(["bash", SCRIPT, *arguments], cwd=folder, env={**os.environ, "PATH": path}, timeout=120)
+    asked = folder / "asked"
+    return done.returncode, asked.read_text() if asked.exists() else ""
+
+
+def test_ranks_run_the_command(tmp_path: Path):
+    code, asked = submit(tmp_path, "experiment=demo", "seed=3")
+    assert code == 0
+    assert asked == "--kill-on-bad-exit=1 python -m vcell.train experiment=demo seed=3 trainer=slurm\n"
+
+
+def test_a_mistyped_key_never_reaches_the_ranks(tmp_path: Path):
+    assert submit(tmp_path, "experiment=demo", "sed=3") == (2, "")
+
+
+def test_the_trainer_takes_the_shape_of_the_job(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
+    monkeypatch.setenv("SLURM_NNODES", "2")
+    trainer = OmegaConf.to_container(compose("train", ["trainer=slurm"]).trainer, resolve=True)
+    assert (trainer["devices"], trainer["num_nodes"], trainer["strategy"]) == (4, 2, "ddp")
