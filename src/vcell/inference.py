@@ -43,8 +43,7 @@ def infer(config: DictConfig) -> None:
     device = choose_device(config.device)
     with control_store(config, identity, path) as store:
         check_genes(store, identity, config.challenge)
-        contexts = sorted({c for c, p in store.groups if p == store.control})
-        request = make_request(config, identity, store, contexts)
+        request = make_request(config, identity, store, store.control_contexts)
         if config.predictor == "model":
             module.table.require([w.perturbation for w in request])
         source = make_source(store, identity, {w.context for w in request}, config.sets_per_step, config.seed)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from vcell.data.scale import Scale
 from vcell.data.store import FORMAT_VERSION, CellStore
 from vcell.errors import VcellError, nearest, shortlist
 from vcell.progress import progress_bar
+from vcell.whole import written_whole
 
 
 def ingest(
@@ -70,18 +70,8 @@ def ingest(
     """
     if out.exists() and not (out / "meta.json").is_file():
         raise VcellError(f"{out} exists and is no cell store; it is left alone. Name another folder: data.store=FOLDER")
-    scratch = out.with_name(out.name + ".tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        scratch.mkdir(parents=True)
+    with written_whole(out, "the store") as scratch:
         _write_store(scratch, files, columns, control, context, matrix, scale, genes, provenance or {})
-        if out.exists():
-            shutil.rmtree(out)
-        scratch.rename(out)
-    except OSError as error:
-        raise VcellError(f"the store {out} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return CellStore.open(out)
 
 

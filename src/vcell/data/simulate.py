@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from vcell.data.screen import CELLS, CONTROL, SHARES, Screen, Truth
 from vcell.errors import VcellError, shortlist
 from vcell.output.writer import H5adWriter
 from vcell.progress import progress_bar
+from vcell.whole import written_whole
 
 
 def ensure_screen(out: Path, screen: Screen) -> Path:
@@ -56,10 +56,7 @@ def simulate(out: Path, screen: Screen) -> Path:
     """
     if out.exists():
         raise VcellError(f"{out} exists already; remove it, or name another folder with out=FOLDER")
-    scratch = out.with_name(out.name + ".tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        scratch.mkdir(parents=True)
+    with written_whole(out, "the screen") as scratch:
         truth = Truth(screen)
         for number, context in enumerate(screen.contexts):
             cells = _cell_table(truth, number)
@@ -75,11 +72,6 @@ def simulate(out: Path, screen: Screen) -> Path:
         torch.save(truth.table(), scratch / "embedding.pt")
         _write_truth(scratch / "truth" / "effects.h5ad", truth)
         (scratch / "screen.json").write_text(json.dumps(asdict(screen), indent=1))
-        scratch.rename(out)
-    except OSError as error:
-        raise VcellError(f"the screen {out} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return out
 
 

@@ -116,14 +116,18 @@ class CellStore:
         found = self.obs.groupby(["context", "perturbation"], observed=True, sort=True).indices
         return {(str(c), str(p)): np.asarray(cells) for (c, p), cells in found.items()}
 
+    @cached_property
+    def control_contexts(self) -> list[str]:
+        """Contexts that have control cells, sorted."""
+        return sorted(context for context, perturbation in self.groups if perturbation == self.control)
+
     def controls_of(self, context: str) -> np.ndarray:
         """Indices of the control cells of `context`; a `VcellError` where it has none."""
         cells = self.groups.get((context, self.control))
         if cells is None:
-            known = sorted({c for c, p in self.groups if p == self.control})
             raise VcellError(
                 f"context {context!r} has no control cells ({self.control!r}) in {self.path}; "
-                f"contexts with controls: {', '.join(known)}"
+                f"contexts with controls: {', '.join(self.control_contexts)}"
             )
         return cells
 

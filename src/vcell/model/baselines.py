@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vcell.data.batch import CellSetBatch
 from vcell.data.gather import Gather
+from vcell.data.sampler import ControlPool
 from vcell.data.splits import Group
 from vcell.progress import progress_bar
 
@@ -54,22 +55,19 @@ class TrainingDeltas:
     """
 
     deltas: Mapping[Group, np.ndarray]  # (genes)
-    n_genes: int
     fallbacks: dict[str, set[Group]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, gather: Gather, assigned: Mapping[Group, str]) -> TrainingDeltas:
         groups = [g for g, split in assigned.items() if split == "train" and g in gather.store.groups]
-        control_means = {c: _BatchMeans(gather, gather.store.controls_of(c)) for c in sorted({c for c, _ in groups})}
+        controls = _ControlMeans(gather, {context for context, _ in groups})
         deltas = {}
         with progress_bar(len(groups), "mean effects of training perturbations", "groups") as progress:
             for context, perturbation in groups:
                 cells = gather.store.groups[context, perturbation]
-                deltas[context, perturbation] = gather.pseudobulk_mean_log1p(cells) - control_means[context].match(
-                    cells
-                )
+                deltas[context, perturbation] = gather.pseudobulk_mean_log1p(cells) - controls.matched(context, cells)
                 progress.update()
-        return cls(deltas, gather.store.n_genes)
+        return cls(deltas)
 
     def context_mean(self, group: Group) -> np.ndarray:
         """Mean over the training perturbations of the context; over all contexts where it has none."""
@@ -87,19 +85,18 @@ class TrainingDeltas:
         return np.mean(here, axis=0)
 
 
-class _BatchMeans:
-    """Mean log1p of a context's controls per batch, mixed as asked."""
+class _ControlMeans:
+    """Mean log1p of control cells by batch, with the batches and the fallback that training sets are drawn by."""
 
-    def __init__(self, gather: Gather, controls: np.ndarray) -> None:
-        obs = gather.store.obs
-        self.batches = (obs["source"].astype(str) + "\t" + obs["batch"].astype(str)).to_numpy()
-        self.overall = gather.pseudobulk_mean_log1p(controls)
-        labels = self.batches[controls]
-        self.means = {b: gather.pseudobulk_mean_log1p(controls[labels == b]) for b in np.unique(labels)}
+    def __init__(self, gather: Gather, contexts: set[str]) -> None:
+        self.pool = ControlPool(gather.store, contexts)
+        self.of_context = {c: gather.pseudobulk_mean_log1p(cells) for c, cells in self.pool.of_context.items()}
+        self.of_batch = {b: gather.pseudobulk_mean_log1p(cells) for b, cells in self.pool.of_batch.items()}
 
-    def match(self, cells: np.ndarray) -> np.ndarray:
-        labels, counts = np.unique(self.batches[cells], return_counts=True)
-        means = np.stack([self.means.get(b, self.overall) for b in labels])
+    def matched(self, context: str, cells: np.ndarray) -> np.ndarray:
+        """Means of the batches of `cells`, weighted by how many of them lie there."""
+        batches, counts = np.unique(self.pool.batch_of_cell[cells], return_counts=True)
+        means = np.stack([self.of_batch.get(int(b), self.of_context[context]) for b in batches])
         return np.average(means, axis=0, weights=counts)
 
 

@@ -121,8 +121,8 @@ def load_module(path: Path, table: PerturbationTable | None = None) -> Transitio
     path
         A checkpoint.
     table
-        Takes the place of the checkpoint's perturbation table; must have the same width. To predict with a table of
-        other vectors for the trained names would be meaningless, so those must agree where both are at hand.
+        Takes the place of the checkpoint's perturbation table; must have the same width. That its vectors mean the same
+        is for the caller to know.
 
     Raises
     ------

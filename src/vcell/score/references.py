@@ -50,8 +50,7 @@ class References:
     def _train(self, ckpt: Path, store_path: str | None) -> None:
         identity = read_checkpoint(ckpt)["vcell"]
         store = open_run_store(store_path, identity, ckpt)
-        contexts = {c for c, p in store.groups if p == store.control}
-        self.source = make_source(store, identity, contexts, 8, self.seed)
+        self.source = make_source(store, identity, set(store.control_contexts), 8, self.seed)
         self.predictors, self.deltas = make_baselines(self.source.gather, split_of(identity))
         self.run_folder = ckpt.resolve().parents[1] if ckpt.resolve().parent.name == "checkpoints" else None
 
