@@ -37,7 +37,7 @@ def weights(path: Path = LAST) -> dict[str, torch.Tensor]:
 
 def test_a_run_leaves_what_it_promises(in_trained: Path):
     run = Path("runs/demo")
-    assert {p.name for p in run.iterdir()} == {"config.yaml", "checkpoints", "metrics.csv", "curves.png"}
+    assert {p.name for p in run.iterdir()} == {"config.yaml", "split.json", "checkpoints", "metrics.csv", "curves.png"}
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     rows = read_metrics(run / "metrics.csv")
     assert {"train/loss", "train/energy", "val/loss", "val/delta_correlation", "lr-AdamW"} <= {

@@ -16,9 +16,12 @@ from vcell import __version__
 from vcell.data.gather import Gather
 from vcell.data.h5ad import Columns, open_h5ad
 from vcell.data.ingest import ingest
+from vcell.data.panel import GeneChoice
+from vcell.data.parts import Recipe
 from vcell.data.sampler import ControlPool
 from vcell.data.splits import Group
-from vcell.data.store import CellStore
+from vcell.data.store import Cells
+from vcell.data.view import open_stores, with_genes
 from vcell.errors import VcellError, nearest, shortlist
 from vcell.model.baselines import Predictor, make_baselines
 from vcell.model.checkpoint import find_checkpoint, load_module, load_table, read_checkpoint
@@ -52,7 +55,7 @@ def infer(config: DictConfig) -> None:
         target_sum = float(config.target_sum or identity["target_sum"])
         about = {
             "vcell": __version__, "ckpt": str(path.resolve()), "predictor": config.predictor, "seed": config.seed,
-            "store": str(Path(config.store or identity["store"]["path"]).resolve()), "challenge": config.challenge.name,
+            "store": [str(Path(path).resolve()) for path in store_of(config.store, identity)], "challenge": config.challenge.name,
         }  # fmt: skip
         write_prediction(out, predictor, source, request, target_sum, controls, about, device)
     print(report(out, path, identity, request, controls, target_sum), flush=True)
@@ -63,7 +66,7 @@ def infer(config: DictConfig) -> None:
 
 
 @contextmanager
-def control_store(config: DictConfig, identity: dict[str, Any], ckpt: Path) -> Iterator[CellStore]:
+def control_store(config: DictConfig, identity: dict[str, Any], ckpt: Path) -> Iterator[Cells]:
     """The store that control cells come from: the run's, or one made of `config.controls` for the while."""
     if config.controls is None:
         yield open_run_store(config.store, identity, ckpt)
@@ -80,32 +83,45 @@ def control_store(config: DictConfig, identity: dict[str, Any], ckpt: Path) -> I
                 raise VcellError(f"{path} has no column {columns['context']!r}: name its context with contexts=[NAME]")
             context = config.contexts[0]
     with tempfile.TemporaryDirectory(prefix="vcell-controls-") as folder:
-        yield ingest(
-            [path], Path(folder) / "store", Columns(**columns), control=identity["control"], context=context,
-            genes=identity["genes"],
-        )  # fmt: skip
+        seen = identity["config"]["data"]["input"]
+        recipe = Recipe(Columns(**columns), identity["control"], context, obsm=(seen,) if seen else ())
+        store = ingest([path], Path(folder) / "store", recipe, GeneChoice(identity["genes"]))
+        for source, number in store.meta["genes_missing"].items():
+            print(f"note         {source} lacks {number:,} of the model's {store.n_genes:,} genes: they are 0 in what it predicts "
+                  "from", flush=True)  # fmt: skip
+        yield store
 
 
-def open_run_store(store: str | None, identity: dict[str, Any], ckpt: Path) -> CellStore:
-    """The cell store a checkpoint was trained on, found where it lay or at `store`."""
-    path = Path(store or identity["store"]["path"])
-    if not path.exists():
+def open_run_store(store: Any, identity: dict[str, Any], ckpt: Path) -> Cells:
+    """The cell store (or stores) a checkpoint was trained on, in the genes it was trained on.
+
+    `store` says where it lies now; None where it lay in training.
+    """
+    paths = [Path(path) for path in store_of(store, identity)]
+    absent = [path for path in paths if not path.exists()]
+    if absent:
         raise VcellError(
-            f"the cell store {path}, which {ckpt} was trained on, is not there. Say where it is with store=FOLDER, or "
+            f"the cell store {absent[0]}, which {ckpt} was trained on, is not there. Say where it is with store=FOLDER, or "
             "give control cells with controls=FILE.h5ad"
         )
-    opened = CellStore.open(path)
+    opened = open_stores(paths)
     if opened.fingerprint != identity["store"]["fingerprint"]:
         raise VcellError(
-            f"the cell store {path} is not the one {ckpt} was trained on (fingerprints differ). Give that one with "
+            f"the cell store {opened.name} is not the one {ckpt} was trained on (fingerprints differ). Give that one with "
             "store=FOLDER, or control cells with controls=FILE.h5ad"
         )
-    return opened
+    return opened if opened.genes == identity["genes"] else with_genes(opened, identity["genes"])
 
 
-def check_genes(store: CellStore, identity: dict[str, Any], challenge: DictConfig) -> None:
+def store_of(store: Any, identity: dict[str, Any]) -> list[str]:
+    """Folders of the run's store: those given, or those it lay in."""
+    given = [store] if isinstance(store, str) else store or identity["store"]["paths"]
+    return [str(path) for path in given]
+
+
+def check_genes(store: Cells, identity: dict[str, Any], challenge: DictConfig) -> None:
     if store.genes != identity["genes"]:
-        raise VcellError(f"the genes of {store.path} are not those of the checkpoint")
+        raise VcellError(f"the genes of {store.name} are not those of the checkpoint")
     if challenge.n_genes and store.n_genes != challenge.n_genes:
         raise VcellError(
             f"challenge={challenge.name} wants {challenge.n_genes:,} genes; the model predicts {store.n_genes:,}. Train on "
@@ -113,7 +129,7 @@ def check_genes(store: CellStore, identity: dict[str, Any], challenge: DictConfi
         )
 
 
-def make_request(config: DictConfig, identity: dict[str, Any], store: CellStore, contexts: list[str]) -> list[Wanted]:
+def make_request(config: DictConfig, identity: dict[str, Any], store: Cells, contexts: list[str]) -> list[Wanted]:
     """What `targets` names; else the held-out test groups with as many cells as were measured; else the data's request."""
     columns = Columns(**identity["config"]["data"]["columns"])
     if config.targets is not None:
@@ -132,11 +148,9 @@ def make_request(config: DictConfig, identity: dict[str, Any], store: CellStore,
     return [Wanted(c, p, int(config.n_cells or len(store.groups[c, p]))) for c, p in groups]
 
 
-def make_source(
-    store: CellStore, identity: dict[str, Any], contexts: set[str], sets_per_step: int, seed: int
-) -> Source:
+def make_source(store: Cells, identity: dict[str, Any], contexts: set[str], sets_per_step: int, seed: int) -> Source:
     """Control cells of `contexts`, in sets of the size trained with."""
-    gather = Gather(store, identity["target_sum"])
+    gather = Gather(store, identity["target_sum"], identity["config"]["data"]["input"])
     set_size = identity["config"]["data"]["sets"]["set_size"]
     return Source(gather, ControlPool(store, contexts), set_size, sets_per_step, seed)
 
@@ -153,7 +167,7 @@ def split_of(identity: dict[str, Any]) -> dict[Group, str]:
     return {(context, perturbation): split for context, perturbation, split in identity["split"]}
 
 
-def chosen_controls(config: DictConfig, store: CellStore, request: list[Wanted]) -> dict[str, np.ndarray]:
+def chosen_controls(config: DictConfig, store: Cells, request: list[Wanted]) -> dict[str, np.ndarray]:
     """Control cells that go into the file, by context."""
     if not config.challenge.controls:
         return {}

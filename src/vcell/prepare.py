@@ -8,7 +8,7 @@ from vcell.cli import launch
 def run(config: DictConfig) -> None:
     from vcell.data.prepare import describe_store, ensure_store  # here, so that --help is answered at once
 
-    print(describe_store(ensure_store(config.data, config.overwrite)))
+    print(describe_store(ensure_store(config.data, config.overwrite, **config.prepare)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from vcell.model.checkpoint import read_checkpoint
 
 # how to run, not what: these, and all below callbacks and logger, may differ when a run is continued
 FREE_KEYS = {
-    "resume", "overwrite", "trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps", "data.sets.threads",
+    "resume", "overwrite", "trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps", "data.sets.threads", "data.sets.resident",
 }  # fmt: skip
 FREE_GROUPS = {"callbacks", "logger"}
 

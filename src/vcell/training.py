@@ -18,9 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from vcell.cli import build
 from vcell.data.datamodule import CellSetDataModule
+from vcell.data.gather import Gather
+from vcell.data.hvg import choose_hvg
+from vcell.data.leaks import drop_leaks
 from vcell.data.prepare import ensure_store
-from vcell.data.splits import Group, assign_from_toml, check_known, describe
-from vcell.data.store import CellStore
+from vcell.data.splits import Group, assign_from_toml, check_known, describe, write_split
+from vcell.data.store import Cells
+from vcell.data.view import open_stores, with_genes
 from vcell.errors import VcellError
 from vcell.model.callbacks import KeepLast
 from vcell.model.checkpoint import AtomicCheckpointIO, load_table, make_identity, read_checkpoint
@@ -36,13 +40,16 @@ def train(config: DictConfig) -> None:
     folder = RunFolder(Path(config.run_dir))
     checkpoint = folder.checkpoint_to_continue(resolved, config.resume, config.overwrite)
     seed_everything(config.seed, workers=True, verbose=False)
-    store = ensure_store(config.data) if rank == 0 else wait_for_store(Path(config.data.store))
-    data = make_data(config, store, split_groups(config.data, store))
+    store = ensure_store(config.data) if rank == 0 else wait_for_store(config.data)
+    store.check_one_scale(config.data.reconcile)
+    assigned, notes = split_groups(config.data, store)
+    data = make_data(config, store, assigned)
     module = make_module(config, resolved, data)
     if rank == 0:
         if checkpoint is None:
             folder.begin(resolved, config.overwrite)
-        print(summary(config, data, module), flush=True)
+        write_split(folder.path / "split.json", assigned, store.groups, store.fingerprint)
+        print(summary(config, data, module), *[f"note         {note}" for note in notes], sep="\n", flush=True)
     trainer = make_trainer(config)
     if checkpoint is not None and finished(checkpoint, trainer.max_steps, say=rank == 0):
         return
@@ -61,25 +68,44 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 
 
-def split_groups(data: DictConfig, store: CellStore) -> dict[Group, str]:
-    """The split of every (context, perturbation): from the TOML where there is one, else from `data.split`."""
+def split_groups(data: DictConfig, store: Cells) -> tuple[dict[Group, str], list[str]]:
+    """The split of every (context, perturbation), from the TOML where there is one, else from `data.split`; and notes.
+
+    Raises
+    ------
+    VcellError
+        If a training group gives away a held-out perturbation, and `data.split.leaks` does not say otherwise.
+    """
     check_known(data.exclude, {p for _, p in store.groups}, "data.exclude", "perturbation")
     groups = [group for group in store.groups if group[1] not in data.exclude]
-    if data.toml:
-        return assign_from_toml(data.toml, groups, store.control)
-    return build(data.split).assign(groups, store.control)
+    split = build(data.split)
+    assigned = assign_from_toml(data.toml, groups, store.control) if data.toml else split.assign(groups, store.control)
+    return drop_leaks(assigned, split.leaks, store.genes)
 
 
-def make_data(config: DictConfig, store: CellStore, assigned: dict[Group, str]) -> CellSetDataModule:
+def make_data(config: DictConfig, store: Cells, assigned: dict[Group, str]) -> CellSetDataModule:
     target_sum = config.data.target_sum
     if target_sum == "median":
         target_sum = float(np.median(store.library_size))
     elif not isinstance(target_sum, int | float) or target_sum <= 0:
         raise VcellError(f"data.target_sum={target_sum} must be 'median' or a number above 0")
-    for key, value in config.data.sets.items():
-        if not isinstance(value, int) or value < 1:
-            raise VcellError(f"data.sets.{key}={value} must be a whole number of at least 1")
-    return CellSetDataModule(store, assigned, float(target_sum), seed=config.seed, **config.data.sets)
+    sets = {key: value for key, value in config.data.sets.items() if key != "weights"}
+    for key in ("set_size", "sets_per_step", "threads"):
+        if not isinstance(sets[key], int) or sets[key] < 1:
+            raise VcellError(f"data.sets.{key}={sets[key]} must be a whole number of at least 1")
+    if sets["resident"] not in ("auto", True, False):
+        raise VcellError(f"data.sets.resident={sets['resident']} must be auto, true or false")
+    if config.data.hvg is not None:
+        store = with_genes(store, choose_hvg(Gather(store, float(target_sum)), assigned, config.data.hvg))
+    return CellSetDataModule(
+        store,
+        assigned,
+        float(target_sum),
+        seed=config.seed,
+        embedding=config.data.input,
+        weights=build(config.data.sets.weights),
+        **sets,
+    )
 
 
 def make_module(config: DictConfig, resolved: dict[str, Any], data: CellSetDataModule) -> TransitionModule:
@@ -87,11 +113,14 @@ def make_module(config: DictConfig, resolved: dict[str, Any], data: CellSetDataM
     held_out = sorted({p for _, p in data.assigned} - set(trained))
     table = load_table(config.perturbation, trained, held_out)
     table.require([*trained, *held_out])
-    model = build(config.model, n_genes=data.store.n_genes, perturbation_width=table.width)
+    width = None
+    if config.data.input is not None:
+        width = data.store.embedding(config.data.input, np.zeros(1, np.int64)).shape[1]
+    model = build(config.model, n_genes=data.store.n_genes, perturbation_width=table.width, input_width=width)
     return TransitionModule(
         model,
         table,
-        make_identity(resolved, data.store, data.assigned, table, data.gather.target_sum),
+        make_identity(resolved, data.gather, data.assigned, table, width),
         loss=build(config.loss),
         optimizer=make_optimizer(config, model),
         schedule=build(config.schedule),
@@ -144,13 +173,18 @@ def summary(config: DictConfig, data: CellSetDataModule, module: TransitionModul
     parameters = sum(p.numel() for p in module.model.parameters())
     lines = [
         f"run          {config.name}",
-        f"data         {data.store.path}: {data.store.n_cells:,} cells, {data.store.n_genes:,} genes, "
+        f"data         {data.store.name}: {data.store.n_cells:,} cells, {data.store.n_genes:,} genes, "
         f"{len(data.store.contexts)} contexts; log1p of counts per {data.gather.target_sum:,.0f}",
         describe(data.assigned, data.store.groups),
         f"sets         {data.sets_per_step} × {data.set_size} cells a step, {sampler.sets_per_epoch:,} sets an epoch",
         f"table        {module.table.origin}: {len(module.table.names):,} perturbations × {module.table.width}",
         f"model        {parameters:,} parameters",
     ]
+    if data.store.measured is not None:
+        n = (~data.store.measured).any(axis=0).sum()
+        lines.append(f"genes        {n:,} of {data.store.n_genes:,} were not measured in every source: masked there")
+    if config.data.input is not None:
+        lines.append(f"input        obsm/{config.data.input} of the control cells, in place of their expression")
     if sampler.fallback_cells:
         lines.append(
             f"controls     {sampler.fallback_cells:,} perturbed cells lie in batches without control cells: theirs are "
@@ -187,11 +221,12 @@ def exit_if_stopped(trainer: Trainer) -> None:
             raise SystemExit(128 + callback.signal)
 
 
-def wait_for_store(path: Path, patience_s: float = 6 * 3600) -> CellStore:
+def wait_for_store(data: DictConfig, patience_s: float = 6 * 3600) -> Cells:
     """The store that rank 0 is writing; on ranks that start beside it."""
+    paths = [Path(str(path)) for path in data.stores or [data.store]]
     until = time.monotonic() + patience_s
-    while not (path / "meta.json").is_file():
+    while not all((path / "meta.json").is_file() for path in paths):
         if time.monotonic() > until:
-            raise VcellError(f"rank 0 has not written {path} in {patience_s / 3600:.0f} hours; see its log")
+            raise VcellError(f"rank 0 has not written {paths[0]} in {patience_s / 3600:.0f} hours; see its log")
         time.sleep(1.0)
-    return CellStore.open(path)
+    return open_stores(paths)

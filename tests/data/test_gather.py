@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from vcell.data.gather import Gather
@@ -26,7 +27,8 @@ def test_gather_equals_reading_cell_by_cell(store: CellStore):
         torch.testing.assert_close(found, expected)
 
 
-def test_pseudobulk_is_the_mean_of_log1p(store: CellStore):
+def test_pseudobulk_is_the_mean_of_log1p(store: CellStore, monkeypatch: pytest.MonkeyPatch):
     gather, cells = Gather(store, 1e4), np.arange(3, 80)
     expected = gather.log1p(cells).double().mean(0).numpy()
-    np.testing.assert_allclose(gather.pseudobulk_mean_log1p(cells, block=10), expected, rtol=1e-5, atol=1e-7)
+    monkeypatch.setattr("vcell.data.gather.BLOCK_CELLS", 10)
+    np.testing.assert_allclose(gather.pseudobulk_mean_log1p(cells), expected, rtol=1e-5, atol=1e-7)

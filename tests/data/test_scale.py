@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from vcell.data.scale import Scale, detect_scale, recover_counts
-from vcell.errors import VcellError
+from vcell.data.scale import Scale, detect_scale, one_total, recover_counts
 
 
 def cells(seed: int = 0, n: int = 60, genes: int = 400, high: float = 30.0) -> sparse.csr_matrix:
@@ -36,37 +35,60 @@ def test_counts_come_back_exactly(total: float | None, log: bool):
         (False, False): Scale.NORMALISED,
     }[total is None, log]
     assert scale is expected
-    recovered, fine = recover_counts(found.data, found.indptr, scale)
-    assert fine.all()
-    np.testing.assert_array_equal(recovered, counts.data)
+    recovered = recover_counts(found.data, found.indptr, scale)
+    assert recovered.fine.all()
+    np.testing.assert_array_equal(recovered.counts, counts.data)
+    if total is not None:
+        np.testing.assert_allclose(total / recovered.unit, np.asarray(counts.sum(axis=1)).ravel(), rtol=2e-6)
 
 
 def test_counts_come_back_when_genes_were_dropped_after_scaling():
     counts = cells()
     kept = scaled(counts, 5e4, log=True)[:, ::2].tocsr()
     expected = counts[:, ::2].tocsr()
-    recovered, fine = recover_counts(kept.data, kept.indptr, detect_scale(kept.data, kept.indptr))
-    assert fine.all()
-    np.testing.assert_array_equal(recovered, expected.data)
+    recovered = recover_counts(kept.data, kept.indptr, detect_scale(kept.data, kept.indptr))
+    assert recovered.fine.all()
+    np.testing.assert_array_equal(recovered.counts, expected.data)
 
 
 def test_a_cell_on_another_scale_is_told_apart():
     counts = cells()
     found = scaled(counts, 1e4, log=True)
     found.data[found.indptr[3] : found.indptr[4]] *= 1.1
-    _, fine = recover_counts(found.data, found.indptr, Scale.LOG1P_NORMALISED)
+    fine = recover_counts(found.data, found.indptr, Scale.LOG1P_NORMALISED).fine
     assert np.flatnonzero(~fine).tolist() == [3]
 
 
 def test_empty_cells_are_no_obstacle():
     counts = sparse.csr_matrix(np.array([[0, 0, 0], [1, 5, 0], [0, 0, 0]], dtype=float))
     found = scaled(counts + 0 * counts, None, log=True)
-    recovered, fine = recover_counts(found.data, found.indptr, Scale.LOG1P_NORMALISED)
-    assert fine.all() and recovered.tolist() == [1, 5]
+    recovered = recover_counts(found.data, found.indptr, Scale.LOG1P_NORMALISED)
+    assert recovered.fine.all() and recovered.counts.tolist() == [1, 5]
 
 
-def test_changed_values_are_refused():
-    rng = np.random.default_rng(0)
-    values = rng.gamma(1.0, 1.0, 500)
-    with pytest.raises(VcellError, match="no counts can be recovered"):
-        detect_scale(values, np.arange(0, 501, 50))
+def fractions(n: int = 40, genes: int = 50) -> np.ndarray:
+    return np.random.default_rng(0).gamma(1.0, 30.0, (n, genes))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda x: x, Scale.FRACTIONAL),  # too large to be logarithms
+        (lambda x: x / x.sum(1, keepdims=True), Scale.FRACTIONAL),  # one total
+        (lambda x: np.log1p(1e4 * x / x.sum(1, keepdims=True)), Scale.LOG1P_FRACTIONAL),
+        (lambda x: x / 100, Scale.UNKNOWN),
+    ],
+)
+def test_values_that_are_no_counts_are_named_for_what_they_are(change, expected: Scale):
+    found = sparse.csr_matrix(change(fractions()))
+    scale = detect_scale(found.data, found.indptr)
+    assert scale is expected and not scale.recoverable
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_the_total_that_cells_were_scaled_to_is_found(log: bool):
+    found = scaled(cells(), 7321.5, log)
+    scale = Scale.LOG1P_NORMALISED if log else Scale.NORMALISED
+    assert one_total(found.data, found.indptr, scale) == pytest.approx(7321.5, rel=1e-4)
+    some = found[:, ::2].tocsr()
+    assert one_total(some.data, some.indptr, scale) is None

@@ -1,6 +1,6 @@
 """A training item twice: as indices into the store, and as tensors on the device.
 
-Shape legend: S sets, C cells of a set, G genes, D hidden.
+Shape legend: S sets, C cells of a set, G genes, E width of an embedding.
 """
 
 from __future__ import annotations
@@ -32,3 +32,6 @@ class CellSetBatch:
     perturbations: list[str]  # (S)
     control_SCG: Tensor
     perturbed_SCG: Tensor | None
+    # bool: genes measured for all cells of a set; None: all genes. Where it is False the values above are 0 and mean nothing
+    measured_SG: Tensor | None = None
+    embedding_SCE: Tensor | None = None  # of the control cells, where the model sees one in place of expression

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 
 from vcell.data.batch import CellSetBatch
-from vcell.data.gather import FetchedSets, Gather
-from vcell.data.sampler import CellSetSampler
+from vcell.data.gather import DeviceRows, FetchedSets, Gather, bytes_on_device
+from vcell.data.sampler import CellSetSampler, Weights
 from vcell.data.splits import Group
-from vcell.data.store import CellStore
+from vcell.data.store import Cells
+
+SHARE_FOR_STORE = 0.4  # of the GPU's free memory; the rest is for the model and its activations
 
 
 class PrefetchLoader:
@@ -58,21 +61,30 @@ class CellSetDataModule(LightningDataModule):
         Threads that fetch ahead.
     seed
         Of all draws.
+    embedding
+        The store's embedding that the model sees in place of control expression.
+    resident
+        Whether the device holds the store: ``auto`` where a GPU has room for it, True or False.
+    weights
+        How many sets each group gets.
     """
 
     def __init__(
         self,
-        store: CellStore,
+        store: Cells,
         assigned: dict[Group, str],
         target_sum: float,
         set_size: int,
         sets_per_step: int,
         threads: int = 2,
         seed: int = 0,
+        embedding: str | None = None,
+        resident: str | bool = "auto",
+        weights: Weights | None = None,
     ) -> None:
         super().__init__()
-        self.store, self.assigned = store, assigned
-        self.gather = Gather(store, target_sum)
+        self.store, self.assigned, self.resident, self.weights = store, assigned, resident, weights
+        self.gather = Gather(store, target_sum, embedding)
         self.set_size, self.sets_per_step, self.threads, self.seed = set_size, sets_per_step, threads, seed
 
     def groups(self, split: str) -> list[Group]:
@@ -81,8 +93,19 @@ class CellSetDataModule(LightningDataModule):
     def sampler(self, split: str) -> CellSetSampler:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return CellSetSampler(
-            self.store, self.groups(split), self.set_size, self.sets_per_step, self.seed, rank, world_size
+            self.store, self.groups(split), self.set_size, self.sets_per_step, self.seed, rank, world_size, self.weights
         )
+
+    def setup(self, stage: str) -> None:
+        """Uploads the store where the device is to hold it."""
+        if self.gather.resident is not None or self.trainer is None:
+            return
+        device = self.trainer.strategy.root_device
+        fits = (
+            device.type == "cuda" and bytes_on_device(self.store) < SHARE_FOR_STORE * torch.cuda.mem_get_info(device)[0]
+        )
+        if self.resident is True or (self.resident == "auto" and fits):
+            self.gather = replace(self.gather, resident=DeviceRows.of(self.store, device))
 
     def train_dataloader(self) -> PrefetchLoader:
         sampler, trainer = self.sampler("train"), self.trainer

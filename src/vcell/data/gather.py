@@ -1,7 +1,8 @@
 """Sparse rows of the store to a `CellSetBatch` on the device.
 
 `fetch` runs in a worker thread and only copies rows; `to_device` densifies, scales and takes log1p on the
-device. Training, validation, inference and the baselines all come through here.
+device. Training, validation, inference and the baselines all come through here. Where the whole store lies on the device
+already (`DeviceRows`), rows are copied there, and nothing but cell numbers travels.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from torch import Tensor
 
 from vcell.data.batch import CellSetBatch, CellSets
 from vcell.data.normalize import to_log1p
-from vcell.data.store import CellStore, SparseCells
+from vcell.data.store import Cells, SparseCells
+from vcell.progress import progress_bar
+
+BLOCK_CELLS = 4096
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class SparseTensors:
 
     lengths: Tensor  # int64 (cells), stored values of each cell
     genes: Tensor  # int16 or int32 (stored values), bits of the unsigned numbers in the store
-    counts: Tensor  # the same
+    counts: Tensor  # the same; float32 where the store holds fractions
     library_size: Tensor  # float32 (cells)
 
     @property
@@ -39,32 +43,63 @@ class FetchedSets:
     """The sets of a step with their rows, still on the CPU."""
 
     sets: CellSets
-    cells: SparseTensors  # controls first, then perturbed cells
+    cells: (
+        SparseTensors | Tensor
+    )  # controls first, then perturbed cells; their numbers where the device holds the store
+    measured_SG: Tensor | None
+    embedding_SCE: Tensor | None
 
 
 @dataclass(frozen=True)
 class Gather:
-    """Reads cells of `store` as log1p of counts per `target_sum`."""
+    """Reads cells of `store` as log1p of counts per `target_sum`.
 
-    store: CellStore
+    Parameters
+    ----------
+    embedding
+        An embedding of the store's, read for the control cells.
+    resident
+        The store's rows, where they lie on the device.
+    """
+
+    store: Cells
     target_sum: float
+    embedding: str | None = None
+    resident: DeviceRows | None = None
 
     def fetch(self, sets: CellSets, pin: bool = False) -> FetchedSets:
         """Copies the rows of `sets` out of the store."""
         parts = [sets.controls_SC] if sets.perturbed_SC is None else [sets.controls_SC, sets.perturbed_SC]
-        cells = sparse_tensors(self.store.rows(np.concatenate([p.ravel() for p in parts])))
-        return FetchedSets(sets, cells.pin_memory() if pin else cells)
+        numbers = np.concatenate([p.ravel() for p in parts])
+        cells = torch.from_numpy(numbers) if self.resident is not None else sparse_tensors(self.store.rows(numbers))
+        measured = self.store.measured_in(*parts)
+        measured_SG = None if measured is None else torch.from_numpy(measured)
+        embedding_SCE = None
+        if self.embedding is not None:
+            rows = torch.from_numpy(self.store.embedding(self.embedding, sets.controls_SC))
+            embedding_SCE = rows.view(*sets.controls_SC.shape, -1)
+        if not pin:
+            return FetchedSets(sets, cells, measured_SG, embedding_SCE)
+        pinned = [part if part is None else part.pin_memory() for part in (measured_SG, embedding_SCE)]
+        return FetchedSets(sets, cells.pin_memory(), *pinned)
 
     def to_device(self, fetched: FetchedSets, device: torch.device | str = "cpu") -> CellSetBatch:
         """Densifies and normalises on `device`: controls and perturbed cells, ``(sets, cells, genes)``."""
         sets = fetched.sets
-        log1p_CG = self.densify(fetched.cells, device)
+        cells = fetched.cells
+        if isinstance(cells, Tensor):
+            assert self.resident is not None
+            cells = self.resident.rows(cells)
+        log1p_CG = self.densify(cells, device)
         n_control = sets.controls_SC.size
         control_SCG = log1p_CG[:n_control].view(*sets.controls_SC.shape, self.store.n_genes)
         perturbed_SCG = None
         if sets.perturbed_SC is not None:
             perturbed_SCG = log1p_CG[n_control:].view(*sets.perturbed_SC.shape, self.store.n_genes)
-        return CellSetBatch(sets.contexts, sets.perturbations, control_SCG, perturbed_SCG)
+        rest = [
+            p if p is None else p.to(device, non_blocking=True) for p in (fetched.measured_SG, fetched.embedding_SCE)
+        ]
+        return CellSetBatch(sets.contexts, sets.perturbations, control_SCG, perturbed_SCG, *rest)
 
     def densify(self, cells: SparseTensors, device: torch.device | str) -> Tensor:
         """log1p of counts per target sum, ``(cells, genes)``."""
@@ -80,19 +115,71 @@ class Gather:
         """`cells` as log1p, ``(cells, genes)``."""
         return self.densify(sparse_tensors(self.store.rows(cells)), device)
 
-    def pseudobulk_mean_log1p(self, cells: np.ndarray, block: int = 4096) -> np.ndarray:
-        """Mean log1p over `cells`, float64 ``(genes)``; summed over stored values only, in blocks."""
+    def pseudobulk_mean_log1p(self, cells: np.ndarray) -> np.ndarray:
+        """Mean log1p over `cells`, float64 ``(genes)``; over those whose source measured the gene, NaN where none did."""
         total = np.zeros(self.store.n_genes)
-        for start in range(0, len(cells), block):
-            rows = self.store.rows(cells[start : start + block])
+        for start in range(0, len(cells), BLOCK_CELLS):  # summed over stored values only
+            rows = self.store.rows(cells[start : start + BLOCK_CELLS])
             scale = np.repeat(self.target_sum / rows.library_size.astype(np.float64), np.diff(rows.indptr))
             total += np.bincount(rows.indices, weights=np.log1p(rows.values * scale), minlength=self.store.n_genes)
-        return total / len(cells)
+        number = self.cells_measured(cells)
+        return np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0)
+
+    def cells_measured(self, cells: np.ndarray) -> np.ndarray:
+        """How many of `cells` come from a source that measured each gene, ``(genes)``."""
+        if self.store.measured is None:
+            return np.full(self.store.n_genes, len(cells))
+        of_source = np.bincount(self.store.source_of_cell[cells], minlength=len(self.store.measured))
+        return of_source @ self.store.measured
+
+
+@dataclass(frozen=True)
+class DeviceRows:
+    """All rows of a store on a device."""
+
+    starts: Tensor  # int64 (cells + 1)
+    cells: SparseTensors  # of the whole store
+    lengths: Tensor  # of its cells, on the host: sizes are known there without asking the device
+
+    @classmethod
+    def of(cls, store: Cells, device: torch.device | str) -> DeviceRows:
+        """Copies a store to the device, block by block."""
+        parts: list[SparseTensors] = []
+        with progress_bar(store.n_cells, "store to the device", "cells") as progress:
+            for start in range(0, store.n_cells, BLOCK_CELLS):
+                numbers = np.arange(start, min(start + BLOCK_CELLS, store.n_cells))
+                rows = sparse_tensors(store.rows(numbers))
+                parts.append(SparseTensors(*(part.to(device) for part in rows.parts)))
+                progress.update(len(numbers))
+        columns = [list(column) for column in zip(*(p.parts for p in parts), strict=True)]
+        del parts
+        whole = []
+        for column in columns:  # one after another, each freed when joined: the peak is one and a half stores, not two
+            whole.append(torch.cat(column))
+            column.clear()
+        lengths = whole[0]
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64, device=device), lengths.cumsum(0)])
+        return cls(starts, SparseTensors(*whole), lengths.cpu())
+
+    def rows(self, numbers: Tensor) -> SparseTensors:
+        """Rows of the cells with these `numbers`, without a copy to the host."""
+        total = int(self.lengths[numbers].sum())
+        numbers = numbers.to(self.starts.device, non_blocking=True)
+        start, lengths = self.starts[numbers], self.cells.lengths[numbers]
+        before = start - (lengths.cumsum(0) - lengths)
+        at = torch.arange(total, device=start.device) + torch.repeat_interleave(before, lengths, output_size=total)
+        return SparseTensors(lengths, self.cells.genes[at], self.cells.counts[at], self.cells.library_size[numbers])
+
+
+def bytes_on_device(store: Cells) -> int:
+    """What `DeviceRows.of` needs at its peak, about: numbers and counts of two or four bytes, and joining them."""
+    stored = store.stored_values
+    return int(stored * (4 if store.n_genes < 2**16 else 8) * 1.5) + store.n_cells * 24
 
 
 def sparse_tensors(rows: SparseCells) -> SparseTensors:
     """numpy rows as tensors, without a copy: torch knows unsigned numbers only partly, so their bits travel."""
-    signed = {np.dtype(np.uint16): np.int16, np.dtype(np.uint32): np.int32}
+    signed = {np.dtype(np.uint16): np.int16, np.dtype(np.uint32): np.int32, np.dtype(np.float32): np.float32}
     return SparseTensors(
         torch.from_numpy(np.diff(rows.indptr)),
         torch.from_numpy(rows.indices.view(signed[rows.indices.dtype])),
@@ -102,5 +189,5 @@ def sparse_tensors(rows: SparseCells) -> SparseTensors:
 
 
 def unsigned(bits: Tensor) -> Tensor:
-    """The numbers whose bits `sparse_tensors` took, int32; no count or gene number reaches 2^31."""
+    """The numbers whose bits `sparse_tensors` took, int32 (fractions as they are); no count or gene reaches 2^31."""
     return bits.int() & 0xFFFF if bits.dtype == torch.int16 else bits

@@ -1,21 +1,21 @@
-"""Reading h5ad files in blocks of cells: labels, genes, and counts on whatever scale they come."""
+"""Reading h5ad files: opening, labels of cells, names of genes; encodings of old and new anndata."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem
+import pyarrow as pa
 
-from vcell.data.scale import Scale, detect_scale, recover_counts
-from vcell.errors import VcellError, nearest, shortlist
+from vcell.errors import VcellError, nearest
 
-BLOCK_VALUES = 4_000_000  # stored values read at a time: about 50 MB in flight
-SAMPLE_CELLS = 500
+STRINGS_AT_ONCE = 500_000
 OTHERWISE = {
     "perturbation": "",
     "batch": ", or data.columns.batch=null for one batch a file",
@@ -25,207 +25,180 @@ OTHERWISE = {
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of obs columns. `batch=null` puts all cells of a file in one batch; `context=null` needs a constant."""
+    """Names of obs columns, and of the var column with gene names.
+
+    `batch=null` puts all cells of a file in one batch; `context=null` needs a constant; `gene=null` means var's index.
+    """
 
     perturbation: str = "target_gene"
     batch: str | None = "batch"
     context: str | None = "cell_type"
+    gene: str | None = None
 
 
-@dataclass(frozen=True)
-class CsrBlock:
-    """Some consecutive cells of a file: CSR rows, `indptr` from 0."""
+@contextmanager
+def open_h5ad(path: Path) -> Iterator[h5py.File]:
+    """An h5ad opened for reading; a `VcellError` where it is absent, truncated or no HDF5 file."""
+    import hdf5plugin  # noqa: F401  # registers zstd and other filters with HDF5
 
-    start: int
-    indptr: np.ndarray
-    indices: np.ndarray
-    values: np.ndarray
-
-
-def open_h5ad(path: Path) -> h5py.File:
-    """Opens an h5ad for reading; a `VcellError` where it is absent, truncated or no HDF5 file."""
     try:
-        return h5py.File(path, "r")
+        file = h5py.File(path, "r")
     except FileNotFoundError as error:
         raise VcellError(f"no such file: {path} (looked from {Path.cwd()})") from error
     except OSError as error:
         reason = "is cut short or damaged" if "truncated" in str(error) else "is not an h5ad (HDF5) file"
         raise VcellError(f"{path} {reason}: {error}. Download or write it again") from error
+    with file:
+        yield file
 
 
 def read_obs(file: h5py.File, path: Path, columns: Columns, context: str | None) -> pd.DataFrame:
-    """context, batch, perturbation and cell_id of every cell, as strings."""
-    obs = _read(file, "obs", path)
+    """context, batch, perturbation (categories) and cell_id of every cell."""
+    node = _frame(file, "obs", path)
+    names = column_names(node)
 
     def column(role: str, name: str) -> pd.Series:
-        if name not in obs.columns:
+        if name not in names:
             raise VcellError(
-                f"{path} has no obs column {name!r} for the {role}.{nearest(name, obs.columns)} "
-                f"It has: {', '.join(map(str, obs.columns))}. Set data.columns.{role}=NAME{OTHERWISE[role]}"
+                f"{path} has no obs column {name!r} for the {role}.{nearest(name, names)} "
+                f"It has: {', '.join(names)}. Set data.columns.{role}=NAME{OTHERWISE[role]}"
             )
-        values = obs[name]
-        if values.isna().any():
-            raise VcellError(f"{path}: {int(values.isna().sum()):,} cells have no value in obs column {name!r}")
-        return values.astype(str).reset_index(drop=True)
+        values = read_column(file, "obs", name, path)
+        missing = int(values.isna().sum())
+        if missing:
+            raise VcellError(f"{path}: {missing:,} cells have no value in obs column {name!r}")
+        return values.cat.rename_categories(values.cat.categories.astype(str)) if _categorical(values) else (
+            values.astype(str).astype("category")
+        )  # fmt: skip
 
     if context is None and columns.context is None:
         raise VcellError(f"{path}: say what context its cells are: data.columns.context=COLUMN or data.context=NAME")
     table = pd.DataFrame({"perturbation": column("perturbation", columns.perturbation)})
     # a constant wins over a column: the user said it of this data set
-    table["context"] = context if context is not None else column("context", str(columns.context))
-    table["batch"] = column("batch", columns.batch) if columns.batch else "all"
-    table["cell_id"] = obs.index.astype(str)
-    table.index = pd.Index(table["cell_id"].to_numpy())
+    table["context"] = (
+        _constant(context, len(table)) if context is not None else column("context", str(columns.context))
+    )
+    table["batch"] = column("batch", columns.batch) if columns.batch else _constant("all", len(table))
+    table["cell_id"] = read_index(file, "obs", path)
     return table
 
 
-def read_genes(file: h5py.File, path: Path, matrix: str = "X") -> list[str]:
-    """Gene names of `matrix`; a `VcellError` where some are duplicated."""
-    var = _read(file, "raw/var" if matrix.startswith("raw/") else "var", path)
-    names = pd.Index(var.index.astype(str))
-    if not names.is_unique:
-        twice = names[names.duplicated()].unique()
+def read_genes(file: h5py.File, path: Path, matrix: str = "X", column: str | None = None) -> list[str]:
+    """Gene names of `matrix`, as they stand: var's index, or `column`."""
+    key = var_key(file, matrix)
+    if column is None:
+        return read_index(file, key, path).tolist()
+    names = column_names(_frame(file, key, path))
+    if column not in names:
         raise VcellError(
-            f"{path}: {len(twice):,} gene names stand more than once ({shortlist(twice, 5)}). Keep one of each, or "
-            "make them distinct: adata.var_names_make_unique()"
+            f"{path} has no var column {column!r} with gene names.{nearest(column, names)} It has: "
+            f"{', '.join(names) or 'none'}. Set data.columns.gene=NAME, or null for var's index"
         )
-    return names.tolist()
+    return read_column(file, key, column, path).astype(str).tolist()
 
 
-def align(names: list[str], genes: Sequence[str], path: Path) -> np.ndarray | None:
-    """Where each of the file's genes goes, -1 for nowhere; None when nothing moves."""
-    if list(genes) == names:
-        return None
-    place = {gene: i for i, gene in enumerate(genes)}
-    position = np.array([place.get(name, -1) for name in names], dtype=np.int64)
-    missing = sorted(set(genes) - set(names))
-    if missing:
-        raise VcellError(
-            f"{path} lacks {len(missing):,} of the {len(genes):,} wanted genes ({shortlist(missing, 5)}). "
-            "Give data.genes a list of genes that every file has"
-        )
-    return position
+def read_ensembl(file: h5py.File, path: Path, matrix: str, pattern: Any) -> list[str] | None:
+    """Ensembl ids of the genes, from the first var column that holds them; None where none does."""
+    key = var_key(file, matrix)
+    for name in column_names(_frame(file, key, path)):
+        values = read_column(file, key, name, path).astype(str)
+        if len(values) and values.head(200).str.match(pattern).mean() > 0.5:
+            return values.tolist()
+    return None
 
 
-def read_blocks(file: h5py.File, path: Path, matrix: str, n_cells: int, n_genes: int) -> Iterator[CsrBlock]:
-    """The matrix in blocks of cells, from CSR or dense storage.
-
-    Raises
-    ------
-    VcellError
-        If its parts do not fit together, or cannot be read.
-    """
-    try:
-        yield from _blocks(file, path, matrix, n_cells, n_genes)
-    except (OSError, KeyError) as error:
-        raise VcellError(f"{path}: {matrix} is damaged ({error}). Download or write the file again") from error
+def var_key(file: h5py.File, matrix: str) -> str:
+    """The table of genes that belongs to `matrix`."""
+    raw = next((k for k in ("raw/var", "raw.var") if k in file), "var")
+    return raw if matrix.startswith("raw") else "var"
 
 
-def _blocks(file: h5py.File, path: Path, matrix: str, n_cells: int, n_genes: int) -> Iterator[CsrBlock]:
-    node = _matrix(file, path, matrix)
+def column_names(node: h5py.Group | h5py.Dataset) -> list[str]:
+    """Columns of a table, its index left out."""
+    index = _index_name(node)
     if isinstance(node, h5py.Dataset):
-        if node.shape != (n_cells, n_genes):
-            raise VcellError(f"{path}: {matrix} has shape {node.shape}, not cells × genes {(n_cells, n_genes)}")
-        step = max(1, BLOCK_VALUES // max(1, n_genes))
-        for start in range(0, n_cells, step):
-            yield dense_block(node[start : start + step], start)
-        return
-    indptr = node["indptr"][:].astype(np.int64)
-    if len(indptr) != n_cells + 1 or indptr[-1] != len(node["data"]):
-        raise VcellError(f"{path}: {matrix} is damaged: its index pointer does not fit {n_cells:,} cells")
-    start = 0
-    while start < n_cells:
-        stop = int(np.searchsorted(indptr, indptr[start] + BLOCK_VALUES, side="right")) - 1
-        stop = min(max(stop, start + 1), n_cells)
-        low, high = indptr[start], indptr[stop]
-        indices = node["indices"][low:high].astype(np.int64)
-        if indices.size and (indices.min() < 0 or indices.max() >= n_genes):
-            raise VcellError(f"{path}: {matrix} is damaged: a gene index lies outside 0 to {n_genes - 1}")
-        yield CsrBlock(start, indptr[start : stop + 1] - low, indices, node["data"][low:high])
-        start = stop
+        return [n for n in node.dtype.names or () if n != index]
+    return [n for n in node if n not in (index, "__categories")]
 
 
-def dense_block(values: np.ndarray, start: int) -> CsrBlock:
-    """A dense block as CSR, zeros left out."""
-    row, gene = np.nonzero(values)
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(values)))]).astype(np.int64)
-    return CsrBlock(start, indptr, gene, values[row, gene])
-
-
-def checked_counts(block: CsrBlock, scale: Scale, path: Path, cells: pd.Index) -> np.ndarray:
-    """Counts of a block, every cell verified; a `VcellError` naming the first cell that fails."""
-
-    def cell_of(position: int) -> str:
-        return str(cells[block.start + int(np.searchsorted(block.indptr, position, side="right")) - 1])
-
-    bad = ~np.isfinite(block.values)
-    if bad.any():
-        where = int(np.flatnonzero(bad)[0])
-        raise VcellError(f"{path}: cell {cell_of(where)!r} holds {block.values[where]}; counts must be finite")
-    if (block.values < 0).any():
-        where = int(np.flatnonzero(block.values < 0)[0])
-        raise VcellError(
-            f"{path}: cell {cell_of(where)!r} holds the negative value {block.values[where]:.4g}; z-scored or "
-            "batch-corrected values cannot be used. Give raw counts (data.matrix=layers/counts, data.matrix=raw/X)"
-        )
-    counts, recovered = recover_counts(block.values, block.indptr, scale)
-    if not recovered.all():
-        cell = cells[block.start + int(np.flatnonzero(~recovered)[0])]
-        raise VcellError(
-            f"{path}: {int((~recovered).sum()):,} of {len(recovered):,} cells, {cell!r} first, do not come back as "
-            f"whole counts from the scale {scale.value!r} of the rest of the file: are several scales mixed in it?"
-        )
-    return counts
-
-
-def file_scale(file: h5py.File, path: Path, matrix: str, scale: str, n_cells: int, n_genes: int) -> Scale:
-    """The scale asked for, or the one found on cells spread over the file."""
-    if scale != "auto":
-        if scale not in list(Scale):
-            raise VcellError(f"data.scale={scale!r} is none of: auto, {', '.join(Scale)}.{nearest(scale, Scale)}")
-        return Scale(scale)
-    node = _matrix(file, path, matrix)
-    spread = np.unique(np.linspace(0, n_cells - 1, min(n_cells, SAMPLE_CELLS)).astype(int)) if n_cells else ()
-    values, lengths = [], []
-    for cell in spread:
-        if isinstance(node, h5py.Dataset):
-            row = node[cell]
-            row = row[row != 0]
-        else:
-            low, high = node["indptr"][cell : cell + 2]
-            row = node["data"][low:high]
-        values.append(row)
-        lengths.append(len(row))
-    sample = np.concatenate(values) if values else np.empty(0)
-    if not np.isfinite(sample).all() or (sample < 0).any():
-        return Scale.COUNTS  # the full reading names the cell
+def read_column(file: h5py.File, key: str, name: str, path: Path) -> pd.Series:
+    """One column of a table, however its anndata wrote it."""
+    node = _frame(file, key, path)
     try:
-        return detect_scale(sample, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-    except VcellError as error:
-        raise VcellError(f"{path}: in {matrix}, {error}") from error
+        if isinstance(node, h5py.Dataset):  # anndata before 0.7: one structured array, categories in uns
+            values = node[name]
+            categories = file.get(f"uns/{name}_categories")
+            if categories is not None and values.dtype.kind in "iu":
+                return pd.Series(pd.Categorical.from_codes(values, _decoded(categories[:])))
+            return pd.Series(_decoded(values))
+        element = node[name]
+        if isinstance(element, h5py.Dataset) and "categories" in element.attrs:  # anndata 0.7
+            categories = _decoded(node[element.attrs["categories"]][:])
+            return pd.Series(pd.Categorical.from_codes(element[:], categories))
+        if isinstance(element, h5py.Dataset) and h5py.check_string_dtype(element.dtype) is not None:
+            return _strings(element)
+        from anndata.io import read_elem
+
+        return pd.Series(read_elem(element))
+    except VcellError:
+        raise
+    except Exception as error:
+        raise VcellError(f"{path}: {key}/{name} cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _matrix(file: h5py.File, path: Path, matrix: str) -> h5py.Dataset | h5py.Group:
-    if matrix not in file:
-        layers = [f"layers/{k}" for k in file.get("layers", {})]
-        raise VcellError(f"{path} has no matrix {matrix!r}; it has: {', '.join(['X', *layers])}. Set data.matrix=NAME")
-    node = file[matrix]
+def read_index(file: h5py.File, key: str, path: Path) -> pd.Series:
+    """Names of the cells or genes."""
+    node = _frame(file, key, path)
+    return read_column(file, key, _index_name(node), path).astype("string[pyarrow]")
+
+
+def n_rows(file: h5py.File, key: str, path: Path) -> int:
+    """Length of a table."""
+    node = _frame(file, key, path)
     if isinstance(node, h5py.Dataset):
-        return node
-    encoding = node.attrs.get("encoding-type", node.attrs.get("h5sparse_format", ""))
-    encoding = encoding.decode() if isinstance(encoding, bytes) else str(encoding)
-    if not encoding.startswith("csr"):
-        raise VcellError(
-            f"{path}: {matrix} is stored as {encoding or 'an unknown layout'}; cells are read by rows. Convert it once: "
-            "adata.X = adata.X.tocsr(); adata.write_h5ad(...)"
-        )
-    return node
+        return len(node)
+    element = node[_index_name(node)]
+    return len(element if isinstance(element, h5py.Dataset) else element["values"])
 
 
-def _read(file: h5py.File, key: str, path: Path) -> pd.DataFrame:
+def _frame(file: h5py.File, key: str, path: Path) -> h5py.Group | h5py.Dataset:
     if key not in file:
         raise VcellError(f"{path} has no {key!r}: it is not an AnnData file, or it was cut short")
-    try:
-        return read_elem(file[key])
-    except Exception as error:
-        raise VcellError(f"{path}: {key!r} cannot be read ({type(error).__name__}: {error})") from error
+    return file[key]
+
+
+def _index_name(node: h5py.Group | h5py.Dataset) -> str:
+    if isinstance(node, h5py.Dataset):
+        names = node.dtype.names or ("index",)
+        return "index" if "index" in names else names[0]
+    name = node.attrs.get("_index", "_index")
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _strings(element: h5py.Dataset) -> pd.Series:
+    """Strings in Arrow's compact form, read in parts: Python's own would take ten times the memory."""
+    parts = [
+        pa.array(element.asstr()[start : start + STRINGS_AT_ONCE].tolist(), pa.string())
+        for start in range(0, len(element), STRINGS_AT_ONCE)
+    ]
+    return pd.Series(pd.arrays.ArrowStringArray(pa.chunked_array(parts, pa.string())))
+
+
+def _decoded(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind == "S" or (values.dtype.kind == "O" and values.size and isinstance(values[0], bytes)):
+        return np.array([v.decode() for v in values.tolist()], dtype=object)
+    return values
+
+
+def _constant(value: str, length: int) -> pd.Categorical:
+    return pd.Categorical.from_codes(np.zeros(length, np.int8), [value])
+
+
+def _categorical(values: pd.Series) -> bool:
+    return isinstance(values.dtype, pd.CategoricalDtype)
+
+
+def stems(files: Sequence[Path]) -> list[str]:
+    """A short name for each file: its stem where that is one file's only, else its path."""
+    names = [path.stem for path in files]
+    return [name if names.count(name) == 1 else str(path) for name, path in zip(names, files, strict=True)]

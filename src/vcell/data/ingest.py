@@ -1,66 +1,57 @@
 """h5ad files to a cell store: read once, streamed, verified, renamed into place when whole.
 
-Pass one reads each file in blocks of cells, recovers the counts and appends them to a scratch file in the
-order read. Pass two copies the cells, ordered by context, batch and perturbation, into the store. Neither
-holds the matrix in memory.
+Each file is read into a part of its own (`parts.py`), side by side where there are several. Then the cells of all
+parts are put in order of context, batch and perturbation, and copied into the store. Nothing holds the matrix in memory, and
+a preparation that was killed goes on with the files it had finished.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import union_categoricals
 
 from vcell import __version__
-from vcell.data.h5ad import (
-    BLOCK_VALUES,
-    Columns,
-    CsrBlock,
-    align,
-    checked_counts,
-    file_scale,
-    open_h5ad,
-    read_blocks,
-    read_genes,
-    read_obs,
-)
+from vcell.data.filters import Filters, residual_expression
+from vcell.data.h5ad import Columns, n_rows, open_h5ad, read_genes, read_obs, stems
+from vcell.data.matrix import Matrix
+from vcell.data.panel import GeneChoice, Panel
+from vcell.data.parts import ROWS_AT_ONCE, PartJob, Recipe
+from vcell.data.rows import PartRows, begin_array, write_rows
 from vcell.data.scale import Scale
-from vcell.data.store import FORMAT_VERSION, CellStore
+from vcell.data.store import FORMAT_VERSION, LABELS, CellStore
+from vcell.data.workers import read_parts
 from vcell.errors import VcellError, nearest, shortlist
-from vcell.progress import progress_bar
 from vcell.whole import written_whole
 
 
 def ingest(
     files: Sequence[Path],
     out: Path,
-    columns: Columns,
-    control: str = "non-targeting",
-    context: str | None = None,
-    matrix: str = "X",
-    scale: str = "auto",
-    genes: Sequence[str] | None = None,
+    recipe: Recipe | Columns | None = None,
+    genes: GeneChoice | None = None,
+    filters: Filters | None = None,
     provenance: dict[str, Any] | None = None,
+    workers: int | None = None,
+    cluster: str | None = None,
 ) -> CellStore:
     """Reads h5ad `files` into a new cell store at `out`; a store that lay there is replaced once this one is whole.
 
     Parameters
     ----------
-    columns, control
-        Which obs columns say what; the label of control cells.
-    context
-        The context of all cells, for files that have no column for it.
-    matrix
-        Where the values lie: ``X``, ``layers/NAME`` or ``raw/X``.
-    scale
-        ``auto`` or a `Scale`; every cell is verified either way.
-    genes
-        The genes to keep, in this order; by default those of the first file. Every file must have them all.
+    recipe, genes, filters
+        How to read the files, which genes to hold, which cells to leave out.
+    provenance
+        Said of the store in its meta.json.
+    workers, cluster
+        See `workers.read_parts`.
 
     Raises
     ------
@@ -70,59 +61,170 @@ def ingest(
     """
     if out.exists() and not (out / "meta.json").is_file():
         raise VcellError(f"{out} exists and is no cell store; it is left alone. Name another folder: data.store=FOLDER")
-    with written_whole(out, "the store") as scratch:
-        _write_store(scratch, files, columns, control, context, matrix, scale, genes, provenance or {})
+    recipe = Recipe(columns=recipe) if isinstance(recipe, Columns) else recipe or Recipe()
+    genes, filters = genes or GeneChoice(), filters or Filters()
+    if recipe.empty_cells not in ("refuse", "drop"):
+        raise VcellError(f"data.empty_cells={recipe.empty_cells} must be refuse or drop")
+    _check_files(files, recipe)  # labels and layouts of all files, before the first is read
+    panel = genes.panel(files, recipe)
+    place = out.with_name(out.name + ".parts")
+    try:
+        jobs = _jobs(files, recipe, panel, place)
+        left = [job for job in jobs if not (job.folder / "part.json").is_file()]
+        if len(left) < len(jobs):
+            print(
+                f"going on     with {len(jobs) - len(left)} of {len(jobs)} files read before the interruption",
+                flush=True,
+            )
+        read_parts(left, workers, cluster)
+        with written_whole(out, "the store") as scratch:
+            _write_store(scratch, jobs, panel, recipe, genes, filters, provenance or {})
+    except (VcellError, OSError):
+        shutil.rmtree(place, ignore_errors=True)  # an interruption leaves the parts for next time, an error nothing
+        raise
+    shutil.rmtree(place, ignore_errors=True)
     return CellStore.open(out)
+
+
+def _check_files(files: Sequence[Path], recipe: Recipe) -> None:
+    """Everything that the labels, the genes and the layouts alone can tell."""
+    labels: dict[str, int] = {}
+    for path in files:
+        recipe.scale_of(path)
+        with open_h5ad(path) as file:
+            obs = read_obs(file, path, recipe.columns, recipe.context)
+            names = read_genes(file, path, recipe.matrix, recipe.columns.gene)
+            Matrix.open(file, path, recipe.matrix, len(obs), len(names))
+        for label, number in obs["perturbation"].value_counts().items():
+            labels[str(label)] = labels.get(str(label), 0) + int(number)
+    if not labels.get(recipe.control):
+        common = sorted((k for k, n in labels.items() if n), key=lambda k: -labels[k])
+        raise VcellError(
+            f"no cell in {shortlist(map(str, files), 3)} is labelled as control {recipe.control!r} in obs column "
+            f"{recipe.columns.perturbation!r}.{nearest(recipe.control, common)} Most frequent labels: {shortlist(common, 5)}. "
+            "Set data.control=LABEL"
+        )
+
+
+def _jobs(files: Sequence[Path], recipe: Recipe, panel: Panel, place: Path) -> list[PartJob]:
+    jobs = []
+    for path, source, position in zip(files, stems(files), panel.position, strict=True):
+        state = path.stat()
+        key = [str(recipe), str(path.resolve()), state.st_size, state.st_mtime_ns, panel.genes, source, __version__]
+        name = hashlib.blake2b(json.dumps(key).encode() + position.tobytes(), digest_size=8).hexdigest()
+        with open_h5ad(path) as file:
+            n_cells = n_rows(file, "obs", path)
+        jobs.append(
+            PartJob(path.resolve(), source, recipe, position, len(panel.genes), n_cells, place.resolve() / name)
+        )
+    return jobs
 
 
 def _write_store(
     folder: Path,
-    files: Sequence[Path],
-    columns: Columns,
-    control: str,
-    context: str | None,
-    matrix: str,
-    scale: str,
-    genes: Sequence[str] | None,
+    jobs: Sequence[PartJob],
+    panel: Panel,
+    recipe: Recipe,
+    genes: GeneChoice,
+    filters: Filters,
     provenance: dict[str, Any],
 ) -> None:
-    stems = [path.stem for path in files]
-    with RowFile(folder / "rows") as rows:
-        tables, scales = [], {}
-        for path in files:
-            with open_h5ad(path) as file:
-                obs = read_obs(file, path, columns, context)
-                obs["source"] = path.stem if stems.count(path.stem) == 1 else str(path)
-                names = read_genes(file, path, matrix)
-                genes = list(genes) if genes is not None else names
-                position = align(names, genes, path)
-                blocks = read_blocks(file, path, matrix, len(obs), len(names))
-                scale_here = file_scale(file, path, matrix, scale, len(obs), len(names))
-                obs["library_size"] = rows.append_file(blocks, position, scale_here, path, obs.index)
-                scales[str(path)] = str(scale_here)
-                tables.append(obs)
-        cells = pd.concat(tables, ignore_index=True)
-        _check_labels(cells, control, files, columns)
-        kept = _order(cells)
-        checksum = rows.permute(kept, folder, len(genes or []))
-    (folder / "rows").unlink()
+    about = [json.loads((job.folder / "part.json").read_text()) for job in jobs]
+    known = [np.load(job.folder / "genes.npz") for job in jobs]
+    cells = _cells(jobs, known, recipe.control)
+    kept, notes = filters.apply(cells, recipe.control)
+    order = _order(cells, kept & (cells["library_size"] > 0).to_numpy())
+    parts = [PartRows(job.folder / "rows", lengths) for job, lengths in zip(jobs, _split(cells, jobs), strict=True)]
+    fractions = [not Scale(a["scale"]).recoverable for a in about]
+    checksum = write_rows(folder, parts, fractions, order, len(panel.genes), max(a["largest"] for a in about))
+    for name in recipe.obsm:
+        _write_embedding(folder, name, jobs, order)
+    measured = panel.measured
+    if genes.zero_genes == "missing":
+        measured &= np.stack([k["seen"] for k in known])
+    checksum.update(np.packbits(measured).tobytes())
+    if not measured.all():
+        np.save(folder / "measured.npy", measured)
+    panel.decisions.to_csv(folder / "genes.csv", index=False)
     meta = {
-        "control": control,
-        "empty_cells_dropped": len(cells) - len(kept),
-        "scales": scales,
+        "control": recipe.control,
+        "sources": [job.source for job in jobs],
+        "scales": {str(job.path): a["scale"] for job, a in zip(jobs, about, strict=True)},
+        "empty_cells_dropped": int((cells["library_size"] <= 0).sum()),
+        "filtered": notes,
+        "genes_missing": {job.source: int(n) for job, n in zip(jobs, (~measured).sum(axis=1), strict=True) if n},
+        "genes_zero": {
+            job.source: int((m & ~k["seen"]).sum()) for job, m, k in zip(jobs, measured, known, strict=True)
+        },
+        "obsm": list(recipe.obsm),
         "provenance": provenance,
     }
-    _write_tables(folder, cells.iloc[kept].reset_index(drop=True), list(genes or []), checksum, meta)
+    _write_tables(folder, cells.iloc[order].reset_index(drop=True), panel.genes, checksum, meta)
+
+
+def _cells(jobs: Sequence[PartJob], known: Sequence[Any], control: str) -> pd.DataFrame:
+    """Labels of all files' cells, with the expression left of each cell's own target."""
+    tables = []
+    for job, arrays in zip(jobs, known, strict=True):
+        table = pd.read_parquet(job.folder / "cells.parquet")
+        for name in ("perturbation", "context", "batch"):
+            table[name] = table[name].astype("category")
+        table["source"] = pd.Categorical.from_codes(np.zeros(len(table), np.int8), [job.source])
+        context, target = table["context"].cat.codes.to_numpy(), arrays["target"]
+        is_control = (table["perturbation"] == control).to_numpy()
+        number = np.bincount(context[is_control], minlength=len(table["context"].cat.categories))
+        mean = arrays["control_share"] / np.maximum(number, 1)[:, None]
+        own = target[table["perturbation"].cat.codes.to_numpy()]
+        control_mean = np.where(own >= 0, mean[context[:, None], own], np.nan)
+        table["residual"] = residual_expression(arrays["own"], control_mean)
+        tables.append(table)
+    joined = {n: union_categoricals([t[n] for t in tables]) for n in ("perturbation", "context", "batch", "source")}
+    rest = pd.concat([t[["cell_id", "library_size", "stored", "residual"]] for t in tables], ignore_index=True)
+    return rest.assign(**joined)
+
+
+def _split(cells: pd.DataFrame, jobs: Sequence[PartJob]) -> list[np.ndarray]:
+    """Stored values per cell, file by file."""
+    bounds = np.cumsum([job.n_cells for job in jobs])[:-1]
+    return np.split(cells["stored"].to_numpy(), bounds)
+
+
+def _order(cells: pd.DataFrame, kept: np.ndarray) -> np.ndarray:
+    """The cells to keep, ordered by context, batch (of its file) and perturbation."""
+    codes = []
+    for name in ("perturbation", "batch", "source", "context"):
+        rank = np.argsort(np.argsort(cells[name].cat.categories.to_numpy().astype(str)))
+        codes.append(rank[cells[name].cat.codes.to_numpy()])
+    order = np.lexsort(codes)
+    return order[kept[order]]
+
+
+def _write_embedding(folder: Path, name: str, jobs: Sequence[PartJob], order: np.ndarray) -> None:
+    paths = [job.folder / f"obsm.{name}.npy" for job in jobs]
+    shapes = [np.load(path, mmap_mode="r").shape for path in paths]
+    widths = sorted({shape[1] for shape in shapes})
+    if len(widths) > 1:
+        raise VcellError(f"obsm/{name} is of other width in other files: {shortlist(map(str, widths))}")
+    starts = np.concatenate([[0], np.cumsum([shape[0] for shape in shapes])])
+    with begin_array(folder / f"obsm.{name}.npy", np.dtype(np.float32), (len(order), widths[0])) as out:
+        for first in range(0, len(order), ROWS_AT_ONCE):
+            cells = order[first : first + ROWS_AT_ONCE]
+            part = np.searchsorted(starts, cells, side="right") - 1
+            block = np.empty((len(cells), widths[0]), np.float32)
+            for p in np.unique(part):  # mapped anew for each block, so that pages read are let go
+                block[part == p] = np.load(paths[p], mmap_mode="r")[cells[part == p] - starts[p]]
+            out.write(block.tobytes())
 
 
 def _write_tables(folder: Path, cells: pd.DataFrame, genes: list[str], checksum: Any, meta: dict[str, Any]) -> None:
     """obs.parquet, var.parquet and meta.json; labels and genes go into the checksum of the counts."""
-    for name in ("context", "batch", "perturbation", "source"):
-        cells[name] = cells[name].astype("category")
-    cells.to_parquet(folder / "obs.parquet")
+    for name in LABELS:
+        cells[name] = cells[name].cat.remove_unused_categories()
+        checksum.update("\n".join(cells[name].cat.categories).encode())
+        checksum.update(cells[name].cat.codes.to_numpy(np.int32).tobytes())
+    checksum.update("\n".join(genes).encode())
+    cells[[*LABELS, "cell_id", "library_size", "residual"]].to_parquet(folder / "obs.parquet")
     pd.DataFrame({"gene": genes}).to_parquet(folder / "var.parquet")
-    for part in (*genes, *cells[["context", "batch", "perturbation"]].astype(str).agg("\t".join, axis=1)):
-        checksum.update(part.encode() + b"\n")
     sizes = {
         "format_version": FORMAT_VERSION,
         "vcell": __version__,
@@ -132,98 +234,3 @@ def _write_tables(folder: Path, cells: pd.DataFrame, genes: list[str], checksum:
         "fingerprint": checksum.hexdigest(),
     }
     (folder / "meta.json").write_text(json.dumps({**sizes, **meta}, indent=1))
-
-
-class RowFile:
-    """Counts of the cells read so far, in the order read, in one scratch file of (gene, count) pairs."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.file = path.open("wb")
-        self.lengths: list[np.ndarray] = []  # stored values per cell, block by block
-        self.largest = 0  # count
-
-    def __enter__(self) -> RowFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def append_file(
-        self, blocks: Iterator[CsrBlock], position: np.ndarray | None, scale: Scale, path: Path, cells: pd.Index
-    ) -> np.ndarray:
-        """Appends every cell of a file; returns counts per cell over all the file's genes."""
-        library_size = np.zeros(len(cells))
-        with progress_bar(len(cells), f"reading {path.name}", "cells") as progress:
-            for block in blocks:
-                values = checked_counts(block, scale, path, cells)
-                n = len(block.indptr) - 1
-                row = np.repeat(np.arange(n), np.diff(block.indptr))
-                library_size[block.start : block.start + n] = np.bincount(row, weights=values, minlength=n)
-                genes = block.indices if position is None else position[block.indices]
-                keep = (values > 0) & (genes >= 0)
-                row, genes, values = row[keep], genes[keep], values[keep]
-                order = np.lexsort((genes, row))
-                pairs = np.empty((len(order), 2), dtype=np.uint32)
-                pairs[:, 0], pairs[:, 1] = genes[order], values[order]
-                self.file.write(pairs.tobytes())
-                self.lengths.append(np.bincount(row, minlength=n))
-                self.largest = max(self.largest, int(pairs[:, 1].max(initial=0)))
-                progress.update(n)
-        return library_size
-
-    def permute(self, order: np.ndarray, folder: Path, n_genes: int) -> Any:
-        """Writes the store's arrays with the cells in `order`; returns a running checksum of them."""
-        self.file.flush()
-        lengths = np.concatenate(self.lengths)
-        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        indptr = np.concatenate([[0], np.cumsum(lengths[order])]).astype(np.int64)
-        np.save(folder / "counts.indptr.npy", indptr)
-        pairs = np.memmap(self.path, dtype=np.uint32, mode="r").reshape(-1, 2) if indptr[-1] else np.empty((0, 2))
-        small = 2**16 - 1
-        out = {
-            "indices": _new_array(folder, "indices", np.uint16 if n_genes <= small else np.uint32, indptr[-1]),
-            "values": _new_array(folder, "values", np.uint16 if self.largest <= small else np.uint32, indptr[-1]),
-        }
-        # one checksum an array: blocks of another size must not change it
-        checksums = {name: hashlib.blake2b(digest_size=16) for name in out}
-        bounds = np.searchsorted(indptr, np.arange(0, indptr[-1] + BLOCK_VALUES, BLOCK_VALUES))
-        for first, last in zip(bounds[:-1], np.minimum(bounds[1:], len(order)), strict=True):
-            source = order[first:last]
-            offset = np.arange(indptr[last] - indptr[first]) - np.repeat(
-                indptr[first:last] - indptr[first], lengths[source]
-            )
-            block = pairs[np.repeat(starts[source], lengths[source]) + offset]
-            for column, (name, array) in enumerate(out.items()):
-                array[indptr[first] : indptr[last]] = block[:, column]
-                checksums[name].update(array[indptr[first] : indptr[last]].tobytes())
-        for array in out.values():
-            if isinstance(array, np.memmap):
-                array.flush()
-        return hashlib.blake2b(b"".join([indptr.tobytes(), *(c.digest() for c in checksums.values())]), digest_size=16)
-
-
-def _new_array(folder: Path, name: str, dtype: Any, length: int) -> np.ndarray:
-    path = folder / f"counts.{name}.npy"
-    if length == 0:  # an empty file cannot be memory-mapped
-        np.save(path, np.empty(0, dtype))
-        return np.empty(0, dtype)
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(int(length),))
-
-
-def _check_labels(cells: pd.DataFrame, control: str, files: Sequence[Path], columns: Columns) -> None:
-    if (cells["perturbation"] == control).any():
-        return
-    common = cells["perturbation"].value_counts().index
-    raise VcellError(
-        f"no cell in {shortlist(map(str, files), 3)} is labelled as control {control!r} in obs column "
-        f"{columns.perturbation!r}.{nearest(control, common)} Most frequent labels: {shortlist(common, 5)}. "
-        "Set data.control=LABEL"
-    )
-
-
-def _order(cells: pd.DataFrame) -> np.ndarray:
-    """Cells with counts, ordered by context, batch (of its file) and perturbation."""
-    codes = [pd.factorize(cells[name], sort=True)[0] for name in ("perturbation", "batch", "source", "context")]
-    order = np.lexsort(codes)
-    return order[cells["library_size"].to_numpy()[order] > 0]

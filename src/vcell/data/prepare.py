@@ -6,21 +6,30 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
+from vcell.cli import build
 from vcell.data.files import expand, toml_patterns
 from vcell.data.h5ad import Columns
 from vcell.data.ingest import ingest
+from vcell.data.panel import PANELS, GeneChoice
+from vcell.data.parts import Recipe
 from vcell.data.screen import Screen
 from vcell.data.simulate import ensure_screen
-from vcell.data.store import CellStore
-from vcell.errors import VcellError
+from vcell.data.store import Cells, CellStore
+from vcell.data.view import open_stores
+from vcell.errors import VcellError, shortlist
 
+RECIPE_KEYS = ("control", "context", "matrix", "scale", "normalised_to", "empty_cells")
+GENE_KEYS = ("rename", "zero_genes", "min_overlap")
 # what the content of a store depends on; anything else in the data configuration may change freely
-STORE_KEYS = ("path", "toml", "columns", "control", "context", "matrix", "scale", "genes")
+STORE_KEYS = ("path", "toml", "columns", "obsm", "genes", "filter", *RECIPE_KEYS, *GENE_KEYS)
 
 
-def ensure_store(data: DictConfig, overwrite: bool = False) -> CellStore:
+def ensure_store(
+    data: DictConfig, overwrite: bool = False, workers: int | None = None, cluster: str | None = None
+) -> Cells:
     """The store of a data configuration; simulated, read and written first where it is not there yet.
 
     Raises
@@ -28,6 +37,8 @@ def ensure_store(data: DictConfig, overwrite: bool = False) -> CellStore:
     VcellError
         If files are missing, or the store there was made from other files or settings.
     """
+    if data.stores:
+        return open_stores([str(path) for path in data.stores])
     path = Path(data.store)
     if data.simulate is not None and (Path(data.simulate.out).exists() or not path.exists()):
         arguments = dict(OmegaConf.to_container(data.simulate, resolve=True))  # type: ignore[arg-type]
@@ -42,16 +53,18 @@ def ensure_store(data: DictConfig, overwrite: bool = False) -> CellStore:
         return store
     check_required(data)
     files = _files(data)
+    listed = data.genes is not None and data.genes not in PANELS
+    genes = read_gene_list(data.genes) if listed else data.genes or "union"
+    columns = Columns(**data.columns)
     return ingest(
         files,
         path,
-        Columns(**data.columns),
-        control=data.control,
-        context=data.context,
-        matrix=data.matrix,
-        scale=data.scale,
-        genes=read_gene_list(data.genes) if data.genes else None,
+        Recipe(columns=columns, obsm=tuple(settings["obsm"]), **{key: settings[key] for key in RECIPE_KEYS}),
+        GeneChoice(genes, **{key: settings[key] for key in GENE_KEYS}),
+        build(data.filter),
         provenance={"settings": settings, "files": _fingerprints(files)},
+        workers=workers,
+        cluster=cluster,
     )
 
 
@@ -66,17 +79,17 @@ def read_gene_list(path: str) -> list[str]:
     return genes
 
 
-def describe_store(store: CellStore) -> str:
-    """What a store holds, context by context."""
+def describe_store(store: Cells) -> str:
+    """What a store holds, source by source and context by context."""
     obs = store.obs
     lines = [
-        f"store        {store.path}",
-        f"cells        {store.n_cells:,}, {store.n_genes:,} genes, {store.meta['stored_values']:,} counts above 0",
+        f"store        {store.name}",
+        f"cells        {store.n_cells:,}, {store.n_genes:,} genes",
         f"library size {obs['library_size'].median():,.0f} counts a cell (median)",
     ]
-    if store.meta["empty_cells_dropped"]:
-        lines.append(f"dropped      {store.meta['empty_cells_dropped']:,} cells without any count")
-    lines += [f"scale        {file}: {scale}" for file, scale in store.meta["scales"].items()]
+    lines += [f"scale        {Path(file).name}: {scale.words}" for file, scale in store.scales.items()]
+    for part in [store] if isinstance(store, CellStore) else getattr(store, "parts", ()):
+        lines += _decisions(part)
     for context in store.contexts:
         cells = obs[obs["context"] == context]
         control = cells["perturbation"] == store.control
@@ -85,6 +98,31 @@ def describe_store(store: CellStore) -> str:
             f"{cells.loc[~control, 'perturbation'].nunique():,} perturbations, {cells['batch'].nunique():,} batches"
         )
     return "\n".join(lines)
+
+
+def _decisions(store: CellStore) -> list[str]:
+    """What was left out, filled in or renamed when the store was made."""
+    meta, lines = store.meta, []
+    if meta["empty_cells_dropped"]:
+        lines.append(f"left out     {meta['empty_cells_dropped']:,} cells without any count")
+    lines += [f"left out     {note}" for note in meta["filtered"]]
+    for source, number in meta["genes_missing"].items():
+        lines.append(f"missing      {number:,} genes were not measured in {source}: masked there, not 0")
+    for source, number in meta["genes_zero"].items():
+        if number:
+            lines.append(
+                f"all zero     {number:,} genes are 0 in every cell of {source}; if they were never measured there, say so: "
+                "data.zero_genes=missing"
+            )
+    genes = pd.read_csv(store.path / "genes.csv", keep_default_na=False, dtype=str)
+    for decision, rows in genes.groupby("decision", sort=False):
+        changed = [f"{g} → {b}" if b else f"{g} ({c})" for g, b, c in rows[["gene", "became", "candidates"]].to_numpy()]
+        lines.append(f"genes        {len(rows):,} {decision}: {shortlist(dict.fromkeys(changed), 4)}")
+    if len(genes):
+        lines.append(f"             all of them: {store.path / 'genes.csv'}")
+    if (genes["decision"] == "ambiguous").any():
+        lines.append("             an ambiguous name is taken for none: say what it means, 'data.rename={OLD: NEW}'")
+    return lines
 
 
 def _files(data: DictConfig) -> list[Path]:
@@ -118,6 +156,8 @@ def _files_there(data: DictConfig) -> bool:
 def _settings(data: DictConfig) -> dict[str, Any]:
     """The settings a store is made with."""
     resolved: dict[str, Any] = OmegaConf.to_container(data, resolve=True)  # type: ignore[assignment]
+    if resolved["input"] is not None:
+        resolved["obsm"] = sorted({*resolved["obsm"], resolved["input"]})
     return json.loads(json.dumps({key: resolved[key] for key in STORE_KEYS}))
 
 
@@ -133,7 +173,11 @@ def _check_same(store: CellStore, settings: dict[str, Any], files: list[list[Any
     differing = [f"data.{key}" for key in keys if then.get("settings", {}).get(key) != settings[key]]
     if then.get("files") != files:
         differing.append("the files")
-    elif settings["genes"] and "data.genes" not in differing and read_gene_list(settings["genes"]) != store.genes:
+    elif (
+        settings["genes"] not in (None, *PANELS)
+        and "data.genes" not in differing
+        and read_gene_list(settings["genes"]) != store.genes
+    ):
         differing.append("the gene list")
     if differing:
         raise VcellError(

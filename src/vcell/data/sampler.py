@@ -1,7 +1,7 @@
 """Which cells make up each training step, as a pure function of (seed, step, rank, world size).
 
 Each epoch deals every training group's cells, shuffled anew, into sets of `set_size`; a group's last set is
-filled up with other cells of the group. The sets of an epoch are shuffled and dealt to ranks and steps in
+filled up with other cells of the group. Weights change how many sets a group gets. The sets of an epoch are shuffled and dealt to ranks and steps in
 turn, on into the next epoch, so every cell is reached in every epoch, ranks draw disjoint sets, and a run
 resumes exactly from its step number alone.
 
@@ -11,18 +11,56 @@ whole context's controls stand in; `fallback_cells` counts for how many cells th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 
 from vcell.data.batch import CellSets
-from vcell.data.splits import Group
-from vcell.data.store import CellStore
+from vcell.data.splits import Group, check_known
+from vcell.data.store import Cells
 from vcell.errors import VcellError
 
 # first word of every random key, so that draws for different purposes never share a stream
 EPOCH, CELLS, CONTROLS, PLAN, VALIDATION = range(5)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How many sets each group gets in an epoch.
+
+    Parameters
+    ----------
+    balance
+        ``cells``: as many as its cells fill, so that each cell is reached once; ``perturbations``: every group as many as the
+        average one; ``sqrt``: between the two. A group with more sets than its cells fill is dealt again, shuffled anew;
+        one with fewer shows other cells from epoch to epoch.
+    contexts, perturbations
+        Factors by name.
+    """
+
+    balance: str = "cells"
+    contexts: Mapping[str, float] = field(default_factory=dict)
+    perturbations: Mapping[str, float] = field(default_factory=dict)
+
+    def sets(self, groups: Sequence[Group], filled: np.ndarray) -> np.ndarray:
+        """Sets of each group in an epoch, at least one, from those that its cells fill."""
+        powers = {"cells": 1.0, "sqrt": 0.5, "perturbations": 0.0}
+        if self.balance not in powers:
+            raise VcellError(f"data.sets.weights.balance={self.balance} must be one of {', '.join(powers)}")
+        for place, name in enumerate(("contexts", "perturbations")):
+            factors = getattr(self, name)
+            check_known(factors, {g[place] for g in groups}, f"data.sets.weights.{name}", name.removesuffix("s"))
+            bad = [k for k, v in factors.items() if not isinstance(v, int | float) or v <= 0]
+            if bad:
+                raise VcellError(
+                    f"data.sets.weights.{name} must be numbers above 0; {bad[0]}: {factors[bad[0]]} is not"
+                )
+        balanced = filled ** powers[self.balance]
+        balanced = balanced * (filled.sum() / balanced.sum())
+        factor = [self.contexts.get(c, 1.0) * self.perturbations.get(p, 1.0) for c, p in groups]
+        return np.maximum(1, np.rint(balanced * factor)).astype(np.int64)
 
 
 class CellSetSampler:
@@ -40,17 +78,20 @@ class CellSetSampler:
         Sets per step and rank.
     seed, rank, world_size
         What a step is a function of.
+    weights
+        How many sets each group gets.
     """
 
     def __init__(
         self,
-        store: CellStore,
+        store: Cells,
         groups: Iterable[Group],
         set_size: int,
         sets_per_step: int,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        weights: Weights | None = None,
     ) -> None:
         self.store = store
         self.groups = sorted(groups)
@@ -59,7 +100,8 @@ class CellSetSampler:
         self.set_size, self.sets_per_step = set_size, sets_per_step
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.controls = ControlPool(store, {context for context, _ in self.groups})
-        n_sets = [-(-len(store.groups[g]) // set_size) for g in self.groups]
+        self.filled = np.array([-(-len(store.groups[g]) // set_size) for g in self.groups])
+        n_sets = (weights or Weights()).sets(self.groups, self.filled)
         # set number -> (group number, its how-manieth set)
         self.set_table = np.array([(g, k) for g, n in enumerate(n_sets) for k in range(n)], dtype=np.int64)
         self._epoch_order = lru_cache(maxsize=2)(self._shuffled_epoch)
@@ -94,7 +136,8 @@ class CellSetSampler:
         group_number, place = self.set_table[set_number]
         group = self.groups[group_number]
         cells = self.store.groups[group]
-        shuffled = _rng(self.seed, CELLS, epoch, group_number).permutation(cells)
+        turn, place = divmod(int(place), int(self.filled[group_number]))
+        shuffled = _rng(self.seed, CELLS, epoch, group_number, turn).permutation(cells)
         chosen = shuffled[place * self.set_size : (place + 1) * self.set_size]
         rng = _rng(self.seed, CONTROLS, epoch, set_number)
         if len(chosen) < self.set_size:
@@ -125,7 +168,7 @@ class CellSetSampler:
 class ControlPool:
     """Control cells of some contexts, by the batch they come from."""
 
-    def __init__(self, store: CellStore, contexts: Iterable[str]) -> None:
+    def __init__(self, store: Cells, contexts: Iterable[str]) -> None:
         # a batch is a label within one source file and context: labels of two files do not mean the same lane
         obs = store.obs
         self.batch_of_cell = obs.groupby(["context", "source", "batch"], observed=True, sort=True).ngroup().to_numpy()

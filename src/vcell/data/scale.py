@@ -3,11 +3,13 @@
 Files come as raw counts, as log1p(counts), or as counts scaled to a total per cell with or without log1p.
 The scaled forms are counts times a per-cell constant, so a cell's counts come back by dividing by its
 smallest non-zero value (a count of 1, or a small whole number). The scale is decided per file on a sample
-and verified for every cell; a cell that does not come back is an error, never a guess.
+and verified for every cell. A cell all of whose counts share a divisor comes back divided by it: nothing in its
+values could tell. Values from which no counts come back are named for what they are, and kept apart.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -20,24 +22,67 @@ ABSOLUTE_TOLERANCE = 0.01
 WIDEST_TOLERANCE = 0.2
 # the smallest non-zero count of a cell is nearly always 1; in cells of few genes it can be more
 SMALLEST_COUNTS = range(1, 13)
+LARGEST_LOG1P = np.log(2**32)
+SAME_TOTAL = 0.01  # spread of the cells' totals, relative, below which they were scaled to one
+WANTED = 0.95  # of the cells of a sample
+TELLING_VALUES = 10
 
 
 class Scale(StrEnum):
-    """Scales from which counts come back."""
+    """What stored values are. Counts come back from the first four; the others are kept as they are."""
 
     COUNTS = "counts"
     LOG1P_COUNTS = "log1p_counts"
     LOG1P_NORMALISED = "log1p_normalised"
     NORMALISED = "normalised"
+    LOG1P_FRACTIONAL = "log1p_fractional"
+    FRACTIONAL = "fractional"
+    UNKNOWN = "unknown"
+
+    @property
+    def recoverable(self) -> bool:
+        return self in (Scale.COUNTS, Scale.LOG1P_COUNTS, Scale.LOG1P_NORMALISED, Scale.NORMALISED)
+
+    @property
+    def logged(self) -> bool:
+        return self.startswith("log1p")
+
+    @property
+    def words(self) -> str:
+        return {
+            Scale.COUNTS: "raw counts",
+            Scale.LOG1P_COUNTS: "log1p of raw counts",
+            Scale.LOG1P_NORMALISED: "log1p of counts scaled per cell",
+            Scale.NORMALISED: "counts scaled per cell",
+            Scale.LOG1P_FRACTIONAL: "log1p of scaled values that are no multiples of whole counts",
+            Scale.FRACTIONAL: "values above 0 that are no multiples of whole counts",
+            Scale.UNKNOWN: "unknown: neither counts, nor scaled counts, nor log1p of values with one total",
+        }[self]
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """Counts behind some cells' stored values."""
+
+    counts: np.ndarray  # float64 whole numbers (stored values)
+    fine: np.ndarray  # bool (cells): every value came back as a whole number within tolerance
+    unit: np.ndarray  # float64 (cells): what one count was scaled to; 1 where nothing was scaled
 
 
 def is_whole(values: np.ndarray) -> np.ndarray:
-    """Whether each value lies within the stated tolerance of a whole number."""
+    """Whether each value lies within the stated tolerance of a whole number; a small value above 0 is not 0."""
     tolerance = np.clip(RELATIVE_TOLERANCE * np.abs(values), ABSOLUTE_TOLERANCE, WIDEST_TOLERANCE)
-    return np.abs(values - np.rint(values)) <= tolerance
+    return (np.abs(values - np.rint(values)) <= tolerance) & ((values <= 0) | (values > 0.5))
 
 
-def recover_counts(values: np.ndarray, indptr: np.ndarray, scale: Scale) -> tuple[np.ndarray, np.ndarray]:
+def linear(values: np.ndarray, scale: Scale) -> np.ndarray:
+    """Values with log1p undone, float64."""
+    values = values.astype(np.float64)
+    with np.errstate(over="ignore"):
+        return np.expm1(values) if scale.logged else values
+
+
+def recover_counts(values: np.ndarray, indptr: np.ndarray, scale: Scale) -> Recovered:
     """Counts behind the stored values of some cells.
 
     Parameters
@@ -45,54 +90,82 @@ def recover_counts(values: np.ndarray, indptr: np.ndarray, scale: Scale) -> tupl
     values, indptr
         CSR rows: stored values, and where each cell's values start (from 0).
     scale
-        What `values` are.
-
-    Returns
-    -------
-    counts
-        Whole numbers as float64, as long as `values`.
-    recovered
-        Per cell, whether every value came back as a whole number within tolerance.
+        What `values` are; one from which counts come back.
     """
-    values = values.astype(np.float64)
-    if scale in (Scale.LOG1P_COUNTS, Scale.LOG1P_NORMALISED):
-        with np.errstate(over="ignore"):
-            values = np.expm1(values)
+    values, lengths = linear(values, scale), np.diff(indptr)
+    unit = np.ones(len(lengths))
     if scale in (Scale.COUNTS, Scale.LOG1P_COUNTS):
-        return np.rint(values), _every(is_whole(values), indptr)
-    lengths = np.diff(indptr)
+        return Recovered(np.rint(values), _every(is_whole(values), indptr), unit)
     smallest = _smallest_positive(values, indptr)
     counts = np.zeros_like(values)
-    recovered = lengths == 0
+    fine = lengths == 0
     for smallest_count in SMALLEST_COUNTS:
-        if recovered.all():
+        left = np.flatnonzero(~fine)
+        if not left.size:
             break
-        ratio = values * np.repeat(smallest_count / smallest, lengths)
-        whole = _every(is_whole(ratio), indptr) & ~recovered
-        counts = np.where(np.repeat(whole, lengths), np.rint(ratio), counts)
-        recovered |= whole
-    return counts, recovered
+        at, starts = _positions(indptr, left)  # only cells that have not come back yet
+        ratio = values[at] * np.repeat(smallest_count / smallest[left], lengths[left])
+        whole = _every(is_whole(ratio), starts)
+        done = np.repeat(whole, lengths[left])
+        counts[at[done]] = np.rint(ratio[done])
+        unit[left[whole]] = smallest[left[whole]] / smallest_count
+        fine[left[whole]] = True
+    return Recovered(counts, fine, unit)
 
 
 def detect_scale(values: np.ndarray, indptr: np.ndarray) -> Scale:
-    """The scale of a sample of cells; at least 95 of 100 must give whole counts.
+    """The scale of a sample of cells without negative, infinite or NaN values; 95 of 100 cells must agree.
 
     Raises
     ------
     VcellError
-        If no known scale gives whole counts: z-scored, batch-corrected or otherwise changed values.
+        If the cells are on several scales.
     """
-    wanted = 0.95
-    looks_logged = values.size == 0 or values.max() < np.log(2**32)
+    looks_logged = values.size == 0 or values.max() < LARGEST_LOG1P
     logged = [Scale.LOG1P_COUNTS, Scale.LOG1P_NORMALISED] if looks_logged else []
+    telling = np.diff(indptr) >= TELLING_VALUES  # a cell of few values may look like counts by chance
+    left, found = telling.copy(), {}
     for scale in [Scale.COUNTS, *logged, Scale.NORMALISED]:
-        if recover_counts(values, indptr, scale)[1].mean() >= wanted:
+        fine = recover_counts(values, indptr, scale).fine
+        if fine.mean() >= WANTED:
             return scale
-    raise VcellError(
-        f"the values (from {values.min():.4g} to {values.max():.4g}) are neither raw counts, nor log1p of counts, nor "
-        "counts scaled per cell with or without log1p, so no counts can be recovered from them. Give the file, or a "
-        "layer, that holds raw counts (data.matrix=layers/counts, data.matrix=raw/X)"
-    )
+        found[scale] = int((fine & left).sum())
+        left &= ~fine
+    if sum(found.values()) > (1 - WANTED) * telling.sum():
+        found[Scale.UNKNOWN] = int(left.sum())
+        shares = "; ".join(f"{n / telling.sum():.0%} {scale.words}" for scale, n in found.items() if n)
+        raise VcellError(
+            f"the cells are on several scales ({shares}): scores and losses would compare numbers that mean different things. "
+            "Write cells of each scale to a file of their own"
+        )
+    if not looks_logged:
+        return Scale.FRACTIONAL
+    # of two ways to read them, the one by which the cells' totals agree; small values look alike both ways
+    candidates = [s for s in (Scale.FRACTIONAL, Scale.LOG1P_FRACTIONAL) if one_total(values, indptr, s) is not None]
+    return min(candidates, key=lambda s: np.ptp(cell_totals(values, indptr, s)), default=Scale.UNKNOWN)
+
+
+def cell_totals(values: np.ndarray, indptr: np.ndarray, scale: Scale) -> np.ndarray:
+    """Sum of each cell's values with log1p undone, float64 ``(cells)``."""
+    sums = np.concatenate([[0.0], np.cumsum(linear(values, scale))])
+    return sums[indptr[1:]] - sums[indptr[:-1]]
+
+
+def one_total(values: np.ndarray, indptr: np.ndarray, scale: Scale) -> float | None:
+    """The total that the cells were scaled to, if they sum to one (log1p undone); None if they do not."""
+    totals = cell_totals(values, indptr, scale)
+    totals = totals[np.diff(indptr) > 0]
+    if not totals.size or not np.isfinite(totals).all():
+        return None
+    middle = float(np.median(totals))
+    return middle if np.mean(np.abs(totals / middle - 1) < SAME_TOTAL) >= WANTED else None
+
+
+def _positions(indptr: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the values of `cells` lie, and where each of those cells starts among them."""
+    lengths = indptr[cells + 1] - indptr[cells]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    return np.arange(starts[-1]) + np.repeat(indptr[cells] - starts[:-1], lengths), starts
 
 
 def _every(flags: np.ndarray, indptr: np.ndarray) -> np.ndarray:

@@ -1,11 +1,14 @@
 """Which (context, perturbation) trains, validates or tests.
 
 Two ways to hold out, which may be combined: perturbations (few-shot: in some contexts or in all) and whole
-contexts (zero-shot). Controls of a held-out context belong to no split: they are the input of its predictions.
+contexts (zero-shot); by name, as a random fraction, or fold by fold. Controls of a held-out context belong to no split: they
+are the input of its predictions.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,21 +34,64 @@ class HoldOut:
     within
         The contexts in which those perturbations are held out; all contexts when null.
     contexts
-        Contexts held out whole.
+        Contexts held out whole; names, or a fraction of them.
     """
 
     perturbations: Sequence[str] | float = ()
     within: Sequence[str] | None = None
-    contexts: Sequence[str] = ()
+    contexts: Sequence[str] | float = ()
+
+
+@dataclass(frozen=True)
+class Folds:
+    """k-fold cross-validation: the test split is fold `fold` of `number`, drawn by the split's seed.
+
+    Parameters
+    ----------
+    number, fold
+        How many folds (null: none), and which one tests, from 0.
+    by
+        ``perturbation`` (each is in one fold, in all contexts or in those `within`), ``context``, or ``both``: then the test
+        split is the fold's perturbations in the fold's contexts, and what shares only one of the two is left out.
+    """
+
+    number: int | None = None
+    fold: int = 0
+    by: str = "perturbation"
+    within: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.by not in ("perturbation", "context", "both"):
+            raise VcellError(f"data.split.folds.by={self.by} must be perturbation, context or both")
+        if self.number is not None and (self.number < 2 or not 0 <= self.fold < self.number):
+            raise VcellError(
+                f"data.split.folds: number={self.number} must be 2 or more, and fold={self.fold} from 0 to below it"
+            )
+
+    def test(self, groups: Sequence[Group], seed: int) -> tuple[set[Group], set[Group]]:
+        """Groups that test, and groups in no split."""
+        contexts = _fold([c for c, _ in groups], self, seed, "context") if self.by != "perturbation" else None
+        within = None if self.within is None else set(self.within)
+        if within is not None:
+            check_known(within, {c for c, _ in groups}, "data.split.folds.within", "context")
+        inside = [g for g in groups if within is None or g[0] in within]
+        perturbations = _fold([p for _, p in inside], self, seed, "perturbation") if self.by != "context" else None
+        by_context = {g for g in inside if contexts is not None and g[0] in contexts}
+        by_perturbation = {g for g in inside if perturbations is not None and g[1] in perturbations}
+        if self.by == "both":
+            return by_context & by_perturbation, by_context ^ by_perturbation
+        return by_context | by_perturbation, set()
 
 
 @dataclass(frozen=True)
 class Split:
-    """Held-out groups by name. Test takes its groups first, then validation; the rest trains."""
+    """Held-out groups. Test takes its groups first, then validation; the rest trains."""
 
     val: HoldOut = field(default_factory=HoldOut)
     test: HoldOut = field(default_factory=HoldOut)
+    folds: Folds = field(default_factory=Folds)
     seed: int = 0
+    leaks: str = "refuse"  # see leaks.py
 
     def assign(self, groups: Iterable[Group], control: str) -> dict[Group, str]:
         """The split of every perturbed group.
@@ -58,6 +104,10 @@ class Split:
         perturbed = sorted(g for g in groups if g[1] != control)
         assigned = dict.fromkeys(perturbed, "train")
         rng = np.random.default_rng(self.seed)
+        if self.folds.number is not None:
+            tests, neither = self.folds.test(perturbed, self.seed)
+            assigned = {g: "test" if g in tests else s for g, s in assigned.items() if g not in neither}
+            perturbed = [g for g in perturbed if g in assigned]
         for name, hold_out in (("test", self.test), ("val", self.val)):
             for group in self._held_out(name, hold_out, perturbed, assigned, rng):
                 if assigned[group] == "train":
@@ -72,23 +122,39 @@ class Split:
         contexts = sorted({c for c, _ in groups})
         within = contexts if hold_out.within is None else list(hold_out.within)
         key = f"data.split.{name}"
-        check_known(hold_out.contexts, contexts, f"{key}.contexts", "context")
+        if isinstance(hold_out.contexts, int | float):
+            free = sorted({c for c, _ in groups} - {c for (c, _), s in assigned.items() if s != "train"})
+            whole = _draw(free, len(contexts), float(hold_out.contexts), f"{key}.contexts", rng)
+        else:
+            whole = set(hold_out.contexts)
+            check_known(whole, contexts, f"{key}.contexts", "context")
         check_known(within, contexts, f"{key}.within", "context")
         if isinstance(hold_out.perturbations, int | float):
             # drawn among those still wholly in training there, so that the fraction is met
             free = sorted({p for c, p in groups if c in within} - {p for (c, p), s in assigned.items() if s != "train"})
-            wanted = _draw(free, len({p for _, p in groups}), float(hold_out.perturbations), key, rng)
+            wanted = _draw(
+                free, len({p for _, p in groups}), float(hold_out.perturbations), f"{key}.perturbations", rng
+            )
         else:
             wanted = set(hold_out.perturbations)
             check_known(wanted, {p for _, p in groups}, f"{key}.perturbations", "perturbation")
-        return [(c, p) for c, p in groups if c in hold_out.contexts or (p in wanted and c in within)]
+        return [(c, p) for c, p in groups if c in whole or (p in wanted and c in within)]
 
 
 def _draw(free: list[str], of: int, fraction: float, key: str, rng: np.random.Generator) -> set[str]:
     if not 0 <= fraction < 1:
-        raise VcellError(f"{key}.perturbations={fraction} must be a fraction from 0 to below 1, or a list of names")
+        raise VcellError(f"{key}={fraction} must be a fraction from 0 to below 1, or a list of names")
     number = min(len(free), round(fraction * of) or int(fraction > 0))
     return set(rng.choice(free, number, replace=False).tolist()) if number else set()
+
+
+def _fold(names: Iterable[str], folds: Folds, seed: int, what: str) -> set[str]:
+    """The names of one fold: all dealt in turn, in an order drawn by the seed."""
+    distinct = sorted(set(names))
+    assert folds.number is not None
+    if len(distinct) < folds.number:
+        raise VcellError(f"data.split.folds.number={folds.number} is more than there are {what}s ({len(distinct)})")
+    return set(np.random.default_rng(seed).permutation(distinct)[folds.fold :: folds.number].tolist())
 
 
 def check_known(names: Iterable[str], known: Iterable[str], key: str, what: str) -> None:
@@ -135,6 +201,23 @@ def assign_from_toml(path: str | Path, groups: Iterable[Group], control: str) ->
     if "train" not in assigned.values():
         raise VcellError(f"{path} leaves nothing to train on")
     return assigned
+
+
+def fingerprint(assigned: dict[Group, str], store: str) -> str:
+    """A checksum of who is in which split, and of the cells."""
+    rows = sorted((c, p, split) for (c, p), split in assigned.items())
+    return hashlib.blake2b(json.dumps([store, rows]).encode(), digest_size=16).hexdigest()
+
+
+def write_split(path: Path, assigned: dict[Group, str], cells: dict[Group, np.ndarray], store: str) -> None:
+    """The split as JSON: each group with its cells, how many and a checksum of which, and checksums of split and store."""
+    rows = [
+        {"context": c, "perturbation": p, "split": split, "cells": len(cells[c, p]),
+         "hash": hashlib.blake2b(np.asarray(cells[c, p], np.int64).tobytes(), digest_size=8).hexdigest()}
+        for (c, p), split in sorted(assigned.items())
+    ]  # fmt: skip
+    content = {"hash": fingerprint(assigned, store), "store": store, "groups": rows}
+    path.write_text(json.dumps(content, indent=1))
 
 
 def describe(assigned: dict[Group, str], cells: dict[Group, np.ndarray]) -> str:

@@ -1,11 +1,15 @@
-"""The cell store: raw counts of a whole data set as memory-mapped CSR arrays in one folder.
+"""The cell store: counts of a whole data set as memory-mapped CSR arrays in one folder.
 
     counts.indptr.npy   int64   (cells + 1)
     counts.indices.npy  uint16 or uint32  (stored values), the gene of each value
-    counts.values.npy   uint16 or uint32  (stored values), whole counts
-    obs.parquet   per cell: context, batch, perturbation, library_size, source, cell_id
+    counts.values.npy   uint16 or uint32  (stored values), whole counts; float32 where a source gave none back
+    obs.parquet   per cell: context, batch, perturbation, source, cell_id, library_size, residual (expression left
+                  of its own target, as a fraction of the controls'; NaN where that cannot be said)
     var.parquet   per gene: its name
-    meta.json     format version, provenance, array lengths, fingerprint
+    measured.npy  bool (sources, genes), only where a source lacks genes
+    obsm.NAME.npy float32 (cells, width), embeddings taken along
+    genes.csv     every gene name that was not simply the same
+    meta.json     format version, provenance, scales, what was left out, array lengths, fingerprint
 
 Cells are ordered by context, batch and perturbation. Nothing is normalised on disk. A store opens in
 milliseconds, in any number of processes, and is never written to again.
@@ -22,32 +26,157 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vcell.errors import VcellError
+from vcell.data.scale import Scale
+from vcell.errors import VcellError, nearest, shortlist
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ARRAYS = ("indptr", "indices", "values")
+LABELS = ("context", "batch", "perturbation", "source")
 
 
 @dataclass(frozen=True)
 class SparseCells:
-    """Rows of the store: CSR without the matrix around it. `indptr` starts at 0."""
+    """Rows of a store: CSR without the matrix around it. `indptr` starts at 0."""
 
     indptr: np.ndarray  # int64 (cells + 1)
     indices: np.ndarray  # uint16 or uint32 (stored values)
-    values: np.ndarray  # uint16 or uint32 (stored values)
+    values: np.ndarray  # uint16, uint32 or float32 (stored values)
     library_size: np.ndarray  # float32 (cells), counts over all measured genes
 
 
 @dataclass(frozen=True)
-class CellStore:
+class Cells:
+    """What all stores know of their cells.
+
+    Parameters
+    ----------
+    obs
+        One row a cell; `LABELS` are categories.
+    genes
+        Names, in the order of the counts.
+    control
+        The label of control cells in `obs.perturbation`.
+    measured
+        bool ``(sources, genes)``, sources in the order of obs.source's categories; None where all measured all.
+    fingerprint
+        A checksum of the counts, the genes and the labels.
+    scales
+        Scale by file.
+    """
+
+    obs: pd.DataFrame
+    genes: list[str]
+    control: str
+    measured: np.ndarray | None
+    fingerprint: str
+    scales: dict[str, Scale]
+
+    @property
+    def n_cells(self) -> int:
+        return len(self.obs)
+
+    @property
+    def n_genes(self) -> int:
+        return len(self.genes)
+
+    @property
+    def stored_values(self) -> int:
+        """Values above 0, at most: a view may show fewer."""
+        raise NotImplementedError
+
+    @cached_property
+    def library_size(self) -> np.ndarray:
+        return self.obs["library_size"].to_numpy(np.float32)
+
+    @cached_property
+    def contexts(self) -> list[str]:
+        return sorted(self.obs["context"].astype(str).unique())
+
+    @cached_property
+    def groups(self) -> dict[tuple[str, str], np.ndarray]:
+        """Cell indices of each (context, perturbation), ascending."""
+        found = self.obs.groupby(["context", "perturbation"], observed=True, sort=True).indices
+        return {(str(c), str(p)): np.asarray(cells) for (c, p), cells in found.items()}
+
+    @cached_property
+    def source_of_cell(self) -> np.ndarray:
+        """The row of `measured` that holds for each cell."""
+        return self.obs["source"].cat.codes.to_numpy()
+
+    @cached_property
+    def control_contexts(self) -> list[str]:
+        """Contexts that have control cells, sorted."""
+        return sorted(context for context, perturbation in self.groups if perturbation == self.control)
+
+    def controls_of(self, context: str) -> np.ndarray:
+        """Indices of the control cells of `context`; a `VcellError` where it has none."""
+        cells = self.groups.get((context, self.control))
+        if cells is None:
+            raise VcellError(
+                f"context {context!r} has no control cells ({self.control!r}) in {self.name}; "
+                f"contexts with controls: {', '.join(self.control_contexts)}"
+            )
+        return cells
+
+    def measured_in(self, *cells_SC: np.ndarray) -> np.ndarray | None:
+        """bool ``(sets, genes)``: genes measured for all the cells of each set; None where that is every gene."""
+        if self.measured is None:
+            return None
+        sources = np.concatenate([self.source_of_cell[cells] for cells in cells_SC], axis=1)
+        return np.stack([self.measured[np.unique(row)].all(axis=0) for row in sources])
+
+    def check_one_scale(self, reconcile: str | None) -> None:
+        """Refuses to mix scales, and values of which nobody knows what they are.
+
+        Parameters
+        ----------
+        reconcile
+            ``proportions`` takes every source's values, log1p undone, for proportions of its cell's total, which makes
+            counts and fractions comparable; None refuses.
+
+        Raises
+        ------
+        VcellError
+            Saying which files are on which scale, and what can be done.
+        """
+        if reconcile not in (None, "proportions"):
+            raise VcellError(f"data.reconcile={reconcile} must be null or proportions")
+        listed = "; ".join(f"{Path(file).name}: {scale.words}" for file, scale in self.scales.items())
+        unknown = [Path(file).name for file, scale in self.scales.items() if scale is Scale.UNKNOWN]
+        if unknown:
+            raise VcellError(
+                f"nobody can say what the values in {shortlist(unknown)} are, so nothing can be trained on them ({listed}). If "
+                f"you know: prepare again with 'data.scale={{{unknown[0]}: log1p_fractional}}' (or fractional)"
+            )
+        if len({scale.recoverable for scale in self.scales.values()}) > 1 and reconcile is None:
+            raise VcellError(
+                f"the files of {self.name} are on different scales: {listed}. Whole counts and fractions differ in noise and "
+                "depth. Give raw counts for all of them (data.matrix=layers/counts); or, to take all values for proportions of "
+                "their cell's total: data.reconcile=proportions"
+            )
+
+    @property
+    def name(self) -> str:
+        """Where the store lies, for messages."""
+        raise NotImplementedError
+
+    def rows(self, cells: np.ndarray) -> SparseCells:
+        """The counts of `cells` (any order, repeats allowed)."""
+        raise NotImplementedError
+
+    def embedding(self, name: str, cells: np.ndarray) -> np.ndarray:
+        """obsm `name` of `cells`, float32 ``(cells, width)``."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CellStore(Cells):
     """An opened cell store. Make one with `CellStore.open(path)`."""
 
     path: Path
     indptr: np.ndarray
     indices: np.ndarray
     values: np.ndarray
-    obs: pd.DataFrame
-    genes: list[str]
     meta: dict[str, Any]
 
     @classmethod
@@ -70,10 +199,12 @@ class CellStore:
                 raise VcellError(
                     f"the store {path} has format version {version}; this vcell reads version {FORMAT_VERSION}. {again}"
                 )
-            # as plain arrays over the memory map: slicing those is several times cheaper
-            arrays = {name: np.asarray(np.load(path / f"counts.{name}.npy", mmap_mode="r")) for name in ARRAYS}
+            arrays = {name: _mapped(path / f"counts.{name}.npy") for name in ARRAYS}
             obs = pd.read_parquet(path / "obs.parquet")
+            obs = obs.assign(source=obs["source"].cat.set_categories(meta["sources"]))
             genes = pd.read_parquet(path / "var.parquet")["gene"].astype(str).tolist()
+            measured = np.load(path / "measured.npy") if (path / "measured.npy").is_file() else None
+            scales = {file: Scale(scale) for file, scale in meta["scales"].items()}
         except VcellError:
             raise
         except Exception as error:
@@ -82,54 +213,15 @@ class CellStore:
         found = {"cells": len(obs), "genes": len(genes), "stored_values": len(arrays["values"])}
         if any(meta[k] != v for k, v in found.items()) or stored != len(arrays["indices"]):
             raise VcellError(f"the store {path} is damaged: it should hold {_sizes(meta)}, but holds {found}. {again}")
-        return cls(path, obs=obs, genes=genes, meta=meta, **arrays)
+        return cls(obs, genes, meta["control"], measured, meta["fingerprint"], scales, path, **arrays, meta=meta)
 
     @property
-    def n_cells(self) -> int:
-        return len(self.obs)
+    def name(self) -> str:
+        return str(self.path)
 
     @property
-    def n_genes(self) -> int:
-        return len(self.genes)
-
-    @property
-    def control(self) -> str:
-        """The label of control cells in `obs.perturbation`."""
-        return self.meta["control"]
-
-    @property
-    def fingerprint(self) -> str:
-        """A checksum of the counts, the genes and the labels."""
-        return self.meta["fingerprint"]
-
-    @cached_property
-    def library_size(self) -> np.ndarray:
-        return self.obs["library_size"].to_numpy(np.float32)
-
-    @cached_property
-    def contexts(self) -> list[str]:
-        return sorted(self.obs["context"].astype(str).unique())
-
-    @cached_property
-    def groups(self) -> dict[tuple[str, str], np.ndarray]:
-        """Cell indices of each (context, perturbation), ascending."""
-        found = self.obs.groupby(["context", "perturbation"], observed=True, sort=True).indices
-        return {(str(c), str(p)): np.asarray(cells) for (c, p), cells in found.items()}
-
-    @cached_property
-    def control_contexts(self) -> list[str]:
-        """Contexts that have control cells, sorted."""
-        return sorted(context for context, perturbation in self.groups if perturbation == self.control)
-
-    def controls_of(self, context: str) -> np.ndarray:
-        """Indices of the control cells of `context`; a `VcellError` where it has none."""
-        cells = self.groups.get((context, self.control))
-        if cells is None:
-            raise VcellError(
-                f"context {context!r} has no control cells ({self.control!r}) in {self.path}; "
-                f"contexts with controls: {', '.join(self.control_contexts)}"
-            )
-        return cells
+    def stored_values(self) -> int:
+        return len(self.values)
 
     def rows(self, cells: np.ndarray) -> SparseCells:
         """The counts of `cells` (any order, repeats allowed), copied out of the memory map."""
@@ -142,6 +234,26 @@ class CellStore:
             np.concatenate([array[s] for s in slices]) if slices else array[:0] for array in (self.indices, self.values)
         )
         return SparseCells(indptr, indices, values, self.library_size[cells])
+
+    def embedding(self, name: str, cells: np.ndarray) -> np.ndarray:
+        """obsm `name` of `cells`, float32 ``(cells, width)``; a `VcellError` where the store has none."""
+        return self._embedding(name)[np.asarray(cells).ravel()]
+
+    def _embedding(self, name: str) -> np.ndarray:
+        known = self.meta["obsm"]
+        if name not in known:
+            raise VcellError(
+                f"the store {self.path} holds no embedding {name!r}.{nearest(name, known)} Prepare it again with "
+                f"data.obsm=[{name}] overwrite=true"
+            )
+        return np.load(self.path / f"obsm.{name}.npy", mmap_mode="r")
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """An array in place, as a plain array over the memory map: slicing those is several times cheaper."""
+    if path.stat().st_size <= 128:  # nothing behind the header, which cannot be mapped
+        return np.load(path)
+    return np.asarray(np.load(path, mmap_mode="r"))
 
 
 def _sizes(meta: dict[str, Any]) -> dict[str, int]:

@@ -5,7 +5,7 @@ Shape legend: S sets, C cells of a set, G genes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -54,8 +54,9 @@ class TrainingDeltas:
     other cells do not pass for effects.
     """
 
-    deltas: Mapping[Group, np.ndarray]  # (genes)
+    deltas: Mapping[Group, np.ndarray]  # (genes), NaN for a gene that was not measured there
     fallbacks: dict[str, set[Group]] = field(default_factory=dict)
+    means: dict[str | None, np.ndarray] = field(default_factory=dict)  # by context; None: over all
 
     @classmethod
     def of(cls, gather: Gather, assigned: Mapping[Group, str]) -> TrainingDeltas:
@@ -71,10 +72,9 @@ class TrainingDeltas:
 
     def context_mean(self, group: Group) -> np.ndarray:
         """Mean over the training perturbations of the context; over all contexts where it has none."""
-        here = [d for (context, _), d in self.deltas.items() if context == group[0]]
-        if not here:
+        if group[0] not in {context for context, _ in self.deltas}:
             self.fallbacks.setdefault("context mean", set()).add(group)
-        return np.mean(here or list(self.deltas.values()), axis=0)
+        return self._of_context(group[0])
 
     def perturbation_mean(self, group: Group) -> np.ndarray:
         """Mean over the training contexts of the perturbation; the context mean where it was never trained on."""
@@ -82,7 +82,25 @@ class TrainingDeltas:
         if not here:
             self.fallbacks.setdefault("perturbation mean", set()).add(group)
             return self.context_mean(group)
-        return np.mean(here, axis=0)
+        return _mean_known(here, self._of_context(group[0]))
+
+    def _of_context(self, context: str) -> np.ndarray:
+        """Mean delta of a context; genes it never measured, and contexts never trained on, get that of all contexts."""
+        if context not in self.means:
+            if None not in self.means:
+                self.means[None] = _mean_known(self.deltas.values(), np.array(0.0))
+            here = [d for (c, _), d in self.deltas.items() if c == context]
+            self.means[context] = _mean_known(here, self.means[None])
+        return self.means[context]
+
+
+def _mean_known(deltas: Iterable[np.ndarray], otherwise: np.ndarray) -> np.ndarray:
+    """Mean over the deltas in which a gene was measured; `otherwise` where it was in none."""
+    total: np.ndarray | float = 0.0
+    number: np.ndarray | int = 0
+    for delta in deltas:
+        total, number = total + np.nan_to_num(delta), number + ~np.isnan(delta)
+    return np.where(number > 0, total / np.maximum(number, 1), otherwise)
 
 
 class _ControlMeans:
@@ -97,7 +115,11 @@ class _ControlMeans:
         """Means of the batches of `cells`, weighted by how many of them lie there."""
         batches, counts = np.unique(self.pool.batch_of_cell[cells], return_counts=True)
         means = np.stack([self.of_batch.get(int(b), self.of_context[context]) for b in batches])
-        return np.average(means, axis=0, weights=counts)
+        weights = counts[:, None] * ~np.isnan(means)  # batches of sources that did not measure a gene say nothing of it
+        total = weights.sum(axis=0)
+        return np.divide(
+            np.nansum(means * counts[:, None], axis=0), total, out=np.full(len(total), np.nan), where=total > 0
+        )
 
 
 def make_baselines(gather: Gather, assigned: Mapping[Group, str]) -> tuple[dict[str, Predictor], TrainingDeltas]:

@@ -12,8 +12,9 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from vcell import __version__
 from vcell.cli import build
+from vcell.data.gather import Gather
 from vcell.data.splits import Group
-from vcell.data.store import CellStore
+from vcell.data.view import store_paths
 from vcell.errors import VcellError
 from vcell.model.module import TransitionModule
 from vcell.perturbation.table import PerturbationTable
@@ -43,20 +44,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def make_identity(
     config: dict[str, Any],
-    store: CellStore,
+    gather: Gather,
     assigned: dict[Group, str],
     table: PerturbationTable,
-    target_sum: float,
+    input_width: int | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint says of itself: plain values, so that it loads with ``weights_only=True``."""
+    store = gather.store
     inside = table.vectors.numel() * 4 <= LARGEST_TABLE_INSIDE
     return {
         "vcell": __version__,
         "config": config,
         "genes": list(store.genes),
         "control": store.control,
-        "target_sum": float(target_sum),
-        "store": {"path": str(store.path.resolve()), "fingerprint": store.fingerprint},
+        "target_sum": float(gather.target_sum),
+        "input_width": input_width,
+        "store": {"paths": [str(path) for path in store_paths(store)], "fingerprint": store.fingerprint},
         "split": [[context, perturbation, split] for (context, perturbation), split in assigned.items()],
         "table": {
             "origin": table.origin,
@@ -134,7 +137,9 @@ def load_module(path: Path, table: PerturbationTable | None = None) -> Transitio
     table = _table_of(identity, table, path)
     config = identity["config"]["model"]
     _refuse_foreign_code(config, path)
-    model = build(config, n_genes=len(identity["genes"]), perturbation_width=table.width)
+    model = build(
+        config, n_genes=len(identity["genes"]), perturbation_width=table.width, input_width=identity["input_width"]
+    )
     weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
     try:
         model.load_state_dict(weights)

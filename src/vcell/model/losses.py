@@ -47,7 +47,13 @@ def delta_error(predicted_SCG: Tensor, measured_SCG: Tensor) -> Tensor:
     return (predicted_SCG.float().mean(1) - measured_SCG.float().mean(1)).abs().mean(1)
 
 
+def masked(cells_SCG: Tensor, measured_SG: Tensor | None) -> Tensor:
+    """Genes that a set's sources never measured set to 0, so that they count in no distance and get no gradient."""
+    return cells_SCG if measured_SG is None else cells_SCG * measured_SG.unsqueeze(1)
+
+
 TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"energy": energy_distance, "delta": delta_error}
+MEANS_OVER_GENES = ("delta",)
 
 
 class SetLoss(nn.Module):
@@ -68,9 +74,20 @@ class SetLoss(nn.Module):
         if not self.weights:
             raise VcellError(f"loss.weights gives no term a weight; terms are {', '.join(TERMS)}")
 
-    def forward(self, predicted_SCG: Tensor, measured_SCG: Tensor) -> dict[str, Tensor]:
-        """The weighted sum as `loss`, beside every unweighted term; scalars."""
-        terms = {name: TERMS[name](predicted_SCG, measured_SCG).mean() for name in self.weights}
+    def forward(
+        self, predicted_SCG: Tensor, measured_SCG: Tensor, measured_SG: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The weighted sum as `loss`, beside every unweighted term; scalars.
+
+        Genes where `measured_SG`, bool ``(sets, genes)``, is False are left out.
+        """
+        predicted_SCG, measured_SCG = masked(predicted_SCG, measured_SG), masked(measured_SCG, measured_SG)
+        # a mean over genes is one over those measured
+        share = 1.0 if measured_SG is None else measured_SG.float().mean(1).clamp(min=1e-9)
+        terms = {
+            name: (TERMS[name](predicted_SCG, measured_SCG) / (share if name in MEANS_OVER_GENES else 1.0)).mean()
+            for name in self.weights
+        }
         return {"loss": torch.stack([w * terms[n] for n, w in self.weights.items()]).sum(), **terms}
 
 

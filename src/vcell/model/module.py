@@ -64,7 +64,7 @@ class TransitionModule(LightningModule):
     def predict(self, batch: CellSetBatch) -> Tensor:
         """Predicted cells, log1p of counts per target sum, ``(sets, cells, genes)``."""
         vectors_SP = self.table.lookup(batch.perturbations).to(batch.control_SCG.device, non_blocking=True)
-        return self.model(batch.control_SCG, vectors_SP)
+        return self.model(batch.control_SCG, vectors_SP, batch.embedding_SCE)
 
     def training_step(self, batch: CellSetBatch, batch_idx: int) -> Tensor:
         terms, _ = self._compare(batch)
@@ -79,7 +79,7 @@ class TransitionModule(LightningModule):
     def _compare(self, batch: CellSetBatch) -> tuple[dict[str, Tensor], Tensor]:
         assert self.loss is not None and batch.perturbed_SCG is not None
         predicted_SCG = self.predict(batch)
-        return self.loss(predicted_SCG, batch.perturbed_SCG), predicted_SCG
+        return self.loss(predicted_SCG, batch.perturbed_SCG, batch.measured_SG), predicted_SCG
 
     def _log_terms(self, split: str, terms: dict[str, Tensor], sets: int) -> None:
         named = {f"{split}/{name}": value.detach() for name, value in terms.items()}
@@ -110,10 +110,14 @@ class TransitionModule(LightningModule):
 
 
 def delta_correlation(batch: CellSetBatch, predicted_SCG: Tensor) -> Tensor:
-    """Pearson correlation over genes of predicted and measured pseudobulk deltas, mean over sets; a scalar."""
+    """Pearson correlation over measured genes of predicted and measured pseudobulk deltas, mean over sets; a scalar."""
     assert batch.perturbed_SCG is not None
     control_SG = batch.control_SCG.mean(1)
+    known_SG = torch.ones_like(control_SG) if batch.measured_SG is None else batch.measured_SG.float()
+
+    def centred(delta_SG: Tensor) -> Tensor:
+        mean_S1 = (delta_SG * known_SG).sum(1, keepdim=True) / known_SG.sum(1, keepdim=True).clamp(min=1)
+        return (delta_SG - mean_S1) * known_SG
+
     predicted_SG, measured_SG = predicted_SCG.float().mean(1) - control_SG, batch.perturbed_SCG.mean(1) - control_SG
-    predicted_SG = predicted_SG - predicted_SG.mean(1, keepdim=True)
-    measured_SG = measured_SG - measured_SG.mean(1, keepdim=True)
-    return torch.cosine_similarity(predicted_SG, measured_SG, dim=1).mean()
+    return torch.cosine_similarity(centred(predicted_SG), centred(measured_SG), dim=1).mean()

@@ -112,12 +112,10 @@ def counts_to_log1p(cells: ad.AnnData, scale: Scale, target_sum: float, what: st
     """X, in place, to log1p of counts per `target_sum`; through the counts, which every cell must give back."""
     import scanpy
 
-    values, recovered = recover_counts(cells.X.data, cells.X.indptr, scale)
-    if not recovered.all():
-        raise VcellError(
-            f"{what}: {int((~recovered).sum()):,} cells do not come back as counts from scale {scale.value}"
-        )
-    cells.X = sparse.csr_matrix((values.astype(np.float32), cells.X.indices, cells.X.indptr), shape=cells.X.shape)
+    found = recover_counts(cells.X.data, cells.X.indptr, scale)
+    if not found.fine.all():
+        raise VcellError(f"{what}: {int((~found.fine).sum()):,} cells do not come back as counts: {scale.words}")
+    cells.X = sparse.csr_matrix((found.counts.astype(np.float32), cells.X.indices, cells.X.indptr), shape=cells.X.shape)
     scanpy.pp.normalize_total(cells, target_sum=target_sum)
     scanpy.pp.log1p(cells)
 
@@ -129,10 +127,12 @@ def same_scale(pred: ad.AnnData, real: ad.AnnData, about: dict[str, Any], column
     prediction's. A prediction of whole counts is scaled as the official scorer would: to its cells' median total.
     """
     real_scale = scale_of(real)
-    try:
-        pred_scale = None if about.get("scale") == "log1p" else scale_of(pred)
-    except VcellError:
-        pred_scale = None  # predicted log1p values need not come from whole counts
+    if not real_scale.recoverable:
+        raise VcellError(
+            f"the values of the measured cells are {real_scale.words}: give the file with their raw counts, or log1p of them"
+        )
+    # predicted log1p values need not come from whole counts
+    pred_scale = None if about.get("scale") == "log1p" else scale_of(pred)
     if pred_scale is Scale.COUNTS:
         target_sum = float(np.median(np.asarray(pred.X.sum(axis=1)).ravel()))
         counts_to_log1p(pred, Scale.COUNTS, target_sum, "the prediction")

