@@ -6,11 +6,14 @@ from pathlib import Path
 
 import anndata as ad
 import h5py
+import hdf5plugin
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
 
+from vcell.data import workers
+from vcell.data.gather import Gather
 from vcell.data.h5ad import Columns
 from vcell.data.ingest import ingest
 from vcell.data.panel import GeneChoice
@@ -52,23 +55,108 @@ def assert_same_counts(store: CellStore, cells: ad.AnnData) -> None:
         np.testing.assert_array_equal(found[name], row)
 
 
+def scaled(cells: ad.AnnData, total: float) -> sparse.csr_matrix:
+    library = np.asarray(cells.X.sum(axis=1)).ravel()
+    return sparse.csr_matrix(sparse.diags(total / library) @ cells.X)
+
+
 def layouts(cells: ad.AnnData) -> dict[str, ad.AnnData]:
-    csr, dense, logged, scaled = cells.copy(), cells.copy(), cells.copy(), cells.copy()
-    dense.X = dense.X.toarray()
-    logged.X = logged.X.log1p()
-    total = np.asarray(cells.X.sum(axis=1)).ravel()
-    scaled.X = sparse.csr_matrix(sparse.diags(5e4 / total) @ cells.X).log1p().astype(np.float32)
-    return {"csr": csr, "dense": dense, "log1p": logged, "log1p of counts per 50,000": scaled}
+    found = {}
+    for name, matrix in {
+        "csr": cells.X,
+        "csc": cells.X.tocsc(),
+        "dense": cells.X.toarray(),
+        "log1p": cells.X.log1p(),
+        "csc of log1p of counts per 10,000": scaled(cells, 1e4).log1p().astype(np.float32).tocsc(),
+        "log1p of counts per 50,000": scaled(cells, 5e4).log1p().astype(np.float32),
+        "dense counts per million": scaled(cells, 1e6).astype(np.float32).toarray(),
+        "int64 counts": cells.X.astype(np.int64),
+    }.items():
+        found[name] = cells.copy()
+        found[name].X = matrix
+    return found
 
 
-@pytest.mark.parametrize("layout", ["csr", "dense", "log1p", "log1p of counts per 50,000"])
+@pytest.mark.parametrize("layout", list(layouts(make_cells())))
 def test_store_holds_the_counts_of_the_file(layout: str, tmp_path: Path):
     cells = make_cells()
     path = write(layouts(cells)[layout], tmp_path / "a.h5ad")
-    store = ingest([path], tmp_path / "store", Columns())
+    store = ingest([path], tmp_path / "store")
     assert_same_counts(store, cells)
     total = pd.Series(np.asarray(cells.X.sum(axis=1)).ravel(), index=cells.obs_names)
-    np.testing.assert_array_equal(store.library_size, total[store.obs["cell_id"]])
+    np.testing.assert_array_equal(store.library_size, total[store.obs["cell_id"].tolist()])
+
+
+@pytest.mark.parametrize("layout", ["csr", "csc", "dense"])
+@pytest.mark.parametrize("compression", ["gzip", "lzf", "zstd"])
+def test_compressed_chunks_are_read(layout: str, compression: str, tmp_path: Path):
+    cells = make_cells()
+    options = {"compression": compression}
+    if compression == "zstd":
+        options = {
+            "compression": hdf5plugin.FILTERS["zstd"],
+            "compression_opts": hdf5plugin.Zstd(clevel=3).filter_options,
+        }
+    layouts(cells)[layout].write_h5ad(tmp_path / "a.h5ad", **options)
+    assert_same_counts(ingest([tmp_path / "a.h5ad"], tmp_path / "store"), cells)
+
+
+def rewrite_as_of_0_6(path: Path) -> None:
+    """obs and var as structured arrays, categories in uns, as anndata wrote them before 0.7."""
+    with h5py.File(path, "r+") as file:
+        obs = {name: file["obs"][name] for name in file["obs"].attrs["column-order"]}
+        codes = {name: node["codes"][:].astype("i1") for name, node in obs.items()}
+        index = np.char.encode(file["obs/_index"].asstr()[:].astype(str))
+        table = np.empty(len(index), [("index", index.dtype), *((name, "i1") for name in codes)])
+        table["index"] = index
+        for name, code in codes.items():
+            table[name] = code
+            file[f"uns/{name}_categories"] = obs[name]["categories"].asstr()[:].astype("S")
+        genes = np.char.encode(file["var/_index"].asstr()[:].astype(str))
+        del file["obs"], file["var"]
+        file["obs"] = table
+        file["var"] = genes.astype([("index", genes.dtype)])
+        for key in list(file["X"].attrs):
+            del file["X"].attrs[key]
+        file["X"].attrs["h5sparse_format"], file["X"].attrs["h5sparse_shape"] = b"csr", (len(table), len(genes))
+
+
+def rewrite_as_of_0_7(path: Path) -> None:
+    """Categories beside the codes, by reference, as anndata 0.7 wrote them."""
+    with h5py.File(path, "r+") as file:
+        for name in file["obs"].attrs["column-order"]:
+            codes, categories = file[f"obs/{name}/codes"][:], file[f"obs/{name}/categories"].asstr()[:]
+            del file[f"obs/{name}"]
+            file[f"obs/__categories/{name}"] = categories
+            file[f"obs/{name}"] = codes
+            file[f"obs/{name}"].attrs["categories"] = file[f"obs/__categories/{name}"].ref
+        file["obs"].attrs["encoding-version"] = "0.1.0"
+
+
+@pytest.mark.parametrize("rewrite", [rewrite_as_of_0_6, rewrite_as_of_0_7])
+def test_old_encodings_are_read(rewrite, tmp_path: Path):
+    cells = make_cells()
+    path = write(cells, tmp_path / "a.h5ad")
+    expected = ingest([path], tmp_path / "new")
+    rewrite(path)
+    store = ingest([path], tmp_path / "old")
+    assert store.fingerprint == expected.fingerprint
+    assert_same_counts(store, cells)
+
+
+@pytest.mark.parametrize("total", [1e4, 5e4, 12345.0])
+def test_library_sizes_come_back_where_genes_were_dropped_after_scaling_to_a_known_total(total: float, tmp_path: Path):
+    cells = make_cells()
+    library = dict(zip(cells.obs_names, np.asarray(cells.X.sum(axis=1)).ravel(), strict=True))
+    kept = cells.copy()
+    kept.X = scaled(cells, total).log1p().astype(np.float32)
+    kept = kept[:, ::2].copy()
+    path = write(kept, tmp_path / "a.h5ad")
+    store = ingest([path], tmp_path / "store", Recipe(normalised_to=total))
+    assert_same_counts(store, cells)
+    assert all(size == library[cell] for cell, size in zip(store.obs["cell_id"], store.library_size, strict=True))
+    with pytest.raises(VcellError, match="was not scaled to 777"):
+        ingest([path], tmp_path / "wrong", Recipe(normalised_to=777.0))
 
 
 def test_layers_and_raw_are_read(tmp_path: Path):
@@ -94,6 +182,11 @@ def test_blocks_do_not_change_the_store(tmp_path: Path, monkeypatch: pytest.Monk
     for module in ("matrix", "rows"):
         monkeypatch.setattr(f"vcell.data.{module}.BLOCK_VALUES", 37)
     assert ingest([path], tmp_path / "blocks", Columns()).fingerprint == whole.fingerprint
+    cells = make_cells()
+    cells.X = cells.X.tocsc()
+    by_genes = ingest([write(cells, tmp_path / "csc.h5ad")], tmp_path / "csc")
+    np.testing.assert_array_equal(by_genes.values, whole.values)
+    assert not list(tmp_path.glob("*.parts"))
 
 
 def test_genes_are_matched_by_name_across_files(tmp_path: Path):
@@ -204,3 +297,109 @@ def test_a_folder_that_is_no_store_is_left_alone(tmp_path: Path):
     with pytest.raises(VcellError, match="left alone"):
         ingest([path], tmp_path / "mine", Columns())
     assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def as_fractions(cells: ad.AnnData) -> ad.AnnData:
+    """Ambient-corrected, then scaled and logged: no whole counts behind it."""
+    out = cells.copy()
+    values = cells.X.toarray() * np.random.default_rng(0).uniform(0.8, 1.0, cells.shape)
+    out.X = np.log1p(1e4 * values / values.sum(axis=1, keepdims=True)).astype(np.float32)
+    out.obs_names = [f"fraction_{name}" for name in cells.obs_names]
+    return out
+
+
+def test_values_that_are_no_counts_are_kept_with_their_scale_and_not_mixed_unasked(tmp_path: Path):
+    fractions = as_fractions(make_cells())
+    files = [write(make_cells(), tmp_path / "counts.h5ad"), write(fractions, tmp_path / "fractions.h5ad")]
+    alone = ingest(files[1:], tmp_path / "alone")
+    alone.check_one_scale(None)
+    both = ingest(files, tmp_path / "both")
+    assert sorted(map(str, both.scales.values())) == ["counts", "log1p_fractional"]
+    with pytest.raises(
+        VcellError, match=r"counts\.h5ad: raw counts; fractions\.h5ad: log1p.*data\.reconcile=proportions"
+    ):
+        both.check_one_scale(None)
+    both.check_one_scale("proportions")
+    # read back at the total they were scaled to, they are the numbers of the file
+    gather = Gather(both, 1e4)
+    cells = np.flatnonzero(both.obs["source"] == "fractions")
+    np.testing.assert_allclose(gather.log1p(cells), fractions[both.obs["cell_id"].iloc[cells].tolist()].X, atol=1e-5)
+
+
+def test_values_that_nobody_can_name_are_not_trained_on(tmp_path: Path):
+    cells = make_cells()
+    cells.X = np.random.default_rng(0).gamma(1.0, 1.0, cells.shape).astype(np.float32)
+    store = ingest([write(cells, tmp_path / "a.h5ad")], tmp_path / "store")
+    for reconcile in (None, "proportions"):
+        with pytest.raises(VcellError, match=r"nobody can say what the values in a\.h5ad are"):
+            store.check_one_scale(reconcile)
+    ingest([tmp_path / "a.h5ad"], tmp_path / "said", Recipe(scale={"a.h5ad": "fractional"})).check_one_scale(None)
+
+
+def test_embeddings_are_taken_along_in_the_order_of_the_store(tmp_path: Path):
+    cells = make_cells()
+    cells.obsm["X_state"] = np.arange(90 * 3, dtype=np.float64).reshape(90, 3)
+    store = ingest([write(cells, tmp_path / "a.h5ad")], tmp_path / "store", Recipe(obsm=("X_state",)))
+    expected = pd.DataFrame(cells.obsm["X_state"], index=cells.obs_names).loc[store.obs["cell_id"].tolist()]
+    np.testing.assert_array_equal(store.embedding("X_state", np.arange(90)), expected)
+    with pytest.raises(VcellError, match=r"no embedding 'X_pca'"):
+        store.embedding("X_pca", np.arange(3))
+    with pytest.raises(VcellError, match=r"obsm/X_sate is none.*Did you mean 'X_state'"):
+        ingest([tmp_path / "a.h5ad"], tmp_path / "other", Recipe(obsm=("X_sate",)))
+
+
+def three_files(folder: Path) -> list[Path]:
+    files = []
+    for seed in range(3):
+        cells = make_cells(seed=seed)
+        cells.obs_names = [f"{seed}_{name}" for name in cells.obs_names]
+        files.append(write(cells, folder / f"file{seed}.h5ad"))
+    return files
+
+
+def test_files_read_side_by_side_give_the_same_store(tmp_path: Path):
+    files = three_files(tmp_path)
+    alone = ingest(files, tmp_path / "alone")
+    assert ingest(files, tmp_path / "together", workers=2).fingerprint == alone.fingerprint
+
+
+def test_a_dask_cluster_gives_the_same_store(tmp_path: Path):
+    distributed = pytest.importorskip("distributed")
+    files = three_files(tmp_path)
+    alone = ingest(files, tmp_path / "alone")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+    ) as cluster:
+        address = cluster.scheduler_address
+        together = ingest(files, tmp_path / "together", cluster=address)
+        assert together.fingerprint == alone.fingerprint
+        (tmp_path / "bad.h5ad").write_bytes(files[0].read_bytes())
+        with h5py.File(tmp_path / "bad.h5ad", "r+") as file:
+            file["X/data"][5] = -1.0
+        with pytest.raises(VcellError, match="negative value"):
+            ingest([*files, tmp_path / "bad.h5ad"], tmp_path / "bad", cluster=address)
+    assert not (tmp_path / "bad").exists() and not (tmp_path / "bad.parts").exists()
+
+
+def test_an_interrupted_preparation_goes_on_with_the_files_it_had_read(tmp_path: Path, monkeypatch, capsys):
+    files = three_files(tmp_path)
+    expected = ingest(files, tmp_path / "whole").fingerprint
+    whole_part, read = workers.read_part, []
+
+    def interrupted(job, report):
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        read.append(job.path.name)
+        whole_part(job, report)
+
+    monkeypatch.setattr(workers, "read_part", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(files, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+    again = []
+    monkeypatch.setattr(
+        workers, "read_part", lambda job, report: (again.append(job.path.name), whole_part(job, report))
+    )
+    assert ingest(files, tmp_path / "store").fingerprint == expected
+    assert again == ["file2.h5ad"] and "2 of 3 files" in capsys.readouterr().out
+    assert not (tmp_path / "store.parts").exists()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vcell.data.genes import check_unique
 from vcell.errors import VcellError
 
 
@@ -40,6 +41,17 @@ def braces(pattern: str) -> list[str]:
         return [pattern]
     head, tail = pattern[: match.start()], pattern[match.end() :]
     return [rest for option in match[1].split(",") for rest in braces(head + option.strip() + tail)]
+
+
+def read_gene_list(path: str) -> list[str]:
+    """Gene names, one a line, no header, as the challenge's `gene_names.csv`."""
+    if not Path(path).is_file():
+        raise VcellError(f"no such file: {path} (looked from {Path.cwd()}). Set data.genes=gene_names.csv")
+    genes = [line.split(",")[0].strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    if not genes:
+        raise VcellError(f"{path} names no gene: it should hold one name a line")
+    check_unique(genes, path, "Keep one of each")
+    return genes
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

@@ -175,15 +175,16 @@ def align(
     return Alignment(position, pd.DataFrame(rows, columns=["gene", "decision", "became", "candidates"]))
 
 
-def check_unique(names: Sequence[str], what: str) -> None:
+def check_unique(
+    names: Sequence[str],
+    what: str,
+    mend: str = "Keep one of each, or make them distinct: adata.var_names_make_unique()",
+) -> None:
     """A `VcellError` where gene names stand more than once."""
     index = pd.Index(names)
     if not index.is_unique:
         twice = index[index.duplicated()].unique()
-        raise VcellError(
-            f"{what}: {len(twice):,} gene names stand more than once ({shortlist(twice, 5)}). Keep one of each, or "
-            "make them distinct: adata.var_names_make_unique()"
-        )
+        raise VcellError(f"{what}: {len(twice):,} gene names stand more than once ({shortlist(twice, 5)}). {mend}")
 
 
 def _meaning_of(name: str, ensembl: str | None) -> Meaning:

@@ -122,6 +122,12 @@ class Matrix:
         join = {k: np.concatenate([getattr(p, k) for p in parts] or [np.empty(0)]) for k in ("indices", "values")}
         return Sample(cells, _indptr(lengths), join["indices"].astype(np.int64), join["values"], all_genes=True)
 
+    def column(self, gene: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cells with a value of `gene`, and the values; of a CSC matrix."""
+        assert self.indptr is not None and self.layout == "csc"
+        low, high = self.indptr[gene], self.indptr[gene + 1]
+        return self._cells(low, high), self.values_node[low:high]
+
     def _run(self, start: int, stop: int) -> CsrBlock:
         if self.indptr is None:
             return dense_block(self.node[start:stop], start)
@@ -205,15 +211,12 @@ class Matrix:
 
     def _of_csc(self, genes: np.ndarray, n_cells: int) -> Sample:
         """Some genes of cells spread over the file."""
-        assert self.indptr is not None
         cells = np.unique(np.linspace(0, self.shape[0] - 1, min(n_cells, self.shape[0])).astype(np.int64))
         parts: list[tuple[np.ndarray, ...]] = []
         for gene in genes:
-            low, high = self.indptr[gene], self.indptr[gene + 1]
-            rows = self._cells(low, high)
+            rows, values = self.column(gene)
             keep = np.isin(rows, cells)
-            values = self.node["data"][low:high][keep]
-            parts.append((rows[keep], np.full(len(values), gene), values))
+            parts.append((rows[keep], np.full(int(keep.sum()), gene), values[keep]))
         row, gene_of, values = (np.concatenate([p[i] for p in parts]) for i in range(3))
         order = np.argsort(row, kind="stable")
         indptr = np.searchsorted(row[order], np.append(cells, self.shape[0]))

@@ -10,7 +10,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from vcell.cli import build
-from vcell.data.files import expand, toml_patterns
+from vcell.data.files import expand, read_gene_list, toml_patterns
 from vcell.data.h5ad import Columns
 from vcell.data.ingest import ingest
 from vcell.data.panel import PANELS, GeneChoice
@@ -66,17 +66,6 @@ def ensure_store(
         workers=workers,
         cluster=cluster,
     )
-
-
-def read_gene_list(path: str) -> list[str]:
-    """Gene names, one a line, no header, as the challenge's `gene_names.csv`."""
-    if not Path(path).is_file():
-        raise VcellError(f"no such file: {path} (looked from {Path.cwd()}). Set data.genes=gene_names.csv")
-    genes = [line.split(",")[0].strip() for line in Path(path).read_text().splitlines() if line.strip()]
-    twice = sorted({g for g in genes if genes.count(g) > 1}) if len(set(genes)) < len(genes) else []
-    if twice:
-        raise VcellError(f"{path} names {len(twice)} genes more than once: {', '.join(twice[:5])}")
-    return genes
 
 
 def describe_store(store: Cells) -> str:

@@ -96,7 +96,7 @@ def recover_counts(values: np.ndarray, indptr: np.ndarray, scale: Scale) -> Reco
     unit = np.ones(len(lengths))
     if scale in (Scale.COUNTS, Scale.LOG1P_COUNTS):
         return Recovered(np.rint(values), _every(is_whole(values), indptr), unit)
-    smallest = _smallest_positive(values, indptr)
+    smallest = smallest_positive(values, indptr)
     counts = np.zeros_like(values)
     fine = lengths == 0
     for smallest_count in SMALLEST_COUNTS:
@@ -174,7 +174,7 @@ def _every(flags: np.ndarray, indptr: np.ndarray) -> np.ndarray:
     return failed[indptr[1:]] == failed[indptr[:-1]]
 
 
-def _smallest_positive(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+def smallest_positive(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
     """Per cell, its smallest value above 0; 1 for a cell without any."""
     smallest = np.full(len(indptr) - 1, np.inf)
     filled = np.flatnonzero(np.diff(indptr))
