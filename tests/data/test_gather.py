@@ -1,11 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from vcell.data.gather import Gather
+from vcell.data.gather import DeviceRows, Gather
 from vcell.data.normalize import to_log1p
 from vcell.data.sampler import CellSetSampler
 from vcell.data.store import CellStore
+from vcell.data.view import with_genes
 
 
 def dense_counts(store: CellStore, cells: np.ndarray) -> torch.Tensor:
@@ -32,3 +35,18 @@ def test_pseudobulk_is_the_mean_of_log1p(store: CellStore, monkeypatch: pytest.M
     expected = gather.log1p(cells).double().mean(0).numpy()
     monkeypatch.setattr("vcell.data.gather.BLOCK_CELLS", 10)
     np.testing.assert_allclose(gather.pseudobulk_mean_log1p(cells), expected, rtol=1e-5, atol=1e-7)
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")])]  # fmt: skip
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("some_genes", [False, True])
+def test_a_store_on_the_device_gives_the_same_numbers(store: CellStore, device: str, some_genes: bool):
+    cells = with_genes(store, store.genes[10:90:3]) if some_genes else store
+    sets = CellSetSampler(cells, [g for g in cells.groups if g[1] != cells.control], 5, 3).batch(2)
+    gather = Gather(cells, 1e4)
+    resident = replace(gather, resident=DeviceRows.of(cells, device))
+    expected, found = (g.to_device(g.fetch(sets), device) for g in (gather, resident))
+    torch.testing.assert_close(found.control_SCG, expected.control_SCG, rtol=0, atol=0)
+    torch.testing.assert_close(found.perturbed_SCG, expected.perturbed_SCG, rtol=0, atol=0)

@@ -6,10 +6,11 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from vcell.data.batch import CellSets
-from vcell.data.sampler import CellSetSampler, ControlPool
+from vcell.data.sampler import CellSetSampler, ControlPool, Weights
 from vcell.data.store import CellStore
 from vcell.errors import VcellError
 
@@ -135,3 +136,54 @@ def test_steps_go_on_across_epochs_without_a_gap(store: CellStore):
     assert all(a[1] == b[0] for a, b in pairwise(positions))
     last_of_epoch = s.sets_per_epoch // 7
     assert len(s.batch(last_of_epoch)) == 7
+
+
+def sets_of_an_epoch(store: CellStore, weights: Weights) -> dict[tuple[str, str], int]:
+    s = sampler(store, sets_per_step=1, weights=weights)
+    found: dict[tuple[str, str], int] = {}
+    for step in range(s.sets_per_epoch):
+        sets = s.batch(step)
+        for group in zip(sets.contexts, sets.perturbations, strict=True):
+            found[group] = found.get(group, 0) + 1
+    return found
+
+
+def test_weights_change_how_often_a_group_is_drawn(store: CellStore):
+    plain = sets_of_an_epoch(store, Weights())
+    target = next(p for c, p in plain if c == "simB")
+    weighted = sets_of_an_epoch(store, Weights(contexts={"simB": 2}, perturbations={target: 3}))
+    for (context, perturbation), number in plain.items():
+        assert weighted[context, perturbation] == number * (2 if context == "simB" else 1) * (
+            3 if perturbation == target else 1
+        )
+
+
+def test_balanced_perturbations_get_equally_many_sets_and_more_turns_show_all_cells_again(store: CellStore):
+    lopsided = store.obs["perturbation"].astype(str).to_numpy().copy()
+    few, many = [p for c, p in store.groups if c == "simA" and p != store.control][:2]
+    lopsided[store.groups["simA", few][3:]] = many
+    changed = replace(store, obs=store.obs.assign(perturbation=pd.Categorical(lopsided)))
+    plain, balanced = (sets_of_an_epoch(changed, Weights(balance)) for balance in ("cells", "perturbations"))
+    assert len(set(balanced.values())) == 1 < len(set(plain.values()))
+    s = sampler(changed, sets_per_step=1, weights=Weights(perturbations={many: 3}))
+    cells = changed.groups["simA", many]
+    drawn = [
+        s.batch(step).perturbed_SC.ravel()
+        for step in range(s.sets_per_epoch)
+        if (s.batch(step).contexts, s.batch(step).perturbations) == (["simA"], [many])
+    ]
+    times = pd.Series(np.concatenate(drawn)).value_counts()
+    assert set(times.index) == set(cells) and times.min() >= 3
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        (Weights("cell"), "balance=cell must be one of"),
+        (Weights(contexts={"simb": 2}), "Did you mean 'sim"),
+        (Weights(contexts={"simA": 0}), "above 0"),
+    ],
+)
+def test_meaningless_weights_are_refused(store: CellStore, weights: Weights, words: str):
+    with pytest.raises(VcellError, match=words):
+        sampler(store, weights=weights)

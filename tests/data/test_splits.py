@@ -1,8 +1,10 @@
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from vcell.data.splits import HoldOut, Split, assign_from_toml
+from vcell.data.splits import Folds, HoldOut, Split, assign_from_toml, fingerprint, write_split
 from vcell.errors import VcellError
 
 CONTEXTS = ["H1", "K562", "RPE1"]
@@ -81,3 +83,62 @@ def test_toml_mistakes_are_named(tmp_path: Path, old: str, new: str, words: str)
     (tmp_path / "starter.toml").write_text(TOML.replace(old, new))
     with pytest.raises(VcellError, match=words):
         assign_from_toml(tmp_path / "starter.toml", GROUPS, "non-targeting")
+
+
+@pytest.mark.parametrize("by", ["perturbation", "context"])
+def test_folds_test_every_group_once_and_never_train_on_it(by: str):
+    tested: list = []
+    for fold in range(3):
+        assigned = assign(folds=Folds(3, fold, by), val=HoldOut(0.2), seed=5)
+        test = {g for g, s in assigned.items() if s == "test"}
+        place = 1 if by == "perturbation" else 0
+        assert {g[place] for g in test}.isdisjoint({g[place] for g, s in assigned.items() if s == "train"})
+        assert "val" in assigned.values()
+        tested += sorted(test)
+    assert sorted(tested) == sorted(g for g in GROUPS if g[1] != "non-targeting")
+
+
+def test_folds_of_both_hold_out_new_perturbations_in_new_contexts():
+    assigned = assign(folds=Folds(3, 1, "both"), seed=5)
+    test, train = ({g for g, s in assigned.items() if s == split} for split in ("test", "train"))
+    for place in (0, 1):
+        assert {g[place] for g in test}.isdisjoint({g[place] for g in train})
+    assert test and train
+
+
+def test_folds_within_a_context_leave_the_others_to_train():
+    assigned = assign(folds=Folds(5, 0, within=["H1"]))
+    assert {c for (c, _), s in assigned.items() if s == "test"} == {"H1"}
+    assert {c for (c, _), s in assigned.items() if s == "train"} == set(CONTEXTS)
+
+
+def test_a_fraction_of_contexts_and_of_perturbations_at_once():
+    assigned = assign(test=HoldOut(0.2, contexts=0.34), seed=3)
+    whole = {c for c in CONTEXTS if all(s == "test" for g, s in assigned.items() if g[0] == c)}
+    everywhere = {p for p in TARGETS if all(s == "test" for g, s in assigned.items() if g[1] == p)}
+    assert len(whole) == 1 and len(everywhere) == 2
+    assert all((s == "test") == (c in whole or p in everywhere) for (c, p), s in assigned.items())
+
+
+@pytest.mark.parametrize(
+    ("folds", "words"),
+    [((1, 0), "2 or more"), ((3, 3), "below it"), ((3, 0, "gene"), "perturbation, context or both"), ((4, 0, "context"), "more than there are contexts")],
+)  # fmt: skip
+def test_meaningless_folds_are_refused(folds: tuple, words: str):
+    with pytest.raises(VcellError, match=words):
+        assign(folds=Folds(*folds))
+
+
+def test_a_split_is_written_down_with_its_hash(tmp_path: Path):
+    assigned = assign(test=HoldOut(["T1"]))
+    cells = {g: np.arange(i, i + 5) for i, g in enumerate(GROUPS)}
+    write_split(tmp_path / "split.json", assigned, cells, "store")
+    found = json.loads((tmp_path / "split.json").read_text())
+    assert {(g["context"], g["perturbation"]): g["split"] for g in found["groups"]} == assigned
+    assert found["hash"] == fingerprint(assigned, "store") != fingerprint(assign(test=HoldOut(["T2"])), "store")
+    other = {**cells, ("H1", "T1"): np.arange(99, 104)}
+    write_split(tmp_path / "other.json", assigned, other, "store")
+    hashes = [
+        {g["hash"] for g in json.loads((tmp_path / f).read_text())["groups"]} for f in ("split.json", "other.json")
+    ]
+    assert len(hashes[0] ^ hashes[1]) == 2

@@ -76,9 +76,10 @@ class GeneNames:
         if self._is_gene(piece, known):
             return [piece]
         for separator in "_-":
-            parts = [p for p in piece.split(separator) if p.lower() not in CONTROL_PIECES and not GUIDE_NUMBER.match(p)]
-            if separator in piece and parts and all(self._is_gene(p, known) for p in parts):
-                return parts
+            parts = [p for p in piece.split(separator) if p.lower() not in CONTROL_PIECES]
+            genes = [p for p in parts if self._is_gene(p, known)]
+            if separator in piece and genes and all(p in genes or GUIDE_NUMBER.match(p) for p in parts):
+                return genes
         return [piece]
 
     def _is_gene(self, name: str, known: Collection[str]) -> bool:

@@ -137,7 +137,8 @@ class CellSetSampler:
         group = self.groups[group_number]
         cells = self.store.groups[group]
         turn, place = divmod(int(place), int(self.filled[group_number]))
-        shuffled = _rng(self.seed, CELLS, epoch, group_number, turn).permutation(cells)
+        key = (epoch, group_number, turn) if turn else (epoch, group_number)
+        shuffled = _rng(self.seed, CELLS, *key).permutation(cells)
         chosen = shuffled[place * self.set_size : (place + 1) * self.set_size]
         rng = _rng(self.seed, CONTROLS, epoch, set_number)
         if len(chosen) < self.set_size:

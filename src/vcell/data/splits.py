@@ -130,8 +130,10 @@ class Split:
             check_known(whole, contexts, f"{key}.contexts", "context")
         check_known(within, contexts, f"{key}.within", "context")
         if isinstance(hold_out.perturbations, int | float):
-            # drawn among those still wholly in training there, so that the fraction is met
-            free = sorted({p for c, p in groups if c in within} - {p for (c, p), s in assigned.items() if s != "train"})
+            # drawn among those still wholly in training there, so that the fraction is met; contexts held out whole aside
+            partly = {c for (c, _), s in assigned.items() if s == "train"} - whole
+            taken = {p for (c, p), s in assigned.items() if s != "train" and c in partly}
+            free = sorted({p for c, p in groups if c in within and c in partly} - taken)
             wanted = _draw(
                 free, len({p for _, p in groups}), float(hold_out.perturbations), f"{key}.perturbations", rng
             )
