@@ -183,6 +183,8 @@ def summary(config: DictConfig, data: CellSetDataModule, module: TransitionModul
     if data.store.measured is not None:
         n = (~data.store.measured).any(axis=0).sum()
         lines.append(f"genes        {n:,} of {data.store.n_genes:,} were not measured in every source: masked there")
+    if len({scale.recoverable for scale in data.store.scales.values()}) > 1:
+        lines.append("scales       counts and fractions, all taken for proportions (data.reconcile=proportions)")
     if config.data.input is not None:
         lines.append(f"input        obsm/{config.data.input} of the control cells, in place of their expression")
     if sampler.fallback_cells:

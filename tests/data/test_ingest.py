@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import anndata as ad
@@ -403,3 +405,29 @@ def test_an_interrupted_preparation_goes_on_with_the_files_it_had_read(tmp_path:
     assert ingest(files, tmp_path / "store").fingerprint == expected
     assert again == ["file2.h5ad"] and "2 of 3 files" in capsys.readouterr().out
     assert not (tmp_path / "store.parts").exists()
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from vcell.data import ingest, matrix, rows
+matrix.BLOCK_VALUES = rows.BLOCK_VALUES = 300_000
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+ingest.ingest([Path(sys.argv[1])], Path(sys.argv[2]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
+@pytest.mark.parametrize("layout", ["csr", "csc", "dense"])
+def test_memory_does_not_grow_with_the_file(layout: str, tmp_path: Path):
+    """A matrix of 20 million values: 160 MB in memory as CSR, and twice that while it is sorted."""
+    cells = make_cells(n=10_000, genes=2_000)
+    cells.X = cells.X + sparse.csr_matrix(np.ones((1, 2_000), np.float32)[np.zeros(10_000, int)])
+    cells.X = {"csr": cells.X, "csc": cells.X.tocsc(), "dense": cells.X.toarray()}[layout]
+    path = write(cells, tmp_path / "a.h5ad")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, path, tmp_path / "store"], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout.splitlines()[-1]) < 120_000  # kB

@@ -12,7 +12,7 @@ whole context's controls stand in; `fallback_cells` counts for how many cells th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -41,16 +41,16 @@ class Weights:
     """
 
     balance: str = "cells"
-    contexts: Mapping[str, float] = field(default_factory=dict)
-    perturbations: Mapping[str, float] = field(default_factory=dict)
+    contexts: Mapping[str, float] | None = None
+    perturbations: Mapping[str, float] | None = None
 
     def sets(self, groups: Sequence[Group], filled: np.ndarray) -> np.ndarray:
         """Sets of each group in an epoch, at least one, from those that its cells fill."""
         powers = {"cells": 1.0, "sqrt": 0.5, "perturbations": 0.0}
         if self.balance not in powers:
             raise VcellError(f"data.sets.weights.balance={self.balance} must be one of {', '.join(powers)}")
-        for place, name in enumerate(("contexts", "perturbations")):
-            factors = getattr(self, name)
+        contexts, perturbations = self.contexts or {}, self.perturbations or {}
+        for place, (name, factors) in enumerate((("contexts", contexts), ("perturbations", perturbations))):
             check_known(factors, {g[place] for g in groups}, f"data.sets.weights.{name}", name.removesuffix("s"))
             bad = [k for k, v in factors.items() if not isinstance(v, int | float) or v <= 0]
             if bad:
@@ -59,7 +59,7 @@ class Weights:
                 )
         balanced = filled ** powers[self.balance]
         balanced = balanced * (filled.sum() / balanced.sum())
-        factor = [self.contexts.get(c, 1.0) * self.perturbations.get(p, 1.0) for c, p in groups]
+        factor = [contexts.get(c, 1.0) * perturbations.get(p, 1.0) for c, p in groups]
         return np.maximum(1, np.rint(balanced * factor)).astype(np.int64)
 
 

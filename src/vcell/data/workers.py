@@ -17,6 +17,7 @@ from vcell.progress import progress_bar
 # smaller inputs are read before a second process has started
 WORTH_PROCESSES = 256 * 2**20
 LOOK_EVERY_S = 0.5
+CONNECT_S = 30
 
 
 def read_parts(jobs: Sequence[PartJob], workers: int | None = None, cluster: str | None = None) -> None:
@@ -109,7 +110,7 @@ def _executor(cluster: str | None, workers: int) -> Iterator[Executor]:
         raise VcellError("prepare.cluster needs Dask: pip install 'vcell[cluster]'") from error
     with _scheduler(cluster, workers) as address:
         try:
-            client = Client(address, timeout=30)
+            client = Client(address, timeout=CONNECT_S)
         except (OSError, ValueError) as error:
             raise VcellError(
                 f"prepare.cluster={cluster}: no Dask scheduler answers there ({error}). Start one (dask scheduler), or use "

@@ -174,7 +174,7 @@ def load_table(perturbation: Any, trained: Sequence[str], held_out: Sequence[str
         return PerturbationTable.one_hot(trained, held_out)
     table = PerturbationTable.load(perturbation["path"])
     table = table.standardised() if perturbation["standardise"] else table
-    return table.with_aliases(perturbation["aliases"])
+    return table.with_aliases(perturbation["aliases"] or {})
 
 
 def _refuse_foreign_code(config: Any, path: Path) -> None:

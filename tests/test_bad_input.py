@@ -1,0 +1,168 @@
+"""Bad input to the commands: one message that says what, where and what to do; nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pytest
+
+from tests.conftest import Command, assert_refused
+from tests.data.test_ingest import make_cells, write
+from vcell.cli import compose
+from vcell.data.prepare import ensure_store
+from vcell.data.store import CellStore
+from vcell.errors import VcellError
+
+Change = Callable[[Path], object]
+
+
+def cells_with(change: Callable[[ad.AnnData], object]) -> Change:
+    def rewrite(path: Path) -> None:
+        cells = make_cells()
+        change(cells)
+        write(cells, path)
+
+    return rewrite
+
+
+def set_value(value: float) -> Change:
+    return cells_with(lambda cells: cells.X.data.__setitem__(7, value))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+def unlabelled(cells: ad.AnnData) -> None:
+    cells.obs["target_gene"] = cells.obs["target_gene"].where(cells.obs["target_gene"] != "non-targeting", "G3")
+
+
+def emptied(cells: ad.AnnData) -> None:
+    matrix = cells.X.tolil()
+    matrix[4] = 0
+    cells.X = matrix.tocsr()
+
+
+def overflowed(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        indptr = file["X/indptr"][:].astype(np.int32)
+        indptr[40:] -= 2**31 - 1
+        file["X/indptr"][:] = indptr
+
+
+CASES: dict[str, tuple[Change, list[str], str]] = {
+    "truncated": (cut, [], r"a\.h5ad is cut short or damaged.*again"),
+    "not HDF5": (lambda path: path.write_text("cells"), [], r"a\.h5ad is not an h5ad"),
+    "no such column": (lambda path: None, ["data.columns.batch=lane"], r"no obs column 'lane'.*It has: batch.*data\.columns\.batch"),
+    "no control": (cells_with(unlabelled), [], r"no cell in .*a\.h5ad is labelled as control 'non-targeting'.*data\.control="),
+    "control misspelt": (lambda path: None, ["data.control=non-targetting"], r"Did you mean 'non-targeting'"),
+    "duplicated genes": (
+        cells_with(lambda cells: setattr(cells, "var_names", ["G1", "G1", *cells.var_names[2:]])), [], r"stand more than once \(G1\)"),
+    "NaN": (set_value(np.nan), [], r"cell 'cell\d+' holds nan"),
+    "negative": (set_value(-2.0), [], r"cell 'cell\d+' holds the negative value -2"),
+    "infinite": (set_value(np.inf), [], r"cell 'cell\d+' holds inf"),
+    "all-zero cells": (cells_with(emptied), [], r"cell 'cell4' holds no counts at all.*data\.empty_cells=drop"),
+    "unknown gene": (
+        cells_with(lambda cells: cells.obs.replace("G1", "STAT11", inplace=True)),
+        ["data.filter.residual_expression=0.3"], r"STAT11\. Did you mean 'STAT1'"),
+    "no overlap with the list": (
+        lambda path: path.with_name("genes.csv").write_text("A\nB\nC\n"), ["data.genes=genes.csv"], r"barely overlap: 0 genes"),
+    "no such file": (lambda path: path.unlink(), [], r"no such file: a\.h5ad"),
+    "no such matrix": (lambda path: None, ["data.matrix=layers/counts"], r"has no matrix 'layers/counts'.*It has: X"),
+    "overflowed pointers": (overflowed, [], r"index pointer runs backwards"),
+    "missing labels": (
+        cells_with(lambda cells: cells.obs.__setitem__("batch", cells.obs["batch"].where(np.arange(90) > 3))), [],
+        r"4 cells have no value in obs column 'batch'"),
+    "no such scale": (lambda path: None, ["data.scale=log2"], r"data\.scale='log2' is none of"),
+    "said scale is wrong": (lambda path: None, ["data.scale=log1p_counts"], r"do not come back as whole counts"),
+    "no such scheduler": (lambda path: None, ["prepare.cluster=tcp://127.0.0.1:9"], r"no Dask scheduler answers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_prepare_refuses_and_leaves_nothing(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    change, overrides, words = CASES[case]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vcell.data.workers.CONNECT_S", 1)
+    write(make_cells(), tmp_path / "a.h5ad")
+    change(tmp_path / "a.h5ad")
+    before = sorted(tmp_path.rglob("*"))
+    config = compose("prepare", ["data=perturb_seq", "data.path=a.h5ad", *overrides])
+    with pytest.raises(VcellError, match=words) as refused:
+        ensure_store(config.data, **config.prepare)
+    assert "\n" not in str(refused.value).strip()
+    left = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
+    assert not [path for path in left if not path.is_dir()]
+
+
+def test_the_command_ends_with_code_2_and_one_message(vcell: Command, tmp_path: Path):
+    write(make_cells(), tmp_path / "a.h5ad")
+    cut(tmp_path / "a.h5ad")
+    assert_refused(vcell("prepare", "data=perturb_seq", "data.path=a.h5ad", cwd=tmp_path), "cut short")
+    assert_refused(vcell("inspect", "path=a.h5ad", cwd=tmp_path), "cut short")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.h5ad"]
+
+
+def test_two_files_that_barely_overlap_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    other = make_cells()
+    other.var_names = [f"MOUSE{i}" for i in range(40)]
+    write(make_cells(), tmp_path / "a.h5ad")
+    write(other, tmp_path / "b.h5ad")
+    with pytest.raises(VcellError, match=r"b\.h5ad and the files before it barely overlap"):
+        ensure_store(compose("prepare", ["data=perturb_seq", "data.path=[a.h5ad,b.h5ad]"]).data)
+
+
+def test_a_place_that_cannot_be_written_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    write(make_cells(), tmp_path / "a.h5ad")
+    for place in ("a.h5ad/store", "/proc/store"):
+        with pytest.raises(VcellError, match=r"could not be written"):
+            ensure_store(compose("prepare", ["data=perturb_seq", "data.path=a.h5ad", f"data.store={place}"]).data)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.h5ad"]
+
+
+def test_a_full_disk_leaves_nothing(vcell: Command, tmp_path: Path):
+    """A limit on file sizes stands in for a disk that runs full while the cells are written."""
+    write(make_cells(3000), tmp_path / "a.h5ad")
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = vcell("prepare", "data=perturb_seq", "data.path=a.h5ad", cwd=tmp_path, preexec_fn=limited)
+    assert_refused(done, "could not be written", "File too large")
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "a.h5ad"]
+
+
+@pytest.fixture()
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write(make_cells(), tmp_path / "a.h5ad")
+    ensure_store(compose("prepare", ["data=perturb_seq", "data.path=a.h5ad", "data.store=store"]).data)
+    return tmp_path / "store"
+
+
+def test_a_store_of_another_format_is_refused(prepared: Path):
+    meta = json.loads((prepared / "meta.json").read_text())
+    (prepared / "meta.json").write_text(json.dumps({**meta, "format_version": 1}))
+    with pytest.raises(VcellError, match=r"format version 1; this vcell reads version 2.*prepare it again"):
+        CellStore.open(prepared)
+
+
+@pytest.mark.parametrize(
+    "name", ["counts.indptr.npy", "counts.indices.npy", "counts.values.npy", "obs.parquet", "meta.json"]
+)
+def test_a_store_cut_short_is_refused(prepared: Path, name: str):
+    cut(prepared / name)
+    with pytest.raises(VcellError, match=r"is damaged.*prepare it again"):
+        CellStore.open(prepared)
+    shutil.rmtree(prepared)
+    with pytest.raises(VcellError, match="is no cell store"):
+        CellStore.open(prepared)
