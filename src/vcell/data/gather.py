@@ -7,18 +7,33 @@ already (`DeviceRows`), rows are copied there, and nothing but cell numbers trav
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from vcell.data.batch import CellSetBatch, CellSets
-from vcell.data.normalize import to_log1p
+from vcell.data.normalize import stored_to_log1p, to_log1p
 from vcell.data.store import Cells, SparseCells
 from vcell.progress import progress_bar
 
 BLOCK_CELLS = 4096
+CELLS_IN_CACHE = 128
+SIGNED = {
+    np.dtype(np.uint16): np.dtype(np.int16),
+    np.dtype(np.uint32): np.dtype(np.int32),
+    np.dtype(np.float32): np.dtype(np.float32),
+}
+UNSIGNED = {signed: unsigned for unsigned, signed in SIGNED.items()}
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="densify")
 
 
 @dataclass(frozen=True)
@@ -103,6 +118,8 @@ class Gather:
 
     def densify(self, cells: SparseTensors, device: torch.device | str) -> Tensor:
         """log1p of counts per target sum, ``(cells, genes)``."""
+        if torch.device(device).type == "cpu" and cells.genes.device.type == "cpu":
+            return self._densify_in_blocks(cells)
         lengths, genes, counts, library_size = (part.to(device, non_blocking=True) for part in cells.parts)
         row = torch.repeat_interleave(lengths, output_size=len(genes))
         # log1p(0) is 0, so only stored values need it: most of a cell is zeros
@@ -110,6 +127,28 @@ class Gather:
         dense_CG = torch.zeros(len(library_size), self.store.n_genes, device=device)
         dense_CG.view(-1)[row * self.store.n_genes + unsigned(genes)] = log1p
         return dense_CG
+
+    def _densify_in_blocks(self, cells: SparseTensors) -> Tensor:
+        """The same on the CPU, on all its cores, in blocks whose working memory stays in the cache."""
+        lengths, library_size = cells.lengths.numpy(), cells.library_size.numpy()
+        genes, counts = (part.numpy().view(UNSIGNED[part.numpy().dtype]) for part in (cells.genes, cells.counts))
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        scale, n_genes = self.target_sum / library_size, self.store.n_genes
+        dense_CG = np.zeros((len(lengths), n_genes), np.float32)
+
+        def fill(first: int) -> None:
+            last = min(first + CELLS_IN_CACHE, len(lengths))
+            values = slice(starts[first], starts[last])
+            log1p = stored_to_log1p(counts[values], np.repeat(scale[first:last], lengths[first:last]))
+            rows = (log1p, genes[values].astype(np.int32), (starts[first : last + 1] - starts[first]).astype(np.int32))
+            sparse.csr_matrix(rows, shape=(last - first, n_genes)).toarray(out=dense_CG[first:last])
+
+        blocks = range(0, len(lengths), CELLS_IN_CACHE)
+        if len(blocks) > 1:
+            list(_pool().map(fill, blocks))
+        else:
+            list(map(fill, blocks))
+        return torch.from_numpy(dense_CG)
 
     def log1p(self, cells: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         """`cells` as log1p, ``(cells, genes)``."""
@@ -179,11 +218,10 @@ def bytes_on_device(store: Cells) -> int:
 
 def sparse_tensors(rows: SparseCells) -> SparseTensors:
     """numpy rows as tensors, without a copy: torch knows unsigned numbers only partly, so their bits travel."""
-    signed = {np.dtype(np.uint16): np.int16, np.dtype(np.uint32): np.int32, np.dtype(np.float32): np.float32}
     return SparseTensors(
         torch.from_numpy(np.diff(rows.indptr)),
-        torch.from_numpy(rows.indices.view(signed[rows.indices.dtype])),
-        torch.from_numpy(rows.values.view(signed[rows.values.dtype])),
+        torch.from_numpy(rows.indices.view(SIGNED[rows.indices.dtype])),
+        torch.from_numpy(rows.values.view(SIGNED[rows.values.dtype])),
         torch.from_numpy(rows.library_size),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,15 @@ def to_log1p(counts: Tensor, library_size: Tensor, target_sum: float) -> Tensor:
     ``scanpy.pp.normalize_total(target_sum=target_sum)`` followed by ``scanpy.pp.log1p``.
     """
     return torch.log1p(counts.float() * (target_sum / library_size.float()).unsqueeze(-1))
+
+
+def stored_to_log1p(counts: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """`to_log1p` for single values on the CPU: counts times their cell's ``target_sum / library_size``, float32.
+
+    numpy, because torch starts its threads anew for every small block; the numbers agree to the last bit or so.
+    """
+    values = counts * scale.astype(np.float32)
+    return np.log1p(values, out=values)
 
 
 def from_log1p(log1p: Tensor, library_size: Tensor, target_sum: float) -> Tensor:
