@@ -18,6 +18,7 @@ from vcell.data import workers
 from vcell.data.gather import Gather
 from vcell.data.h5ad import Columns
 from vcell.data.ingest import ingest
+from vcell.data.matrix import Matrix
 from vcell.data.panel import GeneChoice
 from vcell.data.parts import Recipe
 from vcell.data.store import CellStore
@@ -101,6 +102,22 @@ def test_compressed_chunks_are_read(layout: str, compression: str, tmp_path: Pat
         }
     layouts(cells)[layout].write_h5ad(tmp_path / "a.h5ad", **options)
     assert_same_counts(ingest([tmp_path / "a.h5ad"], tmp_path / "store"), cells)
+
+
+def test_rows_beyond_2_to_the_31_values_are_read(tmp_path: Path):
+    """Most of the file's chunks were never written, so that it is small."""
+    before = 2**31 + 10
+    with h5py.File(tmp_path / "a.h5ad", "w") as file:
+        group = file.create_group("X")
+        group.attrs["encoding-type"], group.attrs["shape"] = "csr_matrix", (3, 50)
+        group["indptr"] = np.array([0, before, before + 3, before + 5])
+        for name, dtype, values in (("indices", np.int64, [4, 7, 49, 0, 1]), ("data", np.float32, [1, 2, 3, 4, 5])):
+            node = group.create_dataset(name, (before + 5,), dtype, chunks=(2**20,))
+            node[before:] = values
+        matrix = Matrix.open(file, tmp_path / "a.h5ad", "X", 3, 50)
+        found = matrix.rows(np.array([1, 2]))
+    assert matrix.stored == before + 5
+    assert found.indices.tolist() == [4, 7, 49, 0, 1] and found.values.tolist() == [1, 2, 3, 4, 5]
 
 
 def rewrite_as_of_0_6(path: Path) -> None:

@@ -135,11 +135,15 @@ class _Part:
         self.library_size = np.zeros(len(cells))
         self.largest = 0.0
         self.seen = np.zeros(job.n_genes, bool)  # genes with a value above 0 anywhere
-        self.target = target_columns(cells["perturbation"].cat.categories, names, job.recipe.control)
-        own = self.target[cells["perturbation"].cat.codes.to_numpy()]
-        self.own = np.where(own >= 0, 0.0, np.nan).astype(np.float32)  # (cells, targets), share of the library
-        contexts = len(cells["context"].cat.categories)
-        self.control_share = np.zeros((contexts, len(names)))  # sum over control cells of shares of the library
+        columns = target_columns(cells["perturbation"].cat.categories, names, job.recipe.control)
+        self.place = np.full(len(names), -1, np.int64)  # a gene of the file to its number among the targets' genes
+        measured = np.unique(columns[columns >= 0])
+        self.place[measured] = np.arange(len(measured))
+        self.target = np.where(columns >= 0, self.place[columns], -1)  # (labels, targets)
+        self.code = cells["perturbation"].cat.codes.to_numpy()
+        # share of the library: of each cell's own targets (cells, targets), and summed over control cells (contexts, genes)
+        self.own = np.where(self.target[self.code] >= 0, 0.0, np.nan).astype(np.float32)
+        self.control_share = np.zeros((len(cells["context"].cat.categories), max(1, len(measured))))
 
     def take(self, block: CsrBlock) -> np.ndarray:
         """(gene, value) pairs of a block, uint32, sorted within each cell."""
@@ -149,7 +153,7 @@ class _Part:
         self._check_filled(library_size, block.start)
         self.library_size[here] = library_size
         row = np.repeat(np.arange(n), np.diff(block.indptr))
-        self._note_targets(block, row, values / np.maximum(library_size, 1e-12)[row])
+        self._note_targets(block, row, values, np.maximum(library_size, 1e-12))
         genes = self.job.position[block.indices]
         keep = (values > 0) & (genes >= 0)
         row, genes, values = row[keep], genes[keep], values[keep]
@@ -229,17 +233,17 @@ class _Part:
                 f"the {len(library_size):,} read with it). To leave such cells out: data.empty_cells=drop"
             )
 
-    def _note_targets(self, block: CsrBlock, row: np.ndarray, share: np.ndarray) -> None:
-        """Expression of each cell's own target genes, and the control cells' sums, as shares of the library."""
-        cell = block.start + row
-        codes = self.cells["perturbation"].cat.codes.to_numpy()
+    def _note_targets(self, block: CsrBlock, row: np.ndarray, values: np.ndarray, library_size: np.ndarray) -> None:
+        """Expression of each cell's own target genes, and the control cells' sums."""
+        gene = self.place[block.indices]
+        some = np.flatnonzero(gene >= 0)
+        gene, cell = gene[some], block.start + row[some]
+        share = values[some] / library_size[row[some]]
         for k in range(self.target.shape[1]):
-            match = self.target[codes[cell], k] == block.indices
+            match = self.target[self.code[cell], k] == gene
             self.own[cell[match], k] = share[match]
         control = self.control[cell]
-        n_genes = self.control_share.shape[1]
-        flat = self.context[cell[control]].astype(np.int64) * n_genes + block.indices[control]
-        self.control_share += np.bincount(flat, share[control], self.control_share.size).reshape(-1, n_genes)
+        np.add.at(self.control_share, (self.context[cell[control]], gene[control]), share[control])
 
     def _cell(self, number: int) -> str:
         return str(self.cells["cell_id"].iloc[number])

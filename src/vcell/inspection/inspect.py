@@ -89,7 +89,9 @@ def inspect(
         }
         found["knockdown"] = _knockdown(best, labels, held)
     found["warnings"] = _warnings(found)
-    found["prepare"] = prepare_line(found, gene_column)
+    overrides = data_overrides(found, gene_column)
+    found["prepare"] = f"python -m vcell.prepare data=perturb_seq {overrides}" if overrides else None
+    found["train"] = f"python -m vcell.train experiment=perturb_seq {overrides}" if overrides else None
     return found
 
 
@@ -268,8 +270,8 @@ def _warnings(found: dict[str, Any]) -> list[str]:
     return out
 
 
-def prepare_line(found: dict[str, Any], gene_column: str | None = None) -> str | None:
-    """The command that prepares the file as it was found to be; None where it cannot be."""
+def data_overrides(found: dict[str, Any], gene_column: str | None = None) -> str | None:
+    """What tells the commands of the file as it was found to be, ready for a shell; None where it cannot be used."""
     labels = found["labels"]
     if found["matrix"] is None or labels["perturbation"]["column"] is None or labels["control"]["label"] is None:
         return None
@@ -292,7 +294,7 @@ def prepare_line(found: dict[str, Any], gene_column: str | None = None) -> str |
     used = next(m for m in found["matrices"] if m["name"] == found["matrix"])
     if used.get("empty_cells"):
         words.append("data.empty_cells=drop")
-    return "python -m vcell.prepare data=perturb_seq " + " ".join(shlex.quote(word) for word in words)
+    return " ".join(shlex.quote(word) for word in words)
 
 
 def _quoted(value: str) -> str:

@@ -17,7 +17,7 @@ def describe(found: dict[str, Any]) -> str:
     lines += [f"{label:<{WIDTH}}{text}" for section in sections for label, text in section(found)]
     lines += [f"{'!':<{WIDTH}}{warning}" for warning in found["warnings"]]
     if found["prepare"]:
-        lines += ["", "next:", f"  {found['prepare']}"]
+        lines += ["", "next:", f"  {found['prepare']}", f"  {found['train']}"]
     else:
         lines += ["", "next: mend what stands at ! above, then inspect again"]
     return "\n".join(lines)
