@@ -73,6 +73,29 @@ def test_expression_left_is_the_share_of_the_library_relative_to_controls(tmp_pa
     assert np.isnan(left["non-targeting"])
 
 
+def test_expression_is_compared_with_controls_of_the_same_context(tmp_path: Path):
+    """Contexts in which the gene differs tenfold, in categories of which some are empty and none in order of appearance."""
+    path = screen(tmp_path / "a.h5ad")
+    cells = ad.read_h5ad(path)
+    later = cells.copy()
+    later.obs["cell_type"], later.obs_names = "A549", [f"later_{name}" for name in cells.obs_names]
+    matrix = later.X.tolil()
+    matrix[:, 0] = np.minimum(matrix[:, 0].toarray() // 10, 2)
+    later.X = matrix.tocsr()
+    both = ad.concat([cells, later])
+    for name in ("target_gene", "cell_type"):
+        both.obs[name] = pd.Categorical(
+            both.obs[name], ["unused", *sorted(set(both.obs[name]), reverse=True), "nowhere"]
+        )
+    store = ingest([write(both, path)], tmp_path / "store")
+    left = store.obs.groupby(["context", "perturbation"], observed=True)["residual"].mean()
+    for context in ("K562", "A549"):
+        assert left[context, "IRF1"] == pytest.approx(0.9, abs=0.08) and left[context, "CD4"] == pytest.approx(
+            0.2, abs=0.05
+        )
+        assert left[context, "STAT1"] < 0.15
+
+
 def test_batches_without_controls_are_left_out_by_number_or_name(tmp_path: Path):
     without = {k: v for k, v in ALL.items() if k != "CD4"}
     assert kept(tmp_path, Filters(min_controls_per_batch=5)) == without

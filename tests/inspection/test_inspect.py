@@ -166,6 +166,8 @@ def test_perturbations_without_matching_controls_are_counted(tmp_path: Path):
         "contexts_without_controls": [],
     }
     assert found["labels"]["perturbation"]["combined"] == ["KLF1+MYC"]
+    assert found["labels"]["perturbation"]["cells"] == dict.fromkeys(EXPRESSION, 40)
+    assert found["labels"]["batch"]["cells"] == {"early": 160, "late": 40}
 
 
 @pytest.mark.parametrize("layout", ["csr", "csc", "dense", "log1p"])

@@ -19,7 +19,7 @@ import pandas as pd
 from pandas.api.types import union_categoricals
 
 from vcell import __version__
-from vcell.data.filters import Filters, residual_expression
+from vcell.data.filters import Filters
 from vcell.data.h5ad import Columns, n_rows, open_h5ad, read_genes, read_obs, stems
 from vcell.data.matrix import Matrix
 from vcell.data.panel import GeneChoice, Panel
@@ -130,8 +130,8 @@ def _write_store(
     provenance: dict[str, Any],
 ) -> None:
     about = [json.loads((job.folder / "part.json").read_text()) for job in jobs]
-    known = [np.load(job.folder / "genes.npz") for job in jobs]
-    cells = _cells(jobs, known, recipe.control)
+    seen = np.stack([np.load(job.folder / "seen.npy") for job in jobs])
+    cells = _cells(jobs)
     kept, notes = filters.apply(cells, recipe.control)
     order = _order(cells, kept & (cells["library_size"] > 0).to_numpy())
     parts = [PartRows(job.folder / "rows", lengths) for job, lengths in zip(jobs, _split(cells, jobs), strict=True)]
@@ -141,7 +141,7 @@ def _write_store(
         _write_embedding(folder, name, jobs, order)
     measured = panel.measured
     if genes.zero_genes == "missing":
-        measured &= np.stack([k["seen"] for k in known])
+        measured &= seen
     checksum.update(np.packbits(measured).tobytes())
     if not measured.all():
         np.save(folder / "measured.npy", measured)
@@ -153,34 +153,22 @@ def _write_store(
         "empty_cells_dropped": int((cells["library_size"] <= 0).sum()),
         "filtered": notes,
         "genes_missing": {job.source: int(n) for job, n in zip(jobs, (~measured).sum(axis=1), strict=True) if n},
-        "genes_zero": {
-            job.source: int((m & ~k["seen"]).sum()) for job, m, k in zip(jobs, measured, known, strict=True)
-        },
+        "genes_zero": {job.source: int(n) for job, n in zip(jobs, (measured & ~seen).sum(axis=1), strict=True)},
         "obsm": list(recipe.obsm),
         "provenance": provenance,
     }
     _write_tables(folder, cells.iloc[order].reset_index(drop=True), panel.genes, checksum, meta)
 
 
-def _cells(jobs: Sequence[PartJob], known: Sequence[Any], control: str) -> pd.DataFrame:
-    """Labels of all files' cells, with the expression left of each cell's own target."""
+def _cells(jobs: Sequence[PartJob]) -> pd.DataFrame:
+    """Labels of all files' cells."""
     tables = []
-    for job, arrays in zip(jobs, known, strict=True):
+    for job in jobs:
         table = pd.read_parquet(job.folder / "cells.parquet")
-        for name in ("perturbation", "context", "batch"):
-            table[name] = table[name].astype("category")
-        table["source"] = pd.Categorical.from_codes(np.zeros(len(table), np.int8), [job.source])
-        context, target = table["context"].cat.codes.to_numpy(), arrays["target"]
-        is_control = (table["perturbation"] == control).to_numpy()
-        number = np.bincount(context[is_control], minlength=len(table["context"].cat.categories))
-        mean = arrays["control_share"] / np.maximum(number, 1)[:, None]
-        own = target[table["perturbation"].cat.codes.to_numpy()]
-        control_mean = np.where(own >= 0, mean[context[:, None], own], np.nan)
-        table["residual"] = residual_expression(arrays["own"], control_mean)
-        tables.append(table)
-    joined = {n: union_categoricals([t[n] for t in tables]) for n in ("perturbation", "context", "batch", "source")}
-    rest = pd.concat([t[["cell_id", "library_size", "stored", "residual"]] for t in tables], ignore_index=True)
-    return rest.assign(**joined)
+        source = pd.Categorical.from_codes(np.zeros(len(table), np.int8), [job.source])
+        tables.append(table.assign(source=source).astype(dict.fromkeys(LABELS, "category")))
+    joined = {name: union_categoricals([t[name] for t in tables]) for name in LABELS}
+    return pd.concat([t.drop(columns=[*LABELS]) for t in tables], ignore_index=True).assign(**joined)
 
 
 def _split(cells: pd.DataFrame, jobs: Sequence[PartJob]) -> list[np.ndarray]:

@@ -1,7 +1,7 @@
 """One h5ad file to a part of a store: values verified cell by cell, in the order of the file.
 
-A part is a folder: `rows` (gene, value) pairs of uint32, a fraction's float32 bits where no counts come back; `cells`
-(labels, library size, values per cell, expression of the cell's own target), what is known of its genes, and
+A part is a folder: `rows`, (gene, value) pairs of uint32, a fraction's float32 bits where no counts come back; `cells`
+(labels, library size, values per cell, expression left of the cell's own target); `seen`, genes above 0 anywhere; and
 `part.json`. It is written whole or not at all, so that an interrupted preparation goes on with the files that are done.
 Everything here can run in another process or on another machine.
 """
@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from vcell.data.filters import residual_expression
 from vcell.data.genes import align, gene_names
 from vcell.data.h5ad import Columns, open_h5ad, read_genes, read_obs
 from vcell.data.matrix import CsrBlock, Matrix, Sample
@@ -176,13 +177,19 @@ class _Part:
         return pairs
 
     def finish(self, folder: Path) -> None:
-        cells = self.cells.assign(library_size=self.library_size, stored=self.lengths, source=self.job.source)
+        cells = self.cells.assign(library_size=self.library_size, stored=self.lengths, residual=self._residual())
         cells.to_parquet(folder / "cells.parquet")
-        np.savez(
-            folder / "genes.npz", own=self.own, target=self.target, control_share=self.control_share, seen=self.seen,
-        )  # fmt: skip
+        np.save(folder / "seen.npy", self.seen)
         about = {"scale": str(self.scale), "largest": self.largest, "path": str(self.job.path)}
         (folder / "part.json").write_text(json.dumps(about))
+
+    def _residual(self) -> np.ndarray:
+        """Expression left of each cell's own target, as a fraction of the mean of its context's controls in this file."""
+        controls = np.bincount(self.context[self.control], minlength=len(self.control_share))
+        mean = self.control_share / np.maximum(controls, 1)[:, None]
+        own = self.target[self.code]
+        control_mean = np.where(own >= 0, mean[self.context[:, None], own], np.nan)
+        return residual_expression(self.own, control_mean)
 
     def _converted(self, block: CsrBlock) -> tuple[np.ndarray, np.ndarray]:
         """Counts, or values with log1p undone where none come back, and library sizes; every cell verified."""

@@ -160,6 +160,7 @@ def _labels(labels: Labels) -> dict[str, Any]:
     out["perturbation"] |= {"number": len(perturbed), "without_label": int(labels.perturbation.isna().sum())}
     if len(perturbed):
         out["perturbation"]["cells_each"] = _spread(perturbed)
+        out["perturbation"]["cells"] = {str(k): int(v) for k, v in perturbed.items()}
         out["perturbation"]["fewest"] = {str(k): int(v) for k, v in perturbed.tail(5)[::-1].items()}
         known = gene_names()
         unknown = [
@@ -177,8 +178,13 @@ def _labels(labels: Labels) -> dict[str, Any]:
         column = getattr(labels, role)
         if column is not None:
             counts = column.value_counts()
-            out[role] |= {"number": int((counts > 0).sum()), "cells_each": _spread(counts[counts > 0]),
-                          "without_label": int(column.isna().sum()), "names": counts.index[counts > 0].tolist()[:EXAMPLES]}  # fmt: skip
+            counts = counts[counts > 0]
+            out[role] |= {
+                "number": len(counts),
+                "cells_each": _spread(counts),
+                "cells": {str(k): int(v) for k, v in counts.items()},
+                "without_label": int(column.isna().sum()),
+            }
     if labels.control is not None:
         out["unmatched"] = _unmatched(labels)
     return out

@@ -40,6 +40,7 @@ def _matrices(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield "", m["problem"]
             continue
         yield "", _scale(m)
+        yield "", "no NaN, infinite or negative values in the sample"
         if "library_size" in m:
             size = m["library_size"]
             what = "counts a cell" if m["counts_recoverable"] else "total a cell"
