@@ -28,8 +28,12 @@ lint: env
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+PEERS = $(VENV)-peers
 bench: env
-	$(RUN) benchmarks/loader.py
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt cell-load==0.10.4 scdataset==0.3.0
+	$(RUN) benchmarks/loader.py --genes 2000 --peers $(PEERS)/bin/python
+	$(RUN) benchmarks/loader.py --genes 18080 --peers $(PEERS)/bin/python
 
 env: $(VENV)/.ready
 
@@ -43,4 +47,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PEERS) build dist .pytest_cache .ruff_cache .mypy_cache

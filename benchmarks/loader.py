@@ -97,7 +97,7 @@ def compare(file: Path, store: Path, seconds: float, peers: str, prepared: float
     ours = np.median(rates["vcell"])
     lines = [
         f"{opened.n_cells:,} cells × {opened.n_genes:,} genes, {opened.stored_values / opened.n_cells:,.0f} values a cell; {SETS} "
-        f"sets of {SET_SIZE} perturbed and {SET_SIZE} control cells a step; {os.cpu_count()} cores, {platform.machine()}, no GPU. "
+        f"sets of {SET_SIZE} perturbed and {SET_SIZE} control cells a step; {os.cpu_count()} cores and as many loader threads or workers, {platform.machine()}, no GPU. "
         f"Preparing the store, once, takes the time in which we then read {prepared * ours / opened.n_cells:.0f} times its cells.\n",
         f"| reader | cells per second, relative to {base} (median of {ROUNDS}, range) | start-up relative to ours | peak memory, MB |",
         "|---|---|---|---|",

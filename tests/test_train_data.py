@@ -66,7 +66,7 @@ def test_stores_of_different_panels_train_together(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     for name, path in zip("ab", two_panels(tmp_path), strict=True):
         ensure_store(compose("prepare", ["data=perturb_seq", f"data.path={path}", f"data.store={name}"]).data)
-    identity = train_tiny("data.path=null", "data.stores=[a,b]", "data.split.test.within=[A]")
+    identity = train_tiny("data.stores=[a,b]", "data.split.test.within=[A]")
     assert len(identity["genes"]) == 50 and "were not measured in every source" in capsys.readouterr().out
     infer_here("out=pred.h5ad", "ckpt=runs/run/checkpoints/last.ckpt")
     assert ad.read_h5ad("pred.h5ad").n_vars == 50

@@ -33,6 +33,9 @@ def launch(verb: str, run: Callable[[DictConfig], None]) -> None:
             run(config)
         except VcellError as error:
             fail(error)
+        except KeyboardInterrupt:
+            print(f"interrupted; the same command goes on: python -m vcell.{verb} ...", file=sys.stderr, flush=True)
+            sys.exit(130)
 
     try:
         check_overrides(verb, sys.argv[1:])

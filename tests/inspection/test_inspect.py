@@ -190,15 +190,19 @@ def test_old_encodings_are_inspected(tmp_path: Path):
     assert old["labels"] == new["labels"] and old["genes"] == new["genes"] and old["matrices"][0]["scale"] == "counts"
 
 
-def test_a_large_file_is_sampled_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_a_large_file_is_sampled_not_read(compression: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Values read stay within a budget that does not grow with the file."""
     cells = 40_000
-    path = write(make_cells(), tmp_path / "a.h5ad")
     large = ad.concat([make_cells(900, seed=i) for i in range(4)], index_unique="_")
     blocks = sparse.vstack([large.X] * (cells // large.n_obs + 1)).tocsr()[:cells]
     obs = pd.concat([large.obs] * (cells // large.n_obs + 1))[:cells].reset_index(drop=True)
     obs.index = obs.index.astype(str)
-    path = write(ad.AnnData(blocks, obs=obs, var=large.var), tmp_path / "large.h5ad")
+    path = tmp_path / "large.h5ad"
+    ad.AnnData(blocks, obs=obs, var=large.var).write_h5ad(path, compression=compression)
+    monkeypatch.setattr("vcell.data.matrix.BLOCK_VALUES", 100_000)
+    monkeypatch.setattr("vcell.data.matrix.FEWEST_CHUNKS", 4)
+    monkeypatch.setattr("vcell.inspection.knockdown.MOST_VALUES", 200_000)
     read = 0
     whole_get = h5py.Dataset.__getitem__
 
@@ -210,8 +214,9 @@ def test_a_large_file_is_sampled_not_read(tmp_path: Path, monkeypatch: pytest.Mo
         return out
 
     monkeypatch.setattr(h5py.Dataset, "__getitem__", counted)
-    inspect(path)
-    assert 0 < read < 0.5 * 2 * blocks.nnz
+    found = inspect(path)
+    assert 0 < read / 2 < 1.2 * 300_000 < 0.5 * blocks.nnz  # values and their genes
+    assert found["matrices"][0]["verified_cells"] == 500 and found["knockdown"]["targets_judged"] == 2
 
 
 @pytest.mark.parametrize(

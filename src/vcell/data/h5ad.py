@@ -16,6 +16,7 @@ import pyarrow as pa
 from vcell.errors import VcellError, nearest
 
 STRINGS_AT_ONCE = 500_000
+CHUNK_CACHE = 32 * 2**20  # bytes a data set: neighbouring cells lie in one chunk, which is unpacked once
 OTHERWISE = {
     "perturbation": "",
     "batch": ", or data.columns.batch=null for one batch a file",
@@ -42,7 +43,7 @@ def open_h5ad(path: Path) -> Iterator[h5py.File]:
     import hdf5plugin  # noqa: F401  # registers zstd and other filters with HDF5
 
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
     except FileNotFoundError as error:
         raise VcellError(f"no such file: {path} (looked from {Path.cwd()})") from error
     except OSError as error:

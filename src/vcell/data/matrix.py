@@ -12,6 +12,7 @@ import numpy as np
 from vcell.errors import VcellError, nearest
 
 BLOCK_VALUES = 4_000_000  # stored values read at a time: about 50 MB in flight
+FEWEST_CHUNKS = 16  # of a file that are looked into, at least
 BUCKET_FILES = 200  # scratch files that a CSC matrix is sorted into, at most open at a time
 PAIR = np.dtype([("cell", np.int64), ("gene", np.uint32), ("value", np.float64)])
 
@@ -102,25 +103,65 @@ class Matrix:
                 raise  # the disk's own, such as no space left
             raise VcellError(f"{self.what} is damaged ({error}). Download or write the file again") from error
 
-    def sample(self, n_cells: int, budget: int = BLOCK_VALUES) -> Sample:
-        """About `n_cells` cells spread over the file, reading about `budget` values at most."""
-        if self.layout == "csc" and self.stored > budget:
-            return self._sampled_genes(n_cells, budget)
+    def sample(self, n_cells: int) -> Sample:
+        """About `n_cells` cells spread over the file, reading about as many values as a block has at most."""
+        budget = BLOCK_VALUES
         if self.layout == "csc":
-            return self._of_csc(np.arange(self.shape[1]), n_cells)
-        if self.layout == "csr":
-            mean = max(1, self.stored // max(1, self.shape[0]))
-            n_cells = max(1, min(n_cells, budget // mean))
-            return self.rows(np.unique(np.linspace(0, self.shape[0] - 1, min(n_cells, self.shape[0])).astype(np.int64)))
-        return self.rows(self._spread_runs(n_cells, budget))
+            genes = self._genes_within(budget) if self.stored > budget else np.arange(self.shape[1])
+            return self._of_csc(genes, n_cells)
+        if self.layout == "dense":
+            return self.rows(self._spread_runs(n_cells, budget))
+        mean = max(1, self.stored // max(1, self.shape[0]))
+        cells = self.cheap_cells(budget)
+        number = max(1, min(n_cells, budget // mean, len(cells)))
+        return self.rows(cells[np.linspace(0, len(cells) - 1, number).astype(np.int64)] if len(cells) else cells)
+
+    def cheap_cells(self, budget: int, also: np.ndarray | None = None) -> np.ndarray:
+        """Cells, ascending, that can all be read without unpacking much more than `budget` values.
+
+        HDF5 reads chunks whole, and one of a million values for every cell would be the file many times over. So some
+        chunks are taken, spread over the file, and those in which cells of `also` lie.
+        """
+        everyone, chunks = np.arange(self.shape[0]), self.values_node.chunks
+        if self.layout == "csc" or chunks is None or not self.stored:
+            return everyone
+        # where each cell begins and ends, in stored values
+        begins = self.indptr if self.indptr is not None else np.arange(self.shape[0] + 1) * self.shape[1]
+        length = chunks[0] if self.indptr is not None else chunks[0] * self.shape[1]
+        pieces, taken = -(-self.stored // length), max(FEWEST_CHUNKS, budget // length)
+        if taken >= pieces or length * self.shape[0] < 4 * self.stored:
+            return everyone
+        chosen = np.linspace(0, pieces - 1, taken).astype(np.int64)
+        if also is not None and len(also):
+            some = also[np.linspace(0, len(also) - 1, FEWEST_CHUNKS // 4).astype(np.int64)]
+            chosen = np.append(chosen, begins[some] // length)
+        first, last = begins[:-1] // length, (np.maximum(begins[1:], begins[:-1] + 1) - 1) // length
+        return np.flatnonzero((first == last) & np.isin(first, chosen))
 
     def rows(self, cells: np.ndarray) -> Sample:
         """The given cells, ascending; not for CSC."""
-        runs = np.split(cells, np.flatnonzero(np.diff(cells) > 1) + 1) if len(cells) else []
-        parts = [self._run(int(run[0]), int(run[-1]) + 1) for run in runs]
+        parts = [self._some_of_run(run) for run in self._runs(cells)]
         lengths = np.concatenate([np.diff(p.indptr) for p in parts]) if parts else np.empty(0, np.int64)
         join = {k: np.concatenate([getattr(p, k) for p in parts] or [np.empty(0)]) for k in ("indices", "values")}
         return Sample(cells, _indptr(lengths), join["indices"].astype(np.int64), join["values"], all_genes=True)
+
+    def _runs(self, cells: np.ndarray) -> list[np.ndarray]:
+        """Cells that are read at once: neighbours, and those that share a chunk."""
+        apart = np.diff(cells) > 1
+        chunks = self.values_node.chunks
+        if chunks is not None and self.indptr is not None:
+            chunk = self.indptr[cells] // chunks[0]
+            apart &= np.diff(chunk) > 0
+        return np.split(cells, np.flatnonzero(apart) + 1) if len(cells) else []
+
+    def _some_of_run(self, cells: np.ndarray) -> CsrBlock:
+        block = self._run(int(cells[0]), int(cells[-1]) + 1)
+        if len(block.indptr) - 1 == len(cells):
+            return block
+        lengths = np.diff(block.indptr)
+        taken = np.isin(np.arange(block.start, block.start + len(lengths)), cells)
+        keep = np.repeat(taken, lengths)
+        return CsrBlock(block.start, _indptr(lengths[taken]), block.indices[keep], block.values[keep])
 
     def column(self, gene: int) -> tuple[np.ndarray, np.ndarray]:
         """Cells with a value of `gene`, and the values; of a CSC matrix."""
@@ -202,12 +243,13 @@ class Matrix:
         long = max(1, cells // len(starts))
         return np.unique(np.minimum(starts[:, None] + np.arange(long), self.shape[0] - 1).ravel())
 
-    def _sampled_genes(self, n_cells: int, budget: int) -> Sample:
+    def _genes_within(self, budget: int) -> np.ndarray:
+        """Genes of a CSC matrix, spread evenly, with `budget` values together."""
         assert self.indptr is not None
         lengths = np.diff(self.indptr)
         order = np.argsort(np.arange(len(lengths)) * 0.6180339887 % 1.0)  # spread evenly, however many are taken
         taken = np.sort(order[np.cumsum(lengths[order]) <= budget])
-        return self._of_csc(taken if taken.size else order[:1], n_cells)
+        return taken if taken.size else order[:1]
 
     def _of_csc(self, genes: np.ndarray, n_cells: int) -> Sample:
         """Some genes of cells spread over the file."""

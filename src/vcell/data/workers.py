@@ -134,7 +134,7 @@ def _scheduler(cluster: str, workers: int) -> Iterator[object]:
         jobs = SLURMCluster()
     except ValueError as error:
         raise VcellError(
-            f"prepare.cluster=slurm: {error}. Say what a job needs in ~/.config/dask/jobqueue.yaml: jobqueue: slurm: "
+            f"prepare.cluster=slurm: {' '.join(str(error).split())} Say what a job needs in ~/.config/dask/jobqueue.yaml: jobqueue: slurm: "
             "{cores: 2, processes: 1, memory: 4GB, walltime: '02:00:00'}"
         ) from error
     with jobs:

@@ -38,6 +38,8 @@ def knockdown(matrix: Matrix, scale: Scale, perturbation: pd.Series, control: st
     code = codes[chosen]
     is_control = code == int(np.flatnonzero(labels == control)[0])
     rows = {}
+    if not is_control.any():
+        return pd.DataFrame(columns=["residual", "cells", "expected", "judged"])
     for i in judged:
         mine = code == i
         genes = np.searchsorted(measured, [g for g in targets[i] if g >= 0]).tolist()
@@ -55,20 +57,19 @@ def knockdown(matrix: Matrix, scale: Scale, perturbation: pd.Series, control: st
 
 def _chosen(matrix: Matrix, codes: np.ndarray, judged: list[int], control: int) -> np.ndarray:
     """Cells to read: as many of each perturbation as the budget allows, and controls; ascending."""
+    cheap = matrix.cheap_cells(MOST_VALUES, also=np.flatnonzero(codes == control))
+    if matrix.layout == "dense" and len(cheap) < len(codes):
+        return cheap  # whole chunks of rows: picking some of them would unpack no less
     mean = max(1, matrix.stored // max(1, matrix.shape[0]))
     budget = len(codes) if matrix.layout == "csc" else max(2, min(MOST_CELLS, MOST_VALUES // mean))
     n_controls = max(1, int(budget * SHARE_FOR_CONTROLS))
     each = max(FEWEST_CELLS, (budget - n_controls) // len(judged))
-    order = np.argsort(codes, kind="stable")
-    bounds = np.searchsorted(codes[order], np.arange(codes.max() + 2))
+    ordered = cheap[np.argsort(codes[cheap], kind="stable")]
+    bounds = np.searchsorted(codes[ordered], np.arange(codes.max() + 2))
 
     def some(code: int, number: int) -> np.ndarray:
-        cells = order[bounds[code] : bounds[code + 1]]
-        return (
-            cells[np.unique(np.linspace(0, len(cells) - 1, min(number, len(cells))).astype(int))]
-            if len(cells)
-            else cells
-        )
+        cells = ordered[bounds[code] : bounds[code + 1]]
+        return cells[np.linspace(0, len(cells) - 1, min(number, len(cells))).astype(np.int64)]
 
     parts = [some(control, n_controls)]
     for code in judged:
