@@ -200,8 +200,8 @@ def test_a_large_file_is_sampled_not_read(compression: str | None, tmp_path: Pat
     obs.index = obs.index.astype(str)
     path = tmp_path / "large.h5ad"
     ad.AnnData(blocks, obs=obs, var=large.var).write_h5ad(path, compression=compression)
-    monkeypatch.setattr("vcell.data.matrix.BLOCK_VALUES", 100_000)
-    monkeypatch.setattr("vcell.data.matrix.FEWEST_CHUNKS", 4)
+    monkeypatch.setattr("vcell.data.sampling.SAMPLE_VALUES", 100_000)
+    monkeypatch.setattr("vcell.data.sampling.FEWEST_CHUNKS", 4)
     monkeypatch.setattr("vcell.inspection.knockdown.MOST_VALUES", 200_000)
     read = 0
     whole_get = h5py.Dataset.__getitem__

@@ -12,7 +12,6 @@ import numpy as np
 from vcell.errors import VcellError, nearest
 
 BLOCK_VALUES = 4_000_000  # stored values read at a time: about 50 MB in flight
-FEWEST_CHUNKS = 16  # of a file that are looked into, at least
 BUCKET_FILES = 200  # scratch files that a CSC matrix is sorted into, at most open at a time
 PAIR = np.dtype([("cell", np.int64), ("gene", np.uint32), ("value", np.float64)])
 
@@ -102,41 +101,6 @@ class Matrix:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk's own, such as no space left
             raise VcellError(f"{self.what} is damaged ({error}). Download or write the file again") from error
-
-    def sample(self, n_cells: int) -> Sample:
-        """About `n_cells` cells spread over the file, reading about as many values as a block has at most."""
-        budget = BLOCK_VALUES
-        if self.layout == "csc":
-            genes = self._genes_within(budget) if self.stored > budget else np.arange(self.shape[1])
-            return self._of_csc(genes, n_cells)
-        if self.layout == "dense":
-            return self.rows(self._spread_runs(n_cells, budget))
-        mean = max(1, self.stored // max(1, self.shape[0]))
-        cells = self.cheap_cells(budget)
-        number = max(1, min(n_cells, budget // mean, len(cells)))
-        return self.rows(cells[np.linspace(0, len(cells) - 1, number).astype(np.int64)] if len(cells) else cells)
-
-    def cheap_cells(self, budget: int, also: np.ndarray | None = None) -> np.ndarray:
-        """Cells, ascending, that can all be read without unpacking much more than `budget` values.
-
-        HDF5 reads chunks whole, and one of a million values for every cell would be the file many times over. So some
-        chunks are taken, spread over the file, and those in which cells of `also` lie.
-        """
-        everyone, chunks = np.arange(self.shape[0]), self.values_node.chunks
-        if self.layout == "csc" or chunks is None or not self.stored:
-            return everyone
-        # where each cell begins and ends, in stored values
-        begins = self.indptr if self.indptr is not None else np.arange(self.shape[0] + 1) * self.shape[1]
-        length = chunks[0] if self.indptr is not None else chunks[0] * self.shape[1]
-        pieces, taken = -(-self.stored // length), max(FEWEST_CHUNKS, budget // length)
-        if taken >= pieces or length * self.shape[0] < 4 * self.stored:
-            return everyone
-        chosen = np.linspace(0, pieces - 1, taken).astype(np.int64)
-        if also is not None and len(also):
-            some = also[np.linspace(0, len(also) - 1, FEWEST_CHUNKS // 4).astype(np.int64)]
-            chosen = np.append(chosen, begins[some] // length)
-        first, last = begins[:-1] // length, (np.maximum(begins[1:], begins[:-1] + 1) - 1) // length
-        return np.flatnonzero((first == last) & np.isin(first, chosen))
 
     def rows(self, cells: np.ndarray) -> Sample:
         """The given cells, ascending; not for CSC."""
@@ -232,37 +196,6 @@ class Matrix:
     def _check_indices(self, indices: np.ndarray, limit: int) -> None:
         if indices.size and (indices.min() < 0 or indices.max() >= limit):
             raise VcellError(f"{self.what} is damaged: an index lies outside 0 to {limit - 1}")
-
-    def _spread_runs(self, n_cells: int, budget: int) -> np.ndarray:
-        """Cells of a dense matrix in runs as high as its chunks, which are read whole anyway."""
-        chunks = self.values_node.chunks
-        height = min(chunks[0] if chunks else 1, self.shape[0])
-        cells = min(self.shape[0], n_cells, max(1, budget // max(1, self.shape[1])))
-        runs = max(1, min(cells, budget // max(1, height * self.shape[1])))
-        starts = np.unique(np.linspace(0, max(0, self.shape[0] - height), runs).astype(np.int64) // height * height)
-        long = max(1, cells // len(starts))
-        return np.unique(np.minimum(starts[:, None] + np.arange(long), self.shape[0] - 1).ravel())
-
-    def _genes_within(self, budget: int) -> np.ndarray:
-        """Genes of a CSC matrix, spread evenly, with `budget` values together."""
-        assert self.indptr is not None
-        lengths = np.diff(self.indptr)
-        order = np.argsort(np.arange(len(lengths)) * 0.6180339887 % 1.0)  # spread evenly, however many are taken
-        taken = np.sort(order[np.cumsum(lengths[order]) <= budget])
-        return taken if taken.size else order[:1]
-
-    def _of_csc(self, genes: np.ndarray, n_cells: int) -> Sample:
-        """Some genes of cells spread over the file."""
-        cells = np.unique(np.linspace(0, self.shape[0] - 1, min(n_cells, self.shape[0])).astype(np.int64))
-        parts: list[tuple[np.ndarray, ...]] = []
-        for gene in genes:
-            rows, values = self.column(gene)
-            keep = np.isin(rows, cells)
-            parts.append((rows[keep], np.full(int(keep.sum()), gene), values[keep]))
-        row, gene_of, values = (np.concatenate([p[i] for p in parts]) for i in range(3))
-        order = np.argsort(row, kind="stable")
-        indptr = np.searchsorted(row[order], np.append(cells, self.shape[0]))
-        return Sample(cells, indptr, gene_of[order], values[order], len(genes) == self.shape[1])
 
 
 def matrix_names(file: h5py.File) -> list[str]:

@@ -22,6 +22,7 @@ from vcell.data.genes import align, gene_names
 from vcell.data.h5ad import Columns, open_h5ad, read_genes, read_obs
 from vcell.data.matrix import CsrBlock, Matrix, Sample
 from vcell.data.rows import begin_array
+from vcell.data.sampling import sample_cells
 from vcell.data.scale import Scale, detect_scale, is_whole, linear, recover_counts
 from vcell.errors import VcellError, nearest, shortlist
 from vcell.whole import written_whole
@@ -113,7 +114,7 @@ def file_scale(matrix: Matrix, recipe: Recipe, path: Path) -> Scale:
     if said != "auto":
         return Scale(said)
     try:
-        return sample_scale(matrix.sample(SAMPLE_CELLS))
+        return sample_scale(sample_cells(matrix, SAMPLE_CELLS))
     except VcellError as error:
         raise VcellError(f"{matrix.what}: {error}") from error
 

@@ -7,6 +7,7 @@ import pandas as pd
 
 from vcell.data.matrix import Matrix
 from vcell.data.parts import target_columns
+from vcell.data.sampling import cheap_cells
 from vcell.data.scale import Scale, linear, smallest_positive
 
 MOST_VALUES, MOST_CELLS = 20_000_000, 12_000  # read at most: seconds, whatever the file
@@ -57,7 +58,7 @@ def knockdown(matrix: Matrix, scale: Scale, perturbation: pd.Series, control: st
 
 def _chosen(matrix: Matrix, codes: np.ndarray, judged: list[int], control: int) -> np.ndarray:
     """Cells to read: as many of each perturbation as the budget allows, and controls; ascending."""
-    cheap = matrix.cheap_cells(MOST_VALUES, also=np.flatnonzero(codes == control))
+    cheap = cheap_cells(matrix, MOST_VALUES, also=np.flatnonzero(codes == control))
     if matrix.layout == "dense" and len(cheap) < len(codes):
         return cheap  # whole chunks of rows: picking some of them would unpack no less
     mean = max(1, matrix.stored // max(1, matrix.shape[0]))

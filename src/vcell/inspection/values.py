@@ -11,6 +11,7 @@ import numpy as np
 
 from vcell.data.h5ad import n_rows, var_key
 from vcell.data.matrix import Matrix, Sample
+from vcell.data.sampling import sample_cells
 from vcell.data.scale import Scale, cell_totals, detect_scale, one_total, recover_counts
 from vcell.errors import VcellError
 
@@ -39,7 +40,7 @@ def look_at(file: h5py.File, path: Path, name: str, cells: int) -> Values:
     key = var_key(file, name)
     try:
         matrix = Matrix.open(file, path, name, n_rows(file, "obs", path), n_rows(file, key, path))
-        sample = matrix.sample(cells)
+        sample = sample_cells(matrix, cells)
     except (VcellError, OSError, KeyError) as error:
         return Values(name, None, None, {"name": name, "problem": str(error)})
     about = {
