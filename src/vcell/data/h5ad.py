@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,8 @@ class Columns:
 @contextmanager
 def open_h5ad(path: Path) -> Iterator[h5py.File]:
     """An h5ad opened for reading; a `VcellError` where it is absent, truncated or no HDF5 file."""
-    import hdf5plugin  # noqa: F401  # registers zstd and other filters with HDF5
+    with suppress(ImportError):  # only files packed with such filters need it
+        import hdf5plugin  # noqa: F401  # registers zstd and other filters with HDF5
 
     try:
         file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
@@ -144,7 +145,8 @@ def read_column(file: h5py.File, key: str, name: str, path: Path) -> pd.Series:
     except VcellError:
         raise
     except Exception as error:
-        raise VcellError(f"{path}: {key}/{name} cannot be read ({type(error).__name__}: {error})") from error
+        hint = ". It is packed in a way HDF5 cannot read here: pip install hdf5plugin" if "plugin" in str(error) else ""
+        raise VcellError(f"{path}: {key}/{name} cannot be read ({type(error).__name__}: {error}){hint}") from error
 
 
 def read_index(file: h5py.File, key: str, path: Path) -> pd.Series:

@@ -100,6 +100,10 @@ class Matrix:
         except (OSError, KeyError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk's own, such as no space left
+            if "filter" in str(error) or "plugin" in str(error):
+                raise VcellError(
+                    f"{self.what} is packed in a way HDF5 cannot read here ({error}): pip install hdf5plugin"
+                ) from error
             raise VcellError(f"{self.what} is damaged ({error}). Download or write the file again") from error
 
     def rows(self, cells: np.ndarray) -> Sample:
