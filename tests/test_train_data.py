@@ -112,3 +112,13 @@ def test_the_resident_store_trains_to_the_same_weights(here: Path):
     fetched, resident = weights("fetched", "false"), weights("resident", "true")
     for key, value in fetched.items():
         torch.testing.assert_close(resident[key], value, rtol=0, atol=0)
+
+
+def test_a_run_is_not_continued_on_other_cells(here: Path):
+    train_tiny("data.path=a.h5ad")
+    cells = make_cells(n=200)
+    cells.obs["target_gene"] = cells.obs["target_gene"].to_numpy()[::-1]
+    write(cells, here / "a.h5ad")
+    ensure_store(compose("prepare", ["data=perturb_seq", "data.path=a.h5ad"]).data, overwrite=True)
+    with pytest.raises(VcellError, match=r"the cells are no longer what the run was begun with.*overwrite=true"):
+        train_tiny("data.path=a.h5ad", "trainer.max_steps=8")

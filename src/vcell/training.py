@@ -22,7 +22,7 @@ from vcell.data.gather import Gather
 from vcell.data.hvg import choose_hvg
 from vcell.data.leaks import drop_leaks
 from vcell.data.prepare import ensure_store
-from vcell.data.splits import Group, assign_from_toml, check_known, describe, write_split
+from vcell.data.splits import Group, assign_from_toml, check_known, check_split, describe, write_split
 from vcell.data.store import Cells
 from vcell.data.view import open_stores, with_genes
 from vcell.errors import VcellError
@@ -48,7 +48,8 @@ def train(config: DictConfig) -> None:
     if rank == 0:
         if checkpoint is None:
             folder.begin(resolved, config.overwrite)
-        write_split(folder.path / "split.json", assigned, store.groups, store.fingerprint)
+            write_split(folder.path / "split.json", assigned, store.groups, store.fingerprint)
+        check_split(folder.path / "split.json", assigned, store.fingerprint)
         print(summary(config, data, module), *[f"note         {note}" for note in notes], sep="\n", flush=True)
     trainer = make_trainer(config)
     if checkpoint is not None and finished(checkpoint, trainer.max_steps, say=rank == 0):

@@ -89,8 +89,8 @@ def ingest(
 def _check_files(files: Sequence[Path], recipe: Recipe) -> None:
     """Everything that the labels, the genes and the layouts alone can tell."""
     labels: dict[str, int] = {}
+    recipe.check_scales(files)
     for path in files:
-        recipe.scale_of(path)
         with open_h5ad(path) as file:
             obs = read_obs(file, path, recipe.columns, recipe.context)
             names = read_genes(file, path, recipe.matrix, recipe.columns.gene)

@@ -12,7 +12,7 @@ import pandas as pd
 from vcell.data.genes import ENSEMBL, align, check_unique
 from vcell.data.h5ad import open_h5ad, read_ensembl, read_genes, stems
 from vcell.data.parts import Recipe
-from vcell.errors import VcellError, shortlist
+from vcell.errors import VcellError, nearest, shortlist
 
 PANELS = ("union", "common")
 
@@ -64,11 +64,13 @@ class GeneChoice:
         listed = None if isinstance(self.genes, str) else list(self.genes)
         genes = listed or []
         aligned, names_of = [], []
+        unused = dict(self.rename or {})
         for number, (path, short) in enumerate(zip(files, stems(files), strict=True)):
             with open_h5ad(path) as file:
                 names = read_genes(file, path, recipe.matrix, recipe.columns.gene)
                 ensembl = read_ensembl(file, path, recipe.matrix, ENSEMBL)
             check_unique(names, str(path))
+            unused = {old: new for old, new in unused.items() if old not in names}
             found = align(names, genes, ensembl, self.rename)
             if number or listed:
                 self._check_overlap(found.position, names, genes, path, listed is not None)
@@ -78,6 +80,9 @@ class GeneChoice:
                 genes = [*genes, *fresh]
             aligned.append(found.position)
             names_of.append(found.decisions.assign(file=short))
+        if unused:
+            old = next(iter(unused))
+            raise VcellError(f"data.rename names {shortlist(unused)}, which no file has.{nearest(old, genes)}")
         decisions = pd.concat(names_of, ignore_index=True)[["file", "gene", "decision", "became", "candidates"]]
         return self._common(Panel(genes, aligned, decisions))
 

@@ -61,6 +61,18 @@ class Recipe:
     empty_cells: str = "refuse"
     obsm: tuple[str, ...] = ()
 
+    def check_scales(self, files: Sequence[Path]) -> None:
+        """A `VcellError` where `scale` names a scale that is none, or a file that is not read."""
+        known = {name for path in files for name in (path.name, path.stem)}
+        unknown = [] if isinstance(self.scale, str) else [name for name in self.scale if name not in known]
+        if unknown:
+            raise VcellError(
+                f"data.scale names {shortlist(unknown)}, which is no file that is read.{nearest(unknown[0], known)} Files: "
+                f"{shortlist([path.name for path in files])}"
+            )
+        for path in files:
+            self.scale_of(path)
+
     def scale_of(self, path: Path) -> str:
         """``auto`` or the scale said for a file."""
         said = (

@@ -222,6 +222,21 @@ def write_split(path: Path, assigned: dict[Group, str], cells: dict[Group, np.nd
     path.write_text(json.dumps(content, indent=1))
 
 
+def check_split(path: Path, assigned: dict[Group, str], store: str) -> None:
+    """A `VcellError` where the split or the cells are no longer those that `write_split` wrote down."""
+    try:
+        then = json.loads(path.read_text())
+        same_hash, same_store = then["hash"] == fingerprint(assigned, store), then["store"] == store
+    except (OSError, ValueError, KeyError) as error:
+        raise VcellError(f"{path}, which says what the run trains and tests on, cannot be read ({error})") from error
+    if not same_hash:
+        what = "the split is" if same_store else "the cells are"
+        raise VcellError(
+            f"{what} no longer what the run was begun with ({path}): what it has trained on may now be held out. Begin "
+            "another with name=NEW_NAME, or this one anew with overwrite=true"
+        )
+
+
 def describe(assigned: dict[Group, str], cells: dict[Group, np.ndarray]) -> str:
     """One line a split: groups, perturbations, contexts and cells."""
     lines = []
