@@ -74,3 +74,9 @@ def test_a_command_without_its_files_says_so(vcell: Command, tmp_path: Path, mon
         vcell_evaluate(compose("evaluate", ["real=absent.h5ad"]))
     assert_refused(vcell("simulate", cwd=tmp_path), "out=FOLDER")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("verb", "words"), [("inspect", "needs path=VALUE"), ("prepare", "data.path=FILE.h5ad")])
+def test_a_value_that_must_be_given_is_asked_for(verb: str, words: str, vcell: Command, tmp_path: Path):
+    (tmp_path / "abc").write_text("a file whose name would match ???")
+    assert_refused(vcell(verb, *(["data=perturb_seq"] if verb == "prepare" else []), cwd=tmp_path), words)

@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from vcell.errors import VcellError, nearest
 
@@ -33,6 +33,8 @@ def launch(verb: str, run: Callable[[DictConfig], None]) -> None:
             run(config)
         except VcellError as error:
             fail(error)
+        except MissingMandatoryValue as error:
+            fail(VcellError(f"vcell.{verb} needs {error.full_key}=VALUE. Explained by: python -m vcell.{verb} --help"))
         except KeyboardInterrupt:
             print(f"interrupted; the same command goes on: python -m vcell.{verb} ...", file=sys.stderr, flush=True)
             sys.exit(130)

@@ -117,7 +117,7 @@ def _decisions(store: CellStore) -> list[str]:
 def _files(data: DictConfig) -> list[Path]:
     if data.toml:
         return expand(toml_patterns(data.toml))
-    path = OmegaConf.to_container(data, resolve=True)["path"]  # type: ignore[index, call-overload]
+    path = None if OmegaConf.is_missing(data, "path") else OmegaConf.to_container(data, resolve=True)["path"]  # type: ignore[index, call-overload]
     if path is None:
         raise VcellError("say which files to read: data.path=FILE.h5ad")
     return expand(path)
