@@ -17,6 +17,7 @@ from scipy import sparse
 from torch import Tensor
 
 from vcell.data.batch import CellSetBatch, CellSets
+from vcell.data.csr import starts_of
 from vcell.data.normalize import stored_to_log1p, to_log1p
 from vcell.data.store import Cells, SparseCells
 from vcell.progress import progress_bar
@@ -132,7 +133,7 @@ class Gather:
         """The same on the CPU, on all its cores, in blocks whose working memory stays in the cache."""
         lengths, library_size = cells.lengths.numpy(), cells.library_size.numpy()
         genes, counts = (part.numpy().view(UNSIGNED[part.numpy().dtype]) for part in (cells.genes, cells.counts))
-        starts = np.concatenate([[0], np.cumsum(lengths)])
+        starts = starts_of(lengths)
         scale, n_genes = self.target_sum / library_size, self.store.n_genes
         dense_CG = np.zeros((len(lengths), n_genes), np.float32)
 

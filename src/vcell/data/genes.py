@@ -176,6 +176,14 @@ def align(
     return Alignment(position, pd.DataFrame(rows, columns=["gene", "decision", "became", "candidates"]))
 
 
+def appended(genes: list[str], names: Sequence[str], position: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """`genes` followed by those `names` that are none of them, and every name's place among them, from `position`."""
+    fresh = [name for name, at in zip(names, position, strict=True) if at < 0]
+    position = position.copy()
+    position[position < 0] = len(genes) + np.arange(len(fresh))
+    return [*genes, *fresh], position
+
+
 def check_unique(
     names: Sequence[str],
     what: str,

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from vcell.data.genes import ENSEMBL
 from vcell.errors import VcellError, nearest
 
 STRINGS_AT_ONCE = 500_000
@@ -99,12 +99,12 @@ def read_genes(file: h5py.File, path: Path, matrix: str = "X", column: str | Non
     return read_column(file, key, column, path).astype(str).tolist()
 
 
-def read_ensembl(file: h5py.File, path: Path, matrix: str, pattern: Any) -> list[str] | None:
+def read_ensembl(file: h5py.File, path: Path, matrix: str) -> list[str] | None:
     """Ensembl ids of the genes, from the first var column that holds them; None where none does."""
     key = var_key(file, matrix)
     for name in column_names(_frame(file, key, path)):
         values = read_column(file, key, name, path).astype(str)
-        if len(values) and values.head(200).str.match(pattern).mean() > 0.5:
+        if len(values) and values.head(200).str.match(ENSEMBL).mean() > 0.5:
             return values.tolist()
     return None
 

@@ -19,8 +19,9 @@ import pandas as pd
 from pandas.api.types import union_categoricals
 
 from vcell import __version__
+from vcell.data.csr import starts_of
 from vcell.data.filters import Filters
-from vcell.data.h5ad import Columns, n_rows, open_h5ad, read_genes, read_obs, stems
+from vcell.data.h5ad import Columns, open_h5ad, read_genes, read_obs, stems
 from vcell.data.matrix import Matrix
 from vcell.data.panel import GeneChoice, Panel
 from vcell.data.parts import ROWS_AT_ONCE, PartJob, Recipe
@@ -63,13 +64,11 @@ def ingest(
         raise VcellError(f"{out} exists and is no cell store; it is left alone. Name another folder: data.store=FOLDER")
     recipe = Recipe(columns=recipe) if isinstance(recipe, Columns) else recipe or Recipe()
     genes, filters = genes or GeneChoice(), filters or Filters()
-    if recipe.empty_cells not in ("refuse", "drop"):
-        raise VcellError(f"data.empty_cells={recipe.empty_cells} must be refuse or drop")
-    _check_files(files, recipe)  # labels and layouts of all files, before the first is read
+    n_cells = _check_files(files, recipe)  # labels and layouts of all files, before the first is read
     panel = genes.panel(files, recipe)
     place = out.with_name(out.name + ".parts")
     try:
-        jobs = _jobs(files, recipe, panel, place)
+        jobs = _jobs(files, n_cells, recipe, panel, place)
         left = [job for job in jobs if not (job.folder / "part.json").is_file()]
         if len(left) < len(jobs):
             print(
@@ -86,15 +85,17 @@ def ingest(
     return CellStore.open(out)
 
 
-def _check_files(files: Sequence[Path], recipe: Recipe) -> None:
-    """Everything that the labels, the genes and the layouts alone can tell."""
+def _check_files(files: Sequence[Path], recipe: Recipe) -> list[int]:
+    """Everything that the labels, the genes and the layouts alone can tell; and the number of cells of each file."""
     labels: dict[str, int] = {}
+    n_cells = []
     recipe.check_scales(files)
     for path in files:
         with open_h5ad(path) as file:
             obs = read_obs(file, path, recipe.columns, recipe.context)
             names = read_genes(file, path, recipe.matrix, recipe.columns.gene)
             Matrix.open(file, path, recipe.matrix, len(obs), len(names))
+        n_cells.append(len(obs))
         for label, number in obs["perturbation"].value_counts().items():
             labels[str(label)] = labels.get(str(label), 0) + int(number)
     if not labels.get(recipe.control):
@@ -104,19 +105,16 @@ def _check_files(files: Sequence[Path], recipe: Recipe) -> None:
             f"{recipe.columns.perturbation!r}.{nearest(recipe.control, common)} Most frequent labels: {shortlist(common, 5)}. "
             "Set data.control=LABEL"
         )
+    return n_cells
 
 
-def _jobs(files: Sequence[Path], recipe: Recipe, panel: Panel, place: Path) -> list[PartJob]:
+def _jobs(files: Sequence[Path], n_cells: Sequence[int], recipe: Recipe, panel: Panel, place: Path) -> list[PartJob]:
     jobs = []
-    for path, source, position in zip(files, stems(files), panel.position, strict=True):
+    for path, cells, source, position in zip(files, n_cells, stems(files), panel.position, strict=True):
         state = path.stat()
         key = [str(recipe), str(path.resolve()), state.st_size, state.st_mtime_ns, panel.genes, source, __version__]
         name = hashlib.blake2b(json.dumps(key).encode() + position.tobytes(), digest_size=8).hexdigest()
-        with open_h5ad(path) as file:
-            n_cells = n_rows(file, "obs", path)
-        jobs.append(
-            PartJob(path.resolve(), source, recipe, position, len(panel.genes), n_cells, place.resolve() / name)
-        )
+        jobs.append(PartJob(path.resolve(), source, recipe, position, len(panel.genes), cells, place.resolve() / name))
     return jobs
 
 
@@ -193,7 +191,7 @@ def _write_embedding(folder: Path, name: str, jobs: Sequence[PartJob], order: np
     widths = sorted({shape[1] for shape in shapes})
     if len(widths) > 1:
         raise VcellError(f"obsm/{name} is of other width in other files: {shortlist(map(str, widths))}")
-    starts = np.concatenate([[0], np.cumsum([shape[0] for shape in shapes])])
+    starts = starts_of([shape[0] for shape in shapes])
     with begin_array(folder / f"obsm.{name}.npy", np.dtype(np.float32), (len(order), widths[0])) as out:
         for first in range(0, len(order), ROWS_AT_ONCE):
             cells = order[first : first + ROWS_AT_ONCE]

@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from vcell.data.csr import ranges, starts_of
 from vcell.errors import VcellError, nearest
 
 BLOCK_VALUES = 4_000_000  # stored values read at a time: about 50 MB in flight
@@ -111,7 +112,7 @@ class Matrix:
         parts = [self._some_of_run(run) for run in self._runs(cells)]
         lengths = np.concatenate([np.diff(p.indptr) for p in parts]) if parts else np.empty(0, np.int64)
         join = {k: np.concatenate([getattr(p, k) for p in parts] or [np.empty(0)]) for k in ("indices", "values")}
-        return Sample(cells, _indptr(lengths), join["indices"].astype(np.int64), join["values"], all_genes=True)
+        return Sample(cells, starts_of(lengths), join["indices"].astype(np.int64), join["values"], all_genes=True)
 
     def _runs(self, cells: np.ndarray) -> list[np.ndarray]:
         """Cells that are read at once: neighbours, and those that share a chunk."""
@@ -129,7 +130,7 @@ class Matrix:
         lengths = np.diff(block.indptr)
         taken = np.isin(np.arange(block.start, block.start + len(lengths)), cells)
         keep = np.repeat(taken, lengths)
-        return CsrBlock(block.start, _indptr(lengths[taken]), block.indices[keep], block.values[keep])
+        return CsrBlock(block.start, starts_of(lengths[taken]), block.indices[keep], block.values[keep])
 
     def column(self, gene: int) -> tuple[np.ndarray, np.ndarray]:
         """Cells with a value of `gene`, and the values; of a CSC matrix."""
@@ -152,12 +153,8 @@ class Matrix:
 
     def _csr_blocks(self) -> Iterator[CsrBlock]:
         assert self.indptr is not None
-        start = 0
-        while start < self.shape[0]:
-            stop = int(np.searchsorted(self.indptr, self.indptr[start] + BLOCK_VALUES, side="right")) - 1
-            stop = min(max(stop, start + 1), self.shape[0])
+        for start, stop in ranges(self.indptr, BLOCK_VALUES):
             yield self._run(start, stop)
-            start = stop
 
     def _csc_blocks(self, scratch: Path) -> Iterator[CsrBlock]:
         """Two passes over the disk and none in memory: values go to the file of their cells' block, then each is sorted."""
@@ -167,7 +164,7 @@ class Matrix:
         for low, high in self._value_ranges():
             lengths += np.bincount(self._cells(low, high), minlength=cells)
         size = max(BLOCK_VALUES, -(-self.stored // BUCKET_FILES))
-        bounds = np.unique(np.append(np.searchsorted(_indptr(lengths), np.arange(0, self.stored, size)), [0, cells]))
+        bounds = np.unique(np.append(np.searchsorted(starts_of(lengths), np.arange(0, self.stored, size)), [0, cells]))
         files = [(scratch / f"cells_{first}").open("w+b") for first in bounds[:-1]]
         try:
             for low, high in self._value_ranges():
@@ -182,7 +179,9 @@ class Matrix:
                 file.seek(0)
                 pairs = np.frombuffer(file.read(), PAIR)
                 pairs = pairs[np.argsort(pairs["cell"], kind="stable")]  # genes came in order, and stay so
-                yield CsrBlock(int(first), _indptr(lengths[first:last]), pairs["gene"].astype(np.int64), pairs["value"])
+                yield CsrBlock(
+                    int(first), starts_of(lengths[first:last]), pairs["gene"].astype(np.int64), pairs["value"]
+                )
         finally:
             for file in files:
                 file.close()
@@ -211,11 +210,7 @@ def matrix_names(file: h5py.File) -> list[str]:
 def dense_block(values: np.ndarray, start: int) -> CsrBlock:
     """A dense block as CSR, zeros left out."""
     row, gene = np.nonzero(values)
-    return CsrBlock(start, _indptr(np.bincount(row, minlength=len(values))), gene, values[row, gene])
-
-
-def _indptr(lengths: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return CsrBlock(start, starts_of(np.bincount(row, minlength=len(values))), gene, values[row, gene])
 
 
 def _layout(node: h5py.Group) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vcell.data.genes import ENSEMBL, align, check_unique
+from vcell.data.genes import align, appended, check_unique
 from vcell.data.h5ad import open_h5ad, read_ensembl, read_genes, stems
 from vcell.data.parts import Recipe
 from vcell.errors import VcellError, nearest, shortlist
@@ -68,17 +68,16 @@ class GeneChoice:
         for number, (path, short) in enumerate(zip(files, stems(files), strict=True)):
             with open_h5ad(path) as file:
                 names = read_genes(file, path, recipe.matrix, recipe.columns.gene)
-                ensembl = read_ensembl(file, path, recipe.matrix, ENSEMBL)
+                ensembl = read_ensembl(file, path, recipe.matrix)
             check_unique(names, str(path))
             unused = {old: new for old, new in unused.items() if old not in names}
             found = align(names, genes, ensembl, self.rename)
             if number or listed:
                 self._check_overlap(found.position, names, genes, path, listed is not None)
+            position = found.position
             if listed is None:
-                fresh = [(self.rename or {}).get(n, n) for n, at in zip(names, found.position, strict=True) if at < 0]
-                found.position[found.position < 0] = len(genes) + np.arange(len(fresh))
-                genes = [*genes, *fresh]
-            aligned.append(found.position)
+                genes, position = appended(genes, [(self.rename or {}).get(n, n) for n in names], position)
+            aligned.append(position)
             names_of.append(found.decisions.assign(file=short))
         if unused:
             old = next(iter(unused))

@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from vcell.data.csr import row_of, row_sums
 from vcell.data.filters import residual_expression
 from vcell.data.genes import align, gene_names
 from vcell.data.h5ad import Columns, open_h5ad, read_genes, read_obs
@@ -60,6 +61,10 @@ class Recipe:
     normalised_to: float | None = None
     empty_cells: str = "refuse"
     obsm: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.empty_cells not in ("refuse", "drop"):
+            raise VcellError(f"data.empty_cells={self.empty_cells} must be refuse or drop")
 
     def check_scales(self, files: Sequence[Path]) -> None:
         """A `VcellError` where `scale` names a scale that is none, or a file that is not read."""
@@ -166,7 +171,7 @@ class _Part:
         here = slice(block.start, block.start + n)
         self._check_filled(library_size, block.start)
         self.library_size[here] = library_size
-        row = np.repeat(np.arange(n), np.diff(block.indptr))
+        row = row_of(block.indptr)
         self._note_targets(block, row, values, np.maximum(library_size, 1e-12))
         genes = self.job.position[block.indices]
         keep = (values > 0) & (genes >= 0)
@@ -210,7 +215,7 @@ class _Part:
         recipe = self.job.recipe
         if not self.scale.recoverable:
             values = linear(block.values, self.scale)
-            return values, _sums(values, block.indptr)
+            return values, row_sums(values, block.indptr)
         found = recover_counts(block.values, block.indptr, self.scale)
         if not found.fine.all():
             failed = int((~found.fine).sum())
@@ -219,7 +224,7 @@ class _Part:
                 f"{self.job.path}: {failed:,} of {len(found.fine):,} cells, {cell!r} first, do not come back as whole counts "
                 f"from the scale {self.scale.value!r} of the rest of the file: are several scales mixed in it?"
             )
-        totals = _sums(found.counts, block.indptr)
+        totals = row_sums(found.counts, block.indptr)
         if recipe.normalised_to is None or self.scale not in (Scale.NORMALISED, Scale.LOG1P_NORMALISED):
             return found.counts, totals
         library_size = recipe.normalised_to / found.unit
@@ -295,8 +300,3 @@ def _copy_embedding(file: h5py.File, path: Path, name: str, n_cells: int, folder
             if not np.isfinite(rows).all():
                 raise VcellError(f"{path}: obsm/{name} holds NaN or infinity")
             out.write(rows.tobytes())
-
-
-def _sums(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
-    row = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    return np.bincount(row, weights=values, minlength=len(indptr) - 1)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from vcell.data.csr import number_type, positions, ranges, starts_of
 from vcell.data.matrix import BLOCK_VALUES
 from vcell.progress import progress_bar
 
-SMALL = 2**16 - 1
 PAIR_BYTES = 8
 
 
@@ -21,7 +21,7 @@ class PartRows:
 
     def __init__(self, path: Path, lengths: np.ndarray) -> None:
         self.path, self.lengths = path, lengths
-        self.starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        self.starts = starts_of(lengths)
 
     def read(self, file: BinaryIO, cells: np.ndarray) -> np.ndarray:
         """Pairs of `cells`, in their order, ``(values, 2)`` uint32."""
@@ -50,17 +50,17 @@ def write_rows(
         The largest value, which decides how wide whole counts are stored.
     """
     lengths = np.concatenate([part.lengths for part in parts])[order]
-    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    indptr = starts_of(lengths)
     np.save(folder / "counts.indptr.npy", indptr)
-    values_type = np.dtype(np.float32 if any(fractions) else np.uint16 if largest <= SMALL else np.uint32)
-    types = {"indices": np.dtype(np.uint16 if n_genes <= SMALL else np.uint32), "values": values_type}
+    values_type = np.dtype(np.float32) if any(fractions) else number_type(largest)
+    types = {"indices": number_type(n_genes), "values": values_type}
     # one checksum an array: blocks of another size must not change it
     checksums = {name: hashlib.blake2b(digest_size=16) for name in types}
     files = {name: begin_array(folder / f"counts.{name}.npy", types[name], (int(indptr[-1]),)) for name in types}
     sources = [part.path.open("rb") for part in parts]
     try:
         with progress_bar(len(order), "writing the store", "cells") as progress:
-            for first, last in _ranges(indptr):
+            for first, last in ranges(indptr, BLOCK_VALUES):
                 block = _block(parts, sources, fractions, order[first:last], lengths[first:last], values_type)
                 for name, array in zip(types, block, strict=True):
                     data = array.astype(types[name], copy=False).tobytes()
@@ -82,28 +82,17 @@ def _block(
     values_type: np.dtype,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Genes and values of `cells`, numbered through the parts."""
-    bounds = np.concatenate([[0], np.cumsum([len(part.lengths) for part in parts])])
+    bounds = starts_of([len(part.lengths) for part in parts])
     which = np.searchsorted(bounds, cells, side="right") - 1
-    starts = np.concatenate([[0], np.cumsum(lengths)])
+    starts = starts_of(lengths)
     genes, values = np.empty(starts[-1], np.uint32), np.empty(starts[-1], values_type)
     for p in np.unique(which):
         here = np.flatnonzero(which == p)
         pairs = parts[p].read(sources[p], cells[here] - bounds[p])
-        ends = np.cumsum(lengths[here])
-        at = np.arange(len(pairs)) + np.repeat(starts[here] - (ends - lengths[here]), lengths[here])
+        at = positions(starts[here], lengths[here])
         genes[at] = pairs[:, 0]
         values[at] = np.ascontiguousarray(pairs[:, 1]).view(np.float32) if fractions[p] else pairs[:, 1]
     return genes, values
-
-
-def _ranges(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Cells in ranges of about `BLOCK_VALUES` values, at least one cell each."""
-    first = 0
-    while first < len(indptr) - 1:
-        last = int(np.searchsorted(indptr, indptr[first] + BLOCK_VALUES, side="right")) - 1
-        last = min(max(last, first + 1), len(indptr) - 1)
-        yield first, last
-        first = last
 
 
 def begin_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> BinaryIO:

@@ -14,6 +14,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from vcell.data.csr import positions, row_sums, starts_of
 from vcell.errors import VcellError
 
 # float32 holds log1p values near 10 to about 5e-7, so a count near 50,000 comes back to about 0.03
@@ -103,9 +104,9 @@ def recover_counts(values: np.ndarray, indptr: np.ndarray, scale: Scale) -> Reco
         left = np.flatnonzero(~fine)
         if not left.size:
             break
-        at, starts = _positions(indptr, left)  # only cells that have not come back yet
+        at = positions(indptr[left], lengths[left])  # only cells that have not come back yet
         ratio = values[at] * np.repeat(smallest_count / smallest[left], lengths[left])
-        whole = _every(is_whole(ratio), starts)
+        whole = _every(is_whole(ratio), starts_of(lengths[left]))
         done = np.repeat(whole, lengths[left])
         counts[at[done]] = np.rint(ratio[done])
         unit[left[whole]] = smallest[left[whole]] / smallest_count
@@ -147,8 +148,7 @@ def detect_scale(values: np.ndarray, indptr: np.ndarray) -> Scale:
 
 def cell_totals(values: np.ndarray, indptr: np.ndarray, scale: Scale) -> np.ndarray:
     """Sum of each cell's values with log1p undone, float64 ``(cells)``."""
-    sums = np.concatenate([[0.0], np.cumsum(linear(values, scale))])
-    return sums[indptr[1:]] - sums[indptr[:-1]]
+    return row_sums(linear(values, scale), indptr)
 
 
 def one_total(values: np.ndarray, indptr: np.ndarray, scale: Scale) -> float | None:
@@ -161,16 +161,9 @@ def one_total(values: np.ndarray, indptr: np.ndarray, scale: Scale) -> float | N
     return middle if np.mean(np.abs(totals / middle - 1) < SAME_TOTAL) >= WANTED else None
 
 
-def _positions(indptr: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the values of `cells` lie, and where each of those cells starts among them."""
-    lengths = indptr[cells + 1] - indptr[cells]
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    return np.arange(starts[-1]) + np.repeat(indptr[cells] - starts[:-1], lengths), starts
-
-
 def _every(flags: np.ndarray, indptr: np.ndarray) -> np.ndarray:
     """Per cell, whether all its flags are set; true for a cell without values."""
-    failed = np.concatenate([[0], np.cumsum(~flags)])
+    failed = starts_of(~flags)
     return failed[indptr[1:]] == failed[indptr[:-1]]
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from vcell.data.csr import starts_of
 from vcell.data.scale import Scale
 from vcell.errors import VcellError, nearest, shortlist
 
@@ -227,7 +228,7 @@ class CellStore(Cells):
         """The counts of `cells` (any order, repeats allowed), copied out of the memory map."""
         cells = np.asarray(cells, dtype=np.int64).ravel()
         starts, stops = self.indptr[cells], self.indptr[cells + 1]
-        indptr = np.concatenate([[0], np.cumsum(stops - starts)])
+        indptr = starts_of(stops - starts)
         # rows are contiguous: copying them slice by slice beats gathering their values by position
         slices = [slice(start, stop) for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
         indices, values = (

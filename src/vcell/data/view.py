@@ -12,11 +12,10 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import union_categoricals
 
-from vcell.data.genes import align
+from vcell.data.csr import number_type, positions, starts_of
+from vcell.data.genes import align, appended
 from vcell.data.store import LABELS, Cells, CellStore, SparseCells
 from vcell.errors import VcellError, shortlist
-
-WIDE = 2**16 - 1
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class StoreView(Cells):
 
     @cached_property
     def starts(self) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum([part.n_cells for part in self.parts])])
+        return starts_of([part.n_cells for part in self.parts])
 
     def rows(self, cells: np.ndarray) -> SparseCells:
         """The counts of `cells`, genes numbered as in the view; a part's genes that are not in it are left out."""
@@ -48,11 +47,11 @@ class StoreView(Cells):
         lengths = np.zeros(len(cells), np.int64)
         for here, rows in found:
             lengths[here] = np.diff(rows.indptr)
-        indptr = np.concatenate([[0], np.cumsum(lengths)])
+        indptr = starts_of(lengths)
         indices = np.empty(indptr[-1], np.result_type(*(r.indices for _, r in found)))
         values = np.empty(indptr[-1], np.result_type(*(r.values for _, r in found)))
         for here, rows in found:
-            at = np.arange(len(rows.indices)) + np.repeat(indptr[here] - rows.indptr[:-1], np.diff(rows.indptr))
+            at = positions(indptr[here], lengths[here])
             indices[at], values[at] = rows.indices, rows.values
         return SparseCells(indptr, indices, values, self.library_size[cells])
 
@@ -73,26 +72,23 @@ class StoreView(Cells):
         here = (cells >= self.starts[p]) & (cells < self.starts[p + 1])
         rows = self.parts[p].rows(cells[here] - self.starts[p])
         genes = self.position[p][rows.indices]
-        kept = np.concatenate([[0], np.cumsum(genes >= 0)])
-        dtype = np.uint16 if self.n_genes <= WIDE else np.uint32
+        kept = starts_of(genes >= 0)
+        dtype = number_type(self.n_genes)
         return SparseCells(
             kept[rows.indptr], genes[genes >= 0].astype(dtype), rows.values[genes >= 0], self.library_size[cells[here]]
         )
 
 
-def open_stores(paths: str | Path | Sequence[str | Path], genes: Sequence[str] | None = None) -> Cells:
-    """One or several stores, in the genes given or the union of theirs.
+def open_stores(paths: Sequence[str | Path]) -> Cells:
+    """One store, or several in the union of their genes.
 
     Raises
     ------
     VcellError
         If a store cannot be opened, or their control cells are called differently.
     """
-    listed = [paths] if isinstance(paths, str | Path) else list(paths)
-    stores = [CellStore.open(path) for path in listed]
-    if len(stores) == 1:
-        return stores[0] if genes is None or list(genes) == stores[0].genes else with_genes(stores[0], genes)
-    return _joined(stores, genes)
+    stores = [CellStore.open(path) for path in paths]
+    return stores[0] if len(stores) == 1 else _joined(stores)
 
 
 def store_paths(store: Cells) -> list[Path]:
@@ -118,28 +114,24 @@ def with_genes(store: Cells, genes: Sequence[str]) -> StoreView:
     )
 
 
-def _joined(stores: Sequence[CellStore], genes: Sequence[str] | None) -> StoreView:
+def _joined(stores: Sequence[CellStore]) -> StoreView:
     labels = sorted({store.control for store in stores})
     if len(labels) > 1:
         raise VcellError(
             f"the stores call their control cells differently: {shortlist(labels)}. Prepare them anew alike"
         )
-    panel = list(genes) if genes is not None else []
-    positions = []
+    panel: list[str] = []
+    position = []
     for store in stores:
-        position = align(store.genes, panel).position
-        if genes is None:
-            fresh = [g for g, at in zip(store.genes, position, strict=True) if at < 0]
-            position[position < 0] = len(panel) + np.arange(len(fresh))
-            panel += fresh
-        positions.append(position)
+        panel, at = appended(panel, store.genes, align(store.genes, panel).position)
+        position.append(at)
     tables = [store.obs.assign(source=_own_sources(store, stores)) for store in stores]
     obs = pd.concat([t.drop(columns=[*LABELS]) for t in tables], ignore_index=True)
     obs = obs.assign(**{name: union_categoricals([t[name] for t in tables]) for name in LABELS})
     fingerprint = hashlib.blake2b("".join(s.fingerprint for s in stores).encode(), digest_size=16).hexdigest()
     scales = {file: scale for store in stores for file, scale in store.scales.items()}
-    measured = _measured(stores, positions, len(panel))
-    return StoreView(obs, panel, labels[0], measured, fingerprint, scales, tuple(stores), tuple(positions))
+    measured = _measured(stores, position, len(panel))
+    return StoreView(obs, panel, labels[0], measured, fingerprint, scales, tuple(stores), tuple(position))
 
 
 def _own_sources(store: CellStore, stores: Sequence[CellStore]) -> pd.Series:

@@ -59,7 +59,7 @@ def judge_genes(
         "looks_like_mouse": sum(bool(MOUSE.match(n)) for n in names) > 0.5 * len(names),
     }
     if wanted is not None:
-        found = align(names, wanted, read_ensembl(file, path, matrix, ENSEMBL))
+        found = align(names, wanted, read_ensembl(file, path, matrix))
         decisions = found.decisions.groupby("decision").size()
         out["list"] = {
             "wanted": len(wanted),

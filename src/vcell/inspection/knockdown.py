@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from vcell.data.csr import row_of
 from vcell.data.matrix import Matrix
 from vcell.data.parts import target_columns
 from vcell.data.sampling import cheap_cells
@@ -95,7 +96,7 @@ def _expression(matrix: Matrix, scale: Scale, cells: np.ndarray, genes: np.ndarr
     for start in range(0, len(cells), CELLS_AT_ONCE):
         some = matrix.rows(cells[start : start + CELLS_AT_ONCE])
         values = linear(some.values, scale)
-        row = np.repeat(np.arange(len(some.cells)), np.diff(some.indptr))
+        row = row_of(some.indptr)
         sums = np.maximum(np.bincount(row, values, len(some.cells)), 1e-12)
         total[start : start + len(sums)] = sums / smallest_positive(values, some.indptr)  # the smallest is one count
         at = place[some.indices]

@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from vcell.data.csr import row_sums
 from vcell.data.h5ad import n_rows, var_key
 from vcell.data.matrix import Matrix, Sample
 from vcell.data.sampling import sample_cells
@@ -90,23 +91,22 @@ def _meaning(sample: Sample, scale: Scale) -> dict[str, Any]:
     totals = cell_totals(sample.values, sample.indptr, scale)
     if scale.recoverable:
         found = recover_counts(sample.values, sample.indptr, scale)
-        row = np.repeat(np.arange(len(sample.cells)), np.diff(sample.indptr))
-        counts = np.bincount(row, found.counts, len(sample.cells))
+        counts = row_sums(found.counts, sample.indptr)
         about |= {"verified_cells": int(found.fine.sum()), "failed_cells": int((~found.fine).sum())}
     else:
         counts = totals
     if sample.all_genes:
         about["empty_cells"] = int((totals == 0).sum())
-        about["library_size"] = dict(
-            zip(("min", "median", "max"), np.quantile(counts, [0, 0.5, 1]).tolist(), strict=True)
-        )
+        about["library_size"] = _spread(counts)
         if scale not in (Scale.COUNTS, Scale.LOG1P_COUNTS):
             total = one_total(sample.values, sample.indptr, scale)
             about["normalised_to"] = None if total is None else float(f"{total:.5g}")
-            about["totals"] = dict(
-                zip(("min", "median", "max"), np.quantile(totals, [0, 0.5, 1]).tolist(), strict=True)
-            )
+            about["totals"] = _spread(totals)
     return about
+
+
+def _spread(totals: np.ndarray) -> dict[str, float]:
+    return dict(zip(("min", "median", "max"), np.quantile(totals, [0, 0.5, 1]).tolist(), strict=True))
 
 
 def _problem(sample: Sample, about: dict[str, Any], n_genes: int) -> str:
