@@ -17,7 +17,7 @@ from vcell.data.gather import Gather
 from vcell.data.h5ad import Columns, open_h5ad
 from vcell.data.ingest import ingest
 from vcell.data.panel import GeneChoice
-from vcell.data.parts import Recipe
+from vcell.data.recipe import Recipe
 from vcell.data.sampler import ControlPool
 from vcell.data.splits import Group
 from vcell.data.store import Cells

@@ -20,7 +20,7 @@ from vcell.data.h5ad import Columns
 from vcell.data.ingest import ingest
 from vcell.data.matrix import Matrix
 from vcell.data.panel import GeneChoice
-from vcell.data.parts import Recipe
+from vcell.data.recipe import Recipe
 from vcell.data.store import CellStore
 from vcell.errors import VcellError
 

@@ -17,7 +17,7 @@ from vcell.data.gather import Gather
 from vcell.data.h5ad import Columns
 from vcell.data.ingest import ingest
 from vcell.data.panel import GeneChoice
-from vcell.data.parts import Recipe
+from vcell.data.recipe import Recipe
 from vcell.data.sampler import CellSetSampler
 from vcell.data.store import CellStore
 from vcell.data.view import open_stores, with_genes

@@ -61,6 +61,7 @@ class Filters:
         keep, notes = np.ones(len(cells), bool), []
         is_control = (cells["perturbation"] == control).to_numpy()
         residual = cells["residual"].to_numpy()
+        group = cells.groupby(["context", "perturbation"], observed=True).ngroup().to_numpy()
 
         def leave_out(where: np.ndarray, reason: str) -> None:
             groups = cells.loc[keep & where & ~is_control, ["context", "perturbation"]].drop_duplicates()
@@ -69,13 +70,7 @@ class Filters:
             keep[where] = False
 
         if self.drop_batches:
-            batches = cells["batch"].astype(str)
-            unknown = sorted(set(self.drop_batches) - set(batches))
-            if unknown:
-                raise VcellError(
-                    f"data.filter.drop_batches names {shortlist(unknown)}, which is no batch.{nearest(unknown[0], set(batches))}"
-                )
-            leave_out(batches.isin(list(self.drop_batches)).to_numpy(), "in a batch named in drop_batches")
+            leave_out(self._named_batches(cells["batch"]), "in a batch named in drop_batches")
         if self.min_controls_per_batch:
             place = cells.groupby(["context", "source", "batch"], observed=True).ngroup().to_numpy()
             controls = np.bincount(place, is_control, place.max(initial=0) + 1)
@@ -84,20 +79,30 @@ class Filters:
         if self.residual_expression or self.cell_residual_expression:
             leave_out(self._unknown(cells, residual, is_control), "of no known gene")
         if self.residual_expression:
-            mean = _by_group(cells, residual, keep)
+            mean = _mean_by(group, np.where(keep, residual, np.nan))
             leave_out(~is_control & (mean >= self.residual_expression),
                       f"their target keeps {self.residual_expression:.0%} or more of its control expression")  # fmt: skip
         if self.cell_residual_expression:
             leave_out(~is_control & (residual >= self.cell_residual_expression),
                       f"their own target is at {self.cell_residual_expression:.0%} or more of its control expression")  # fmt: skip
         if self.min_cells:
-            number = _by_group(cells, keep.astype(float), np.ones(len(cells), bool), "sum")
-            leave_out(~is_control & (number < self.min_cells), f"fewer than {self.min_cells} cells are left")
+            number = np.bincount(group, keep)
+            leave_out(~is_control & (number[group] < self.min_cells), f"fewer than {self.min_cells} cells are left")
         if notes and not (keep & ~is_control).any():
             raise VcellError(f"data.filter leaves no perturbed cell: {'; '.join(notes)}")
         if notes and not (keep & is_control).any():
             raise VcellError(f"data.filter leaves no control cell: {'; '.join(notes)}")
         return keep, notes
+
+    def _named_batches(self, batch: pd.Series) -> np.ndarray:
+        """Cells of the batches to drop; a `VcellError` where a name is no batch."""
+        known = set(batch.astype(str))
+        unknown = sorted(set(self.drop_batches) - known)
+        if unknown:
+            raise VcellError(
+                f"data.filter.drop_batches names {shortlist(unknown)}, which is no batch.{nearest(unknown[0], known)}"
+            )
+        return batch.isin(list(self.drop_batches)).to_numpy()
 
     def _unknown(self, cells: pd.DataFrame, residual: np.ndarray, is_control: np.ndarray) -> np.ndarray:
         """Cells whose perturbation is no known gene, where those are to be left out."""
@@ -134,12 +139,8 @@ def residual_expression(own: np.ndarray, control_mean: np.ndarray) -> np.ndarray
     return out
 
 
-def _by_group(cells: pd.DataFrame, values: np.ndarray, where: np.ndarray, how: str = "mean") -> np.ndarray:
-    """Each cell's mean (or sum) over the cells `where` of its context and perturbation; NaN where there are none."""
-    group = cells.groupby(["context", "perturbation"], observed=True).ngroup().to_numpy()
-    usable = where & ~np.isnan(values)
-    total = np.bincount(group[usable], values[usable], group.max(initial=0) + 1)
-    if how == "sum":
-        return total[group]
-    number = np.bincount(group[usable], minlength=len(total))
+def _mean_by(group: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Each cell's mean over the known values of its group; NaN where there are none."""
+    known = ~np.isnan(values)
+    total, number = np.bincount(group, np.where(known, values, 0.0)), np.bincount(group, known)
     return np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0)[group]

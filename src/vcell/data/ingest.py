@@ -24,7 +24,8 @@ from vcell.data.filters import Filters
 from vcell.data.h5ad import Columns, open_h5ad, read_genes, read_obs, stems
 from vcell.data.matrix import Matrix
 from vcell.data.panel import GeneChoice, Panel
-from vcell.data.parts import ROWS_AT_ONCE, PartJob, Recipe
+from vcell.data.parts import ROWS_AT_ONCE, PartJob
+from vcell.data.recipe import Recipe
 from vcell.data.rows import PartRows, begin_array, write_rows
 from vcell.data.scale import Scale
 from vcell.data.store import FORMAT_VERSION, LABELS, CellStore

@@ -11,7 +11,7 @@ import pandas as pd
 
 from vcell.data.genes import align, appended, check_unique
 from vcell.data.h5ad import open_h5ad, read_ensembl, read_genes, stems
-from vcell.data.parts import Recipe
+from vcell.data.recipe import Recipe
 from vcell.errors import VcellError, nearest, shortlist
 
 PANELS = ("union", "common")

@@ -9,8 +9,8 @@ Everything here can run in another process or on another machine.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -20,72 +20,16 @@ import pandas as pd
 from vcell.data.csr import row_of, row_sums
 from vcell.data.filters import residual_expression
 from vcell.data.genes import align, gene_names
-from vcell.data.h5ad import Columns, open_h5ad, read_genes, read_obs
-from vcell.data.matrix import CsrBlock, Matrix, Sample
+from vcell.data.h5ad import open_h5ad, read_genes, read_obs
+from vcell.data.matrix import CsrBlock, Matrix
+from vcell.data.recipe import Recipe, file_scale
 from vcell.data.rows import begin_array
-from vcell.data.sampling import sample_cells
-from vcell.data.scale import Scale, detect_scale, is_whole, linear, recover_counts
+from vcell.data.scale import Scale, is_whole, linear, recover_counts
 from vcell.errors import VcellError, nearest, shortlist
 from vcell.whole import written_whole
 
-SAMPLE_CELLS = 500
 MOST_TARGETS = 4  # genes of one perturbation whose own expression is looked at
 ROWS_AT_ONCE = 20_000
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How files are read.
-
-    Parameters
-    ----------
-    columns, control, context
-        Which obs columns say what; the label of control cells; the context of all cells, where no column says it.
-    matrix
-        ``X``, ``layers/NAME`` or ``raw/X``.
-    scale
-        ``auto``, a `Scale`, or one for each file name.
-    normalised_to
-        The total per cell that scaled files were scaled to, where genes were dropped afterwards: gives library sizes.
-    empty_cells
-        ``refuse`` or ``drop`` cells without any count.
-    obsm
-        Embeddings of the cells to take along, by their names in obsm.
-    """
-
-    columns: Columns = field(default_factory=Columns)
-    control: str = "non-targeting"
-    context: str | None = None
-    matrix: str = "X"
-    scale: str | Mapping[str, str] = "auto"
-    normalised_to: float | None = None
-    empty_cells: str = "refuse"
-    obsm: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.empty_cells not in ("refuse", "drop"):
-            raise VcellError(f"data.empty_cells={self.empty_cells} must be refuse or drop")
-
-    def check_scales(self, files: Sequence[Path]) -> None:
-        """A `VcellError` where `scale` names a scale that is none, or a file that is not read."""
-        known = {name for path in files for name in (path.name, path.stem)}
-        unknown = [] if isinstance(self.scale, str) else [name for name in self.scale if name not in known]
-        if unknown:
-            raise VcellError(
-                f"data.scale names {shortlist(unknown)}, which is no file that is read.{nearest(unknown[0], known)} Files: "
-                f"{shortlist([path.name for path in files])}"
-            )
-        for path in files:
-            self.scale_of(path)
-
-    def scale_of(self, path: Path) -> str:
-        """``auto`` or the scale said for a file."""
-        said = (
-            self.scale if isinstance(self.scale, str) else self.scale.get(path.name, self.scale.get(path.stem, "auto"))
-        )
-        if said != "auto" and said not in list(Scale):
-            raise VcellError(f"data.scale={said!r} is none of: auto, {', '.join(Scale)}.{nearest(said, Scale)}")
-        return said
 
 
 @dataclass(frozen=True)
@@ -123,24 +67,6 @@ def read_part(job: PartJob, report: Callable[[int], object]) -> None:
         for name in recipe.obsm:
             _copy_embedding(file, path, name, len(cells), scratch)
         part.finish(scratch)
-
-
-def file_scale(matrix: Matrix, recipe: Recipe, path: Path) -> Scale:
-    """The scale said for the file, or the one found on cells spread over it."""
-    said = recipe.scale_of(path)
-    if said != "auto":
-        return Scale(said)
-    try:
-        return sample_scale(sample_cells(matrix, SAMPLE_CELLS))
-    except VcellError as error:
-        raise VcellError(f"{matrix.what}: {error}") from error
-
-
-def sample_scale(sample: Sample) -> Scale:
-    """The scale of a sample; counts where it holds impossible values, so that the full reading names the cell."""
-    if not np.isfinite(sample.values).all() or (sample.values < 0).any():
-        return Scale.COUNTS
-    return detect_scale(sample.values, sample.indptr)
 
 
 class _Part:

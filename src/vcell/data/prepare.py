@@ -14,7 +14,7 @@ from vcell.data.files import expand, read_gene_list, toml_patterns
 from vcell.data.h5ad import Columns
 from vcell.data.ingest import ingest
 from vcell.data.panel import PANELS, GeneChoice
-from vcell.data.parts import Recipe
+from vcell.data.recipe import Recipe
 from vcell.data.screen import Screen
 from vcell.data.simulate import ensure_screen
 from vcell.data.store import Cells, CellStore

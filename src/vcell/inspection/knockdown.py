@@ -34,11 +34,12 @@ def knockdown(matrix: Matrix, scale: Scale, perturbation: pd.Series, control: st
     judged = [i for i, label in enumerate(labels) if label != control and (targets[i] >= 0).any()]
     if not judged or control not in labels:
         return pd.DataFrame(columns=["residual", "cells", "expected", "judged"])
-    chosen = _chosen(matrix, codes, judged, int(np.flatnonzero(labels == control)[0]))
+    control_code = labels.get_loc(control)
+    chosen = _chosen(matrix, codes, judged, control_code)
     measured = np.unique(targets[judged][targets[judged] >= 0])
     share, total = _expression(matrix, scale, chosen, measured)
     code = codes[chosen]
-    is_control = code == int(np.flatnonzero(labels == control)[0])
+    is_control = code == control_code
     rows = {}
     if not is_control.any():
         return pd.DataFrame(columns=["residual", "cells", "expected", "judged"])
