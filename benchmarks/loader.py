@@ -181,7 +181,7 @@ def beside_training(store: CellStore, device: str) -> str:
 
     def step(batch) -> None:
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            value = loss(model(batch.control_SCG, vectors), batch.perturbed_SCG)["loss"]
+            value = loss(model(batch.control_SCG, vectors), batch)["loss"].mean()
         optimizer.zero_grad()
         value.backward()
         optimizer.step()

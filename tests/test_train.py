@@ -17,8 +17,8 @@ import torch
 from tests.conftest import SMALL, Command, assert_refused, train_here
 from vcell.data.store import CellStore
 from vcell.errors import VcellError
-from vcell.model.callbacks import read_metrics
 from vcell.model.checkpoint import read_checkpoint
+from vcell.model.metrics import read_metrics
 
 LAST = Path("runs/demo/checkpoints/last.ckpt")
 

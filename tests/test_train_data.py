@@ -50,7 +50,7 @@ def test_variable_genes_are_what_the_model_knows_and_predicts(here: Path):
 
 def test_an_embedding_is_seen_in_place_of_expression(here: Path, capsys):
     identity = train_tiny("data.path=a.h5ad", "data.input=X_state")
-    assert identity["input_width"] == 7 and "obsm/X_state of the control cells" in capsys.readouterr().out
+    assert identity["sizes"]["input_width"] == 7 and "obsm/X_state of the control cells" in capsys.readouterr().out
     weights = torch.load("runs/run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert next(v.shape for k, v in weights.items() if "cell_encoder" in k and v.ndim == 2) == (16, 7)
     infer_here("out=pred.h5ad", "ckpt=runs/run/checkpoints/last.ckpt")

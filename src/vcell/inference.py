@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from vcell import __version__
+from vcell.data.covariates import Covariates
 from vcell.data.gather import Gather
 from vcell.data.h5ad import Columns, open_h5ad
 from vcell.data.ingest import ingest
@@ -58,7 +59,10 @@ def infer(config: DictConfig) -> None:
             "store": [str(Path(path).resolve()) for path in store_of(config.store, identity)], "challenge": config.challenge.name,
         }  # fmt: skip
         write_prediction(out, predictor, source, request, target_sum, controls, about, device)
+        unknown = unknown_covariates(module, source) if config.predictor == "model" else None
     print(report(out, path, identity, request, controls, target_sum), flush=True)
+    if unknown:
+        print(f"note         {unknown}", flush=True)
     silent = module.table.silent_on([w.perturbation for w in request]) if config.predictor == "model" else []
     if silent:
         print(f"note         {len(silent):,} targets were never trained on, and a one-hot table says nothing of them: they "
@@ -83,7 +87,7 @@ def control_store(config: DictConfig, identity: dict[str, Any], ckpt: Path) -> I
                 raise VcellError(f"{path} has no column {columns['context']!r}: name its context with contexts=[NAME]")
             context = config.contexts[0]
     with tempfile.TemporaryDirectory(prefix="vcell-controls-") as folder:
-        seen = identity["config"]["data"]["input"]
+        seen = embedding_of(identity)
         recipe = Recipe(Columns(**columns), identity["control"], context, obsm=(seen,) if seen else ())
         store = ingest([path], Path(folder) / "store", recipe, GeneChoice(identity["genes"]))
         for source, number in store.meta["genes_missing"].items():
@@ -150,9 +154,16 @@ def make_request(config: DictConfig, identity: dict[str, Any], store: Cells, con
 
 def make_source(store: Cells, identity: dict[str, Any], contexts: set[str], sets_per_step: int, seed: int) -> Source:
     """Control cells of `contexts`, in sets of the size trained with."""
-    gather = Gather(store, identity["target_sum"], identity["config"]["data"]["input"])
+    covariates = Covariates(**identity["covariates"]) if identity["covariates"] else None
+    gather = Gather(store, identity["target_sum"], embedding_of(identity), covariates=covariates)
     set_size = identity["config"]["data"]["sets"]["set_size"]
     return Source(gather, ControlPool(store, contexts), set_size, sets_per_step, seed)
+
+
+def embedding_of(identity: dict[str, Any]) -> str | None:
+    """The embedding that the model sees in place of control expression."""
+    seen = identity["config"]["data"]["input"]
+    return seen if isinstance(seen, str) else None
 
 
 def make_predictor(config: DictConfig, module: TransitionModule, gather: Gather) -> Predictor:
@@ -188,6 +199,24 @@ def chosen_controls(config: DictConfig, store: Cells, request: list[Wanted]) -> 
     return controls
 
 
+def unknown_covariates(module: TransitionModule, source: Source) -> str | None:
+    """What of the control cells the model has no embedding of, and so predicts with a mean one."""
+    covariates, pool = source.gather.covariates, source.pool
+    if covariates is None:
+        return None
+    parts = []
+    if "context" in module.model.covariates and (new := sorted(set(pool.of_context) - set(covariates.contexts))):
+        parts.append(f"the contexts {shortlist(new)}")
+    if "batch" in module.model.covariates:
+        cells = np.concatenate(list(pool.of_context.values()))
+        unknown = int((source.gather.batch_number_of_cell[cells] == len(covariates.batches)).sum())
+        if unknown:
+            parts.append(f"the batches of {unknown:,} of {len(cells):,} control cells")
+    if not parts:
+        return None
+    return f"{' and '.join(parts)} were not trained on: their embedding is the mean of those that were"
+
+
 def choose_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -207,13 +236,19 @@ def report(
     trained = {p for _, p, split in identity["split"] if split == "train"}
     unseen = {w.perturbation for w in request} - trained
     return (
-        f"checkpoint   {ckpt}\n"
+        f"checkpoint   {ckpt}{chosen_for(identity)}\n"
         f"predicted    {sum(w.n_cells for w in request):,} cells of {len({w.perturbation for w in request}):,} "
         f"perturbations ({len(unseen):,} never trained on) in {', '.join(dict.fromkeys(w.context for w in request))}\n"
         f"controls     {sum(map(len, controls.values())):,} cells\n"
         f"scale        log1p of counts per {scale:,.0f}\n"
         f"written      {out} ({out.stat().st_size / 1e6:,.1f} MB)"
     )
+
+
+def chosen_for(identity: dict[str, Any]) -> str:
+    """The score that a best checkpoint was kept for."""
+    chosen = identity["chosen_for"]
+    return "" if chosen is None else f" (step {chosen['step']:,}, kept for {chosen['score']} {chosen['value']:.4f})"
 
 
 def _other_table(path: str | None, ckpt: Path) -> PerturbationTable | None:

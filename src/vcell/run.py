@@ -15,7 +15,7 @@ from vcell.model.checkpoint import read_checkpoint
 
 # how to run, not what: these, and all below callbacks and logger, may differ when a run is continued
 FREE_KEYS = {
-    "resume", "overwrite", "trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps", "data.sets.threads", "data.sets.resident",
+    "resume", "overwrite", "check", "trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps", "data.sets.threads", "data.sets.resident",
 }  # fmt: skip
 FREE_GROUPS = {"callbacks", "logger"}
 
@@ -49,7 +49,7 @@ class RunFolder:
         """
         if resume not in ("auto", "never"):
             raise VcellError(f"resume={resume} must be auto or never")
-        if overwrite or not any(self.checkpoints.glob("*.ckpt")):
+        if overwrite or not self._to_continue():
             return None
         if resume == "never":
             raise VcellError(
@@ -92,11 +92,15 @@ class RunFolder:
                 "one to continue it, name=NEW_NAME to begin another, or overwrite=true to begin this one anew"
             )
 
+    def _to_continue(self) -> list[Path]:
+        """Checkpoints that a run can go on from: last.ckpt, then the best ones, newest first."""
+        last = self.checkpoints / "last.ckpt"
+        best = sorted(self.checkpoints.glob("best*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True)
+        return [*([last] if last.is_file() else []), *best]
+
     def _newest_sound(self) -> Path:
         """last.ckpt, or where that is damaged the newest that is not."""
-        last = self.checkpoints / "last.ckpt"
-        others = sorted(self.checkpoints.glob("*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True)
-        for path in [last, *(p for p in others if p != last)]:
+        for path in self._to_continue():
             try:
                 read_checkpoint(path)
                 return path

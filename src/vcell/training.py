@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
+import re
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from vcell.cli import build
+from vcell.assemble import make_data, make_module, make_trainer, split_groups
 from vcell.data.datamodule import CellSetDataModule
-from vcell.data.gather import Gather
-from vcell.data.hvg import choose_hvg
-from vcell.data.leaks import drop_leaks
 from vcell.data.prepare import ensure_store
-from vcell.data.splits import Group, assign_from_toml, check_known, check_split, describe, write_split
+from vcell.data.splits import check_split, describe, write_split
 from vcell.data.store import Cells
-from vcell.data.view import open_stores, with_genes
+from vcell.data.view import open_stores
 from vcell.errors import VcellError
 from vcell.model.callbacks import KeepLast
-from vcell.model.checkpoint import AtomicCheckpointIO, load_table, make_identity, read_checkpoint
+from vcell.model.checkpoint import find_checkpoint, read_checkpoint
+from vcell.model.cost import words
+from vcell.model.guard import NotFiniteError
 from vcell.model.module import TransitionModule
+from vcell.model.warmstart import warm_start
 from vcell.run import RunFolder
+from vcell.trial import out_of_memory, trial
+
+# what gloo and NCCL say when a process they talk to is gone
+LOST_RANK = r"(?i)connection (closed|reset)|peer|nccl|gloo|broken pipe|timed? ?out"
 
 
 def train(config: DictConfig) -> None:
@@ -45,6 +47,12 @@ def train(config: DictConfig) -> None:
     assigned, notes = split_groups(config.data, store)
     data = make_data(config, store, assigned)
     module = make_module(config, resolved, data)
+    if config.check:
+        print(summary(config, data, module), *[f"note         {note}" for note in notes], sep="\n", flush=True)
+        print(trial(config, data, module), flush=True)
+        return
+    if config.init_from is not None and checkpoint is None:
+        notes += warm_start(module, find_checkpoint(config.init_from))
     if rank == 0:
         if checkpoint is None:
             folder.begin(resolved, config.overwrite)
@@ -54,10 +62,38 @@ def train(config: DictConfig) -> None:
     trainer = make_trainer(config)
     if checkpoint is not None and finished(checkpoint, trainer.max_steps, say=rank == 0):
         return
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    fit(trainer, module, data, checkpoint, folder)
     exit_if_stopped(trainer)
     if rank == 0:
         print(f"run folder   {folder.path}\ncheckpoint   {folder.checkpoints / 'last.ckpt'}", flush=True)
+
+
+def fit(
+    trainer: Trainer, module: TransitionModule, data: CellSetDataModule, checkpoint: Path | None, folder: RunFolder
+) -> None:
+    """Trains; what ends training before its time is said in one message."""
+    try:
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    except NotFiniteError as error:
+        before = folder.checkpoints / "before_nonfinite.ckpt"
+        where = (
+            f"The weights before it are in {before}"
+            if before.is_file()
+            else f"See {folder.checkpoints} for the weights before it"
+        )
+        raise VcellError(
+            f"{error}; training has stopped. {where}. A lower optimizer.lr or a longer schedule.warmup_steps is the usual remedy: "
+            f"begin a run from them with init_from={before} name=NEW_NAME optimizer.lr=..."
+        ) from error
+    except torch.OutOfMemoryError as error:
+        raise VcellError(out_of_memory(data)) from error
+    except RuntimeError as error:
+        if trainer.world_size == 1 or not re.search(LOST_RANK, str(error)):
+            raise
+        raise VcellError(
+            f"rank {trainer.global_rank} has lost another rank of this job, whose own message says why "
+            f"({str(error).splitlines()[0][:120]}). The same command continues from the last checkpoint"
+        ) from error
 
 
 def quieten() -> None:
@@ -67,105 +103,6 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-
-
-def split_groups(data: DictConfig, store: Cells) -> tuple[dict[Group, str], list[str]]:
-    """The split of every (context, perturbation), from the TOML where there is one, else from `data.split`; and notes.
-
-    Raises
-    ------
-    VcellError
-        If a training group gives away a held-out perturbation, and `data.split.leaks` does not say otherwise.
-    """
-    check_known(data.exclude, {p for _, p in store.groups}, "data.exclude", "perturbation")
-    groups = [group for group in store.groups if group[1] not in data.exclude]
-    split = build(data.split)
-    assigned = assign_from_toml(data.toml, groups, store.control) if data.toml else split.assign(groups, store.control)
-    return drop_leaks(assigned, split.leaks, store.genes)
-
-
-def make_data(config: DictConfig, store: Cells, assigned: dict[Group, str]) -> CellSetDataModule:
-    target_sum = config.data.target_sum
-    if target_sum == "median":
-        target_sum = float(np.median(store.library_size))
-    elif not isinstance(target_sum, int | float) or target_sum <= 0:
-        raise VcellError(f"data.target_sum={target_sum} must be 'median' or a number above 0")
-    sets = {key: value for key, value in config.data.sets.items() if key != "weights"}
-    for key in ("set_size", "sets_per_step", "threads"):
-        if not isinstance(sets[key], int) or sets[key] < 1:
-            raise VcellError(f"data.sets.{key}={sets[key]} must be a whole number of at least 1")
-    if sets["resident"] not in ("auto", True, False):
-        raise VcellError(f"data.sets.resident={sets['resident']} must be auto, true or false")
-    if config.data.hvg is not None:
-        store = with_genes(store, choose_hvg(Gather(store, float(target_sum)), assigned, config.data.hvg))
-    return CellSetDataModule(
-        store,
-        assigned,
-        float(target_sum),
-        seed=config.seed,
-        embedding=config.data.input,
-        weights=build(config.data.sets.weights),
-        **sets,
-    )
-
-
-def make_module(config: DictConfig, resolved: dict[str, Any], data: CellSetDataModule) -> TransitionModule:
-    trained = sorted({p for _, p in data.groups("train")})
-    held_out = sorted({p for _, p in data.assigned} - set(trained))
-    table = load_table(config.perturbation, trained, held_out)
-    table.require([*trained, *held_out])
-    width = None
-    if config.data.input is not None:
-        width = data.store.embedding(config.data.input, np.zeros(1, np.int64)).shape[1]
-    model = build(config.model, n_genes=data.store.n_genes, perturbation_width=table.width, input_width=width)
-    return TransitionModule(
-        model,
-        table,
-        make_identity(resolved, data.gather, data.assigned, table, width),
-        loss=build(config.loss),
-        optimizer=make_optimizer(config, model),
-        schedule=build(config.schedule),
-    )
-
-
-def make_optimizer(config: DictConfig, model: torch.nn.Module) -> Any:
-    """What makes the optimiser from parameters, tried once, so that a refused value fails before training."""
-    optimizer = build(config.optimizer)
-    try:
-        optimizer(model.parameters())
-    except (TypeError, ValueError) as error:
-        raise VcellError(f"the optimizer refuses a value: {error}") from error
-    return optimizer
-
-
-def make_trainer(config: DictConfig) -> Trainer:
-    """Lightning's trainer with the configured callbacks and loggers."""
-    options = config.trainer
-    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    if options.accelerator == "gpu" and not gpu:
-        raise VcellError(
-            "the trainer asks for a GPU, and torch finds none: trainer=cpu, or trainer=auto for what is there"
-        )
-    loggers = config.logger or {}
-    if "wandb" in loggers and importlib.util.find_spec("wandb") is None:
-        raise VcellError("logger=wandb needs wandb: pip install 'vcell[wandb]'")
-    plugins: list[Any] = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # KeepLast saves and requeues
-    return build(
-        options,
-        precision=auto_precision(options.accelerator) if options.precision == "auto" else options.precision,
-        logger=[build(logger) for logger in loggers.values()],
-        callbacks=[build(callback) for callback in (config.callbacks or {}).values()],
-        plugins=plugins,
-    )
-
-
-def auto_precision(accelerator: str) -> str:
-    """bf16 where the GPU has it, fp16 with loss scaling on older ones, fp32 on CPU."""
-    if accelerator == "cpu" or not torch.cuda.is_available():
-        return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
 def summary(config: DictConfig, data: CellSetDataModule, module: TransitionModule) -> str:
@@ -179,15 +116,19 @@ def summary(config: DictConfig, data: CellSetDataModule, module: TransitionModul
         describe(data.assigned, data.store.groups),
         f"sets         {data.sets_per_step} × {data.set_size} cells a step, {sampler.sets_per_epoch:,} sets an epoch",
         f"table        {module.table.origin}: {len(module.table.names):,} perturbations × {module.table.width}",
-        f"model        {parameters:,} parameters",
+        f"model        {parameters:,} parameters, {words(module.flops)}FLOP a step (forward and backward)",
     ]
     if data.store.measured is not None:
         n = (~data.store.measured).any(axis=0).sum()
         lines.append(f"genes        {n:,} of {data.store.n_genes:,} were not measured in every source: masked there")
     if len({scale.recoverable for scale in data.store.scales.values()}) > 1:
         lines.append("scales       counts and fractions, all taken for proportions (data.reconcile=proportions)")
-    if config.data.input is not None:
+    if isinstance(config.data.input, str):
         lines.append(f"input        obsm/{config.data.input} of the control cells, in place of their expression")
+    elif config.data.input is not None:
+        lines.append(
+            f"input        the {config.data.input:,} most variable genes of the control cells; all genes are predicted"
+        )
     if sampler.fallback_cells:
         lines.append(
             f"controls     {sampler.fallback_cells:,} perturbed cells lie in batches without control cells: theirs are "

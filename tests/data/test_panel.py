@@ -23,8 +23,8 @@ from vcell.data.store import CellStore
 from vcell.data.view import open_stores, with_genes
 from vcell.errors import VcellError
 from vcell.model.baselines import TrainingDeltas
-from vcell.model.losses import SetLoss
-from vcell.model.module import delta_correlation
+from vcell.model.losses import SetLoss, delta_error
+from vcell.model.validation import ValidationScores
 
 
 def two_panels(folder: Path) -> list[Path]:
@@ -86,20 +86,24 @@ def test_missing_genes_get_no_loss_no_gradient_and_no_say(store: CellStore):
     assert missing_SG.sum(1).tolist() == [10, 10]
     loss = SetLoss({"energy": 1.0, "delta": 1.0})
     predicted = (batch.control_SCG + 0.3).requires_grad_()
-    terms = loss(predicted, batch.perturbed_SCG, batch.measured_SG)
-    terms["loss"].backward()
+    terms = loss(predicted, batch)
+    terms["loss"].sum().backward()
     assert (predicted.grad.abs().sum(1)[missing_SG] == 0).all() and (predicted.grad.abs().sum(1)[~missing_SG] > 0).all()
     wild = predicted.detach() + 50.0 * missing_SG.unsqueeze(1)
-    for name, value in loss(wild, batch.perturbed_SCG, batch.measured_SG).items():
+    for name, value in loss(wild, batch).items():
         torch.testing.assert_close(value, terms[name])
-    torch.testing.assert_close(delta_correlation(batch, wild), delta_correlation(batch, predicted))
+    scores = [validated(batch, cells, loss) for cells in (predicted.detach(), wild)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
     # a mean over genes is over those measured, not over those and zeros
     only = [m.nonzero().ravel() for m in batch.measured_SG]
-    alone = [
-        SetLoss({"delta": 1.0})(predicted[[s]][..., g], batch.perturbed_SCG[[s]][..., g])["delta"]
-        for s, g in enumerate(only)
-    ]
-    torch.testing.assert_close(terms["delta"], torch.stack(alone).mean())
+    alone = [delta_error(predicted[[s]][..., g], batch.perturbed_SCG[[s]][..., g]) for s, g in enumerate(only)]
+    torch.testing.assert_close(terms["delta"], torch.cat(alone))
+
+
+def validated(batch: CellSetBatch, predicted: torch.Tensor, loss: SetLoss) -> dict[str, float]:
+    scores = ValidationScores([])
+    scores.add(batch, predicted, loss)
+    return scores.compute(loss)
 
 
 def test_baselines_take_a_genes_effect_from_where_it_was_measured(store: CellStore):

@@ -5,9 +5,10 @@ import torch
 from hydra.utils import instantiate
 
 from vcell.cli import CONFIG_DIR, compose
+from vcell.errors import VcellError
 from vcell.model.transition import TransitionModel
 
-MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml") if path.stem != "base")
 
 
 def tiny(**kwargs) -> TransitionModel:
@@ -15,15 +16,30 @@ def tiny(**kwargs) -> TransitionModel:
     shape = {"hidden": 16, "layers": 2, "heads": 2, "head_width": 8, "feed_forward": 32, "encoder_layers": 2, "decoder_layers": 2}  # fmt: skip
     model = TransitionModel(n_genes=30, perturbation_width=5, **{**shape, **kwargs}).eval()
     torch.nn.init.normal_(model.decoder[-1].weight, std=0.3)
+    model.decoder[-1].bias.data.fill_(0.2)
     return model
 
 
 CONTROL, VECTOR = torch.rand(3, 7, 30) * 3, torch.randn(3, 5)
 
 
-def test_transition_is_permutation_equivariant():
-    model, order = tiny(), torch.randperm(7)
-    torch.testing.assert_close(model(CONTROL[:, order], VECTOR), model(CONTROL, VECTOR)[:, order], atol=1e-5, rtol=1e-5)
+VARIANTS = [
+    {},
+    {"head": "state_hidden"},
+    {"head": "state_bottleneck"},
+    {"covariates": ["context", "batch"], "n_contexts": 2, "n_batches": 4},
+    {"seen_genes": [3, 4, 9]},
+    {"checkpoint_activations": True},
+]
+CONTEXT, BATCH = torch.tensor([0, 1, 2]), torch.randint(0, 5, (3, 7))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_transition_is_permutation_equivariant(variant: dict):
+    model, order = tiny(**variant), torch.randperm(7)
+    permuted = model(CONTROL[:, order], VECTOR, context_S=CONTEXT, batch_SC=BATCH[:, order])
+    expected = model(CONTROL, VECTOR, context_S=CONTEXT, batch_SC=BATCH)[:, order]
+    torch.testing.assert_close(permuted, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_sets_do_not_see_each_other():
@@ -56,6 +72,48 @@ def test_every_model_config_builds_and_learns(name: str):
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_state_sm_has_the_published_size():
-    model = instantiate(compose("train", ["model=state_sm"]).model, n_genes=2000, perturbation_width=128)
-    assert sum(p.numel() for p in model.parameters()) == pytest.approx(34e6, rel=0.06)
+@pytest.mark.parametrize(("name", "millions"), [("state_sm", 34), ("state", 83), ("state_lg", 237)])
+def test_the_family_has_the_published_sizes(name: str, millions: int):
+    with torch.device("meta"):
+        model = instantiate(compose("train", [f"model={name}"]).model, n_genes=2000, perturbation_width=128)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.06)
+
+
+def test_the_bottleneck_of_states_head_has_the_published_size():
+    with torch.device("meta"):
+        config = compose("train", ["model=state_sm", "model.head=state_bottleneck"]).model
+        model = instantiate(config, n_genes=18080, perturbation_width=5120)
+    assert sum(p.numel() for p in model.bottleneck.parameters()) / 1e6 == pytest.approx(82, rel=0.02)
+
+
+def test_activations_computed_again_give_the_same_gradient():
+    gradients = []
+    for again in (False, True):
+        model = tiny(checkpoint_activations=again)
+        model(CONTROL, VECTOR).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_model_that_sees_some_genes_predicts_all():
+    model, changed = tiny(seen_genes=[3, 4, 9]), CONTROL.clone()
+    changed[..., 5] += 1
+    difference = model(changed, VECTOR) - model(CONTROL, VECTOR)
+    assert difference.shape == CONTROL.shape
+    assert (difference[..., [i for i in range(30) if i != 5]] == 0).all()  # it was not seen, only added to
+
+
+def test_a_covariate_never_trained_on_gets_the_mean_of_those_that_were():
+    model = tiny(covariates=["context"], n_contexts=2)
+    with torch.no_grad():
+        model.context.weight[1] = model.context.weight[0]
+    known, unknown = (model(CONTROL, VECTOR, context_S=torch.full((3,), i)) for i in (0, 2))
+    torch.testing.assert_close(known, unknown)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"), [({"head": "state_hiden"}, "Did you mean 'state_hidden'"), ({"covariates": ["lane"]}, "lane")]
+)
+def test_unknown_options_are_refused(option: dict, words: str):
+    with pytest.raises(VcellError, match=words):
+        tiny(**option)

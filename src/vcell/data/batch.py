@@ -35,3 +35,11 @@ class CellSetBatch:
     # bool: genes measured for all cells of a set; None: all genes. Where it is False the values above are 0 and mean nothing
     measured_SG: Tensor | None = None
     embedding_SCE: Tensor | None = None  # of the control cells, where the model sees one in place of expression
+    context_S: Tensor | None = None  # int64, numbers of the contexts, where the model embeds them
+    batch_SC: Tensor | None = None  # int64, of the control cells' batches
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of the batch, controls and perturbed ones."""
+        sets, cells, _ = self.control_SCG.shape
+        return sets * cells + (0 if self.perturbed_SCG is None else sets * self.perturbed_SCG.shape[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +13,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from vcell.data.batch import CellSetBatch
+from vcell.data.covariates import Covariates
 from vcell.data.gather import DeviceRows, FetchedSets, Gather, bytes_on_device
 from vcell.data.sampler import CellSetSampler, Weights
 from vcell.data.splits import Group
@@ -24,11 +26,17 @@ class PrefetchLoader:
     """Yields ``fetch(step)`` for the steps in order, fetched ahead by threads.
 
     Threads suffice: numpy copies rows of the memory map without holding the interpreter lock for long, and nothing
-    is pickled, forked or seeded per worker.
+    is pickled, forked or seeded per worker. `waited` is told how many seconds each batch was waited for.
     """
 
-    def __init__(self, fetch: Callable[[int], FetchedSets], steps: Callable[[], range], threads: int) -> None:
-        self.fetch, self.steps, self.threads = fetch, steps, threads
+    def __init__(
+        self,
+        fetch: Callable[[int], FetchedSets],
+        steps: Callable[[], range],
+        threads: int,
+        waited: Callable[[float], None] | None = None,
+    ) -> None:
+        self.fetch, self.steps, self.threads, self.waited = fetch, steps, threads, waited
 
     def __iter__(self) -> Iterator[FetchedSets]:
         pool = ThreadPoolExecutor(max(1, self.threads), thread_name_prefix="fetch")
@@ -37,11 +45,18 @@ class PrefetchLoader:
             for step in self.steps():
                 pending.append(pool.submit(self.fetch, step))
                 if len(pending) > 2 * max(1, self.threads):
-                    yield pending.popleft().result()
+                    yield self._result(pending)
             while pending:
-                yield pending.popleft().result()
+                yield self._result(pending)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _result(self, pending: deque[Future[FetchedSets]]) -> FetchedSets:
+        start = time.perf_counter()
+        fetched = pending.popleft().result()
+        if self.waited is not None:
+            self.waited(time.perf_counter() - start)
+        return fetched
 
 
 class CellSetDataModule(LightningDataModule):
@@ -67,6 +82,8 @@ class CellSetDataModule(LightningDataModule):
         Whether the device holds the store: ``auto`` where a GPU has room for it, True or False.
     weights
         How many sets each group gets.
+    covariates
+        Contexts and batches, for a model that embeds them.
     """
 
     def __init__(
@@ -81,10 +98,12 @@ class CellSetDataModule(LightningDataModule):
         embedding: str | None = None,
         resident: str | bool = "auto",
         weights: Weights | None = None,
+        covariates: Covariates | None = None,
     ) -> None:
         super().__init__()
         self.store, self.assigned, self.resident, self.weights = store, assigned, resident, weights
-        self.gather = Gather(store, target_sum, embedding)
+        self.gather = Gather(store, target_sum, embedding, covariates=covariates)
+        self.waited = 0.0  # seconds that training has waited for cells: rows not fetched yet, and making them dense
         self.set_size, self.sets_per_step, self.threads, self.seed = set_size, sets_per_step, threads, seed
 
     def groups(self, split: str) -> list[Group]:
@@ -115,7 +134,10 @@ class CellSetDataModule(LightningDataModule):
         def steps() -> range:  # read when iteration begins, so a resumed run goes on at its step
             return range(trainer.global_step * per_update, trainer.max_steps * per_update)
 
-        return PrefetchLoader(lambda step: self._fetch(sampler.batch(step)), steps, self.threads)
+        return PrefetchLoader(lambda step: self._fetch(sampler.batch(step)), steps, self.threads, self._wait)
+
+    def _wait(self, seconds: float) -> None:
+        self.waited += seconds
 
     def val_dataloader(self) -> PrefetchLoader | list[Any]:
         if not self.groups("val"):
@@ -130,4 +152,7 @@ class CellSetDataModule(LightningDataModule):
     def transfer_batch_to_device(
         self, batch: FetchedSets, device: torch.device, dataloader_idx: int = 0
     ) -> CellSetBatch:
-        return self.gather.to_device(batch, device)
+        start = time.perf_counter()
+        on_device = self.gather.to_device(batch, device)
+        self._wait(time.perf_counter() - start)
+        return on_device

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from scipy import sparse
 from torch import Tensor
 
 from vcell.data.batch import CellSetBatch, CellSets
+from vcell.data.covariates import Covariates
 from vcell.data.csr import starts_of
 from vcell.data.normalize import stored_to_log1p, to_log1p
 from vcell.data.store import Cells, SparseCells
@@ -64,6 +65,13 @@ class FetchedSets:
     )  # controls first, then perturbed cells; their numbers where the device holds the store
     measured_SG: Tensor | None
     embedding_SCE: Tensor | None
+    context_S: Tensor | None
+    batch_SC: Tensor | None
+
+    @property
+    def rest(self) -> tuple[Tensor | None, ...]:
+        """What goes to the device as it is."""
+        return self.measured_SG, self.embedding_SCE, self.context_S, self.batch_SC
 
 
 @dataclass(frozen=True)
@@ -76,12 +84,20 @@ class Gather:
         An embedding of the store's, read for the control cells.
     resident
         The store's rows, where they lie on the device.
+    covariates
+        Contexts and batches, for a model that embeds them.
     """
 
     store: Cells
     target_sum: float
     embedding: str | None = None
     resident: DeviceRows | None = None
+    covariates: Covariates | None = None
+
+    @cached_property
+    def batch_number_of_cell(self) -> np.ndarray:
+        assert self.covariates is not None
+        return self.covariates.batch_numbers(self.store)
 
     def fetch(self, sets: CellSets, pin: bool = False) -> FetchedSets:
         """Copies the rows of `sets` out of the store."""
@@ -94,9 +110,14 @@ class Gather:
         if self.embedding is not None:
             rows = torch.from_numpy(self.store.embedding(self.embedding, sets.controls_SC))
             embedding_SCE = rows.view(*sets.controls_SC.shape, -1)
+        context_S = batch_SC = None
+        if self.covariates is not None:
+            context_S = torch.from_numpy(self.covariates.context_numbers(sets.contexts))
+            batch_SC = torch.from_numpy(self.batch_number_of_cell[sets.controls_SC])
+        fetched = FetchedSets(sets, cells, measured_SG, embedding_SCE, context_S, batch_SC)
         if not pin:
-            return FetchedSets(sets, cells, measured_SG, embedding_SCE)
-        pinned = [part if part is None else part.pin_memory() for part in (measured_SG, embedding_SCE)]
+            return fetched
+        pinned = [part if part is None else part.pin_memory() for part in fetched.rest]
         return FetchedSets(sets, cells.pin_memory(), *pinned)
 
     def to_device(self, fetched: FetchedSets, device: torch.device | str = "cpu") -> CellSetBatch:
@@ -112,9 +133,7 @@ class Gather:
         perturbed_SCG = None
         if sets.perturbed_SC is not None:
             perturbed_SCG = log1p_CG[n_control:].view(*sets.perturbed_SC.shape, self.store.n_genes)
-        rest = [
-            p if p is None else p.to(device, non_blocking=True) for p in (fetched.measured_SG, fetched.embedding_SCE)
-        ]
+        rest = [part if part is None else part.to(device, non_blocking=True) for part in fetched.rest]
         return CellSetBatch(sets.contexts, sets.perturbations, control_SCG, perturbed_SCG, *rest)
 
     def densify(self, cells: SparseTensors, device: torch.device | str) -> Tensor:

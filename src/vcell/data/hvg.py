@@ -15,7 +15,7 @@ from vcell.progress import progress_bar
 BINS = 20
 
 
-def choose_hvg(gather: Gather, assigned: Mapping[Group, str], number: int) -> list[str]:
+def choose_hvg(gather: Gather, assigned: Mapping[Group, str], number: int, key: str = "data.hvg") -> list[str]:
     """The `number` genes whose dispersion among training cells and their controls is highest, in the store's order.
 
     Held-out groups take no part, and a gene is judged on the cells of sources that measured it.
@@ -27,7 +27,7 @@ def choose_hvg(gather: Gather, assigned: Mapping[Group, str], number: int) -> li
     """
     store = gather.store
     if not isinstance(number, int) or not 1 <= number <= store.n_genes:
-        raise VcellError(f"data.hvg={number} must be a whole number from 1 to {store.n_genes:,}, or null for all genes")
+        raise VcellError(f"{key}={number} must be a whole number from 1 to {store.n_genes:,}, or null for all genes")
     training = [group for group, split in assigned.items() if split == "train"]
     controls = [(context, store.control) for context in {context for context, _ in training}]
     cells = np.sort(np.concatenate([store.groups[group] for group in (*training, *controls) if group in store.groups]))

@@ -245,10 +245,12 @@ def describe(assigned: dict[Group, str], cells: dict[Group, np.ndarray]) -> str:
         if not groups:
             continue
         n_cells = sum(len(cells[g]) for g in groups)
-        unseen = {p for _, p in groups} - {p for (_, p), s in assigned.items() if s == "train"}
-        note = f", {len(unseen):,} of them in no training context" if split != "train" else ""
+        names, training = {p for _, p in groups}, {p for (_, p), s in assigned.items() if s == "train"}
+        note = ""
+        if split != "train":
+            note = f"; {len(names & training):,} train in other contexts, {len(names - training):,} nowhere"
         lines.append(
-            f"  {split:<5} {n_cells:>9,} cells, {len({p for _, p in groups}):>5,} perturbations in "
+            f"  {split:<5} {n_cells:>9,} cells, {len(names):>5,} perturbations in "
             f"{len({c for c, _ in groups})} contexts{note}"
         )
     return "\n".join(lines)

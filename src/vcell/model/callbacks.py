@@ -1,79 +1,27 @@
-"""What happens around training: progress, checkpoints on time and on signals, metrics and their curves."""
+"""What happens around training: progress, checkpoints on time, by score and on signals, and warnings."""
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging
 from tqdm import tqdm
 
 from vcell.data.batch import CellSetBatch
+from vcell.errors import VcellError, nearest
+from vcell.model.guard import NotFiniteError
+from vcell.model.module import TransitionModule
 from vcell.progress import progress_bar
 
-
-class CsvLogger(Logger):
-    """`metrics.csv` in the run's folder, one row a logged step.
-
-    Unlike Lightning's, it goes on where a resumed run goes on: rows from before stay, rows that the run now does
-    again are replaced.
-    """
-
-    def __init__(self, folder: str) -> None:
-        super().__init__()
-        self.path = Path(folder) / "metrics.csv"
-        self.rows: list[dict[str, Any]] = []
-        self.started = False
-
-    @property
-    def name(self) -> str:
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        step = 0 if step is None else step
-        if not self.started:
-            self.rows, self.started = [row for row in read_metrics(self.path) if row["step"] < step], True
-        values = {k: float(v) for k, v in metrics.items() if k != "epoch"}
-        if self.rows and self.rows[-1]["step"] == step:
-            self.rows[-1].update(values)
-        else:
-            self.rows.append({"step": step, **values})
-        self._write()
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The run's configuration lies beside, in config.yaml."""
-
-    def _write(self) -> None:
-        columns = list(dict.fromkeys(k for row in self.rows for k in row))
-        scratch = self.path.with_suffix(".tmp")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        scratch.replace(self.path)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `metrics.csv`; none where there is no file yet."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        rows = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(file)]
-    return [{**row, "step": int(row["step"])} for row in rows if "step" in row]
+# of what validation logs, the scores of which more is better; the others are errors
+HIGHER_IS_BETTER = {"discrimination", "de_overlap", "delta_correlation", "distinctness"}
 
 
 class Progress(Callback):
@@ -89,8 +37,7 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: CellSetBatch, batch_idx: int
     ) -> None:
-        sets, cells, _ = batch.control_SCG.shape
-        self.cells += 2 * sets * cells * trainer.world_size  # controls and perturbed cells
+        self.cells += batch.n_cells * trainer.world_size
         if self.bar is None:
             return
         elapsed = time.monotonic() - self.since
@@ -98,7 +45,6 @@ class Progress(Callback):
             # reading the loss waits for the device, so only now and then
             rate = self.cells / max(elapsed, 1e-9)
             self.bar.set_postfix_str(f"loss {float(outputs['loss']):.4f}, {rate:,.0f} cells/s", refresh=False)
-            module.log("cells_per_second", rate)
             self.cells, self.since = 0, time.monotonic()
         self.bar.update(trainer.global_step - self.bar.n)
 
@@ -113,11 +59,12 @@ class Progress(Callback):
         self.on_train_end(trainer, module)
 
 
-class KeepLast(Callback):
+class KeepLast(Checkpoint):
     """Writes `last.ckpt` every so many steps, at the end, and when asked to stop (SIGTERM, SIGUSR1).
 
     SLURM sends these before it takes a node away. The run saves, asks to be queued again if the job allows it
-    (SIGUSR1), and ends; the same command continues it.
+    (SIGUSR1), and ends; the same command continues it. A run that stops because its loss or gradient is not finite leaves the weights
+    from before that in `before_nonfinite.ckpt`.
 
     Parameters
     ----------
@@ -129,6 +76,7 @@ class KeepLast(Callback):
 
     def __init__(self, folder: str, every_n_steps: int) -> None:
         self.path, self.every = Path(folder) / "last.ckpt", every_n_steps
+        self.rescued = Path(folder) / "before_nonfinite.ckpt"
         self.signal: int | None = None
         self.saved_step = -1
         self.handlers: dict[int, Any] = {}
@@ -152,6 +100,12 @@ class KeepLast(Callback):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._save(trainer)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, NotFiniteError) and trainer.world_size == 1:  # saving is done by all ranks or none
+            assert isinstance(module, TransitionModule)
+            module.guard.waiting.clear()
+            trainer.save_checkpoint(self.rescued)
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         for number, handler in self.handlers.items():
@@ -184,42 +138,124 @@ class KeepLast(Callback):
             )
 
 
-class Curves(Callback):
-    """`curves.png` in the run's folder: every logged metric over steps, drawn anew after each validation."""
+class KeepBest(Checkpoint):
+    """Writes a checkpoint when a validation gives a better score than any before; the file says which, and how good.
 
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+    Parameters
+    ----------
+    folder
+        Of the checkpoints.
+    monitor
+        A score, such as ``val/discrimination``, or several: `best.ckpt` is by the first, `best_NAME.ckpt` by each further one.
+    """
+
+    def __init__(self, folder: str, monitor: str | Sequence[str]) -> None:
+        names = [monitor] if isinstance(monitor, str) else list(monitor)
+        files = ["best.ckpt", *(f"best_{name.split('/')[-1]}.ckpt" for name in names[1:])]
+        self.path = {name: Path(folder) / file for name, file in zip(names, files, strict=True)}
+        self.best: dict[str, float] = {}
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            plot_curves(self.folder / "metrics.csv", self.folder / "curves.png")
+        assert isinstance(module, TransitionModule)
+        for name, path in self.path.items():
+            score = score_of(trainer, name, "callbacks.best.monitor")
+            if not improved(name, score, self.best.get(name)):
+                continue
+            self.best[name] = score
+            module.chosen_for = {"score": name, "value": score, "step": trainer.global_step}
+            trainer.save_checkpoint(path)
+            module.chosen_for = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": dict(self.best)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = dict(state_dict["best"])
+
+
+class StopEarly(Callback):
+    """Ends training when a score has not improved for some validations.
+
+    Parameters
+    ----------
+    monitor
+        The score.
+    patience
+        Validations without improvement.
+    """
+
+    def __init__(self, monitor: str, patience: int) -> None:
+        self.monitor, self.patience = monitor, patience
+        self.best: float | None = None
+        self.since = 0
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        score = score_of(trainer, self.monitor, "callbacks.early_stopping.monitor")
+        if improved(self.monitor, score, self.best):
+            self.best, self.since = score, 0
+            return
+        self.since += 1
+        if self.since >= self.patience:
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                print(
+                    f"stopped early: {self.monitor} has not been better than {self.best:.4f} for {self.since} validations",
+                    flush=True,
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "since": self.since}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.since = state_dict["best"], state_dict["since"]
+
+
+def score_of(trainer: Trainer, name: str, key: str) -> float:
+    """A score of the validation that just ended."""
+    scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+    if name not in scores:
+        raise VcellError(f"{key} names {name!r}; validation gives {', '.join(scores)}.{nearest(name, scores)}")
+    return scores[name]
+
+
+def improved(name: str, score: float, best: float | None) -> bool:
+    higher = name.split("/")[-1] in HIGHER_IS_BETTER
+    return score == score and (best is None or (score > best if higher else score < best))
+
+
+class Average(EMAWeightAveraging):
+    """Exponential moving average of the weights: validated, and what a checkpoint predicts with.
+
+    The weights in training go on beside it, in the checkpoint too, so that a resumed run equals an uninterrupted one.
+    """
+
+    def __init__(self, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise VcellError(f"callbacks.average.decay={decay} must lie between 0 and 1")
+        super().__init__(use_buffers=False, decay=decay)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self.on_validation_end(trainer, module)
+        """Nothing is copied: checkpoints hold the average already."""
 
 
-def plot_curves(metrics: Path, out: Path) -> None:
-    """Metrics of the same name, of training and validation, in one panel each."""
-    rows = read_metrics(metrics)
-    names = sorted({k for row in rows for k in row} - {"step"})
-    panels = sorted({name.split("/")[-1] for name in names})
-    if not panels:
-        return
-    from matplotlib.figure import Figure
+class WarnOfCollapse(Callback):
+    """Says when predictions of different perturbations have become one profile."""
 
-    columns = min(3, len(panels))
-    rows_of_panels = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.0 * rows_of_panels), layout="constrained")
-    axes = figure.subplots(rows_of_panels, columns, squeeze=False).ravel()
-    for axis in axes[len(panels) :]:
-        axis.remove()
-    for axis, panel in zip(axes[: len(panels)], panels, strict=True):
-        for name in (n for n in names if n.split("/")[-1] == panel):
-            points = [(row["step"], row[name]) for row in rows if name in row]
-            style = "o-" if name.startswith("val/") else "-"
-            axis.plot(*zip(*points, strict=True), style, label=name, markersize=3, linewidth=1)
-        axis.set(title=panel, xlabel="step")
-        axis.legend(frameon=False, fontsize=8)
-    scratch = out.with_suffix(".tmp.png")
-    figure.savefig(scratch, dpi=120)
-    scratch.replace(out)
+    def __init__(self) -> None:
+        self.warned = False
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, TransitionModule) and module.scores is not None and module.schedule is not None
+        collapsed = module.scores.collapsed and trainer.global_step >= module.schedule.warmup_steps
+        if collapsed and not self.warned and trainer.is_global_zero:
+            distinct = score_of(trainer, "val/distinctness", "")
+            silent = module.table.silent_on([p for *_, p in module.scores.last_groups])
+            why = (
+                f"a one-hot table says nothing of {len(silent)} of the validated perturbations; an embedding table can "
+                "(perturbation.path=TABLE.pt)"
+                if silent
+                else "usual remedies are loss=energy_contrastive, a higher optimizer.lr or more steps, and a table whose vectors differ"
+            )
+            print(f"warning: at step {trainer.global_step:,} the predicted effects of all held-out perturbations are nearly one profile "
+                  f"(val/distinctness {distinct:.4f}): {why}", flush=True)  # fmt: skip
+        self.warned = collapsed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,13 @@ def make_identity(
     gather: Gather,
     assigned: dict[Group, str],
     table: PerturbationTable,
-    input_width: int | None = None,
+    sizes: dict[str, Any],
 ) -> dict[str, Any]:
-    """What a checkpoint says of itself: plain values, so that it loads with ``weights_only=True``."""
-    store = gather.store
+    """What a checkpoint says of itself: plain values, so that it loads with ``weights_only=True``.
+
+    `sizes` is what the model is built with beside its configuration.
+    """
+    store, covariates = gather.store, gather.covariates
     inside = table.vectors.numel() * 4 <= LARGEST_TABLE_INSIDE
     return {
         "vcell": __version__,
@@ -58,7 +62,8 @@ def make_identity(
         "genes": list(store.genes),
         "control": store.control,
         "target_sum": float(gather.target_sum),
-        "input_width": input_width,
+        "sizes": sizes,
+        "covariates": None if covariates is None else asdict(covariates),
         "store": {"paths": [str(path) for path in store_paths(store)], "fingerprint": store.fingerprint},
         "split": [[context, perturbation, split] for (context, perturbation), split in assigned.items()],
         "table": {
@@ -133,13 +138,11 @@ def load_module(path: Path, table: PerturbationTable | None = None) -> Transitio
         If the checkpoint is damaged, or its table is in a file that is gone or has changed.
     """
     checkpoint = read_checkpoint(path)
-    identity = {k: v for k, v in checkpoint["vcell"].items() if k != "rng"}
+    identity = checkpoint["vcell"]
     table = _table_of(identity, table, path)
     config = identity["config"]["model"]
     _refuse_foreign_code(config, path)
-    model = build(
-        config, n_genes=len(identity["genes"]), perturbation_width=table.width, input_width=identity["input_width"]
-    )
+    model = build(config, **identity["sizes"])
     weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
     try:
         model.load_state_dict(weights)

@@ -1,10 +1,11 @@
-"""Parts of the transition model: an MLP, and attention without positions.
+"""Parts of the transition model: an MLP, a covariate's embedding, and attention without positions.
 
 Shape legend: S sets, C cells of a set, D hidden, H heads, K width of a head.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
@@ -18,6 +19,17 @@ def mlp(width_in: int, hidden: int, width_out: int, layers: int, dropout: float)
         if i < layers - 1:
             parts += [nn.GELU(), nn.Dropout(dropout)]
     return nn.Sequential(*parts)
+
+
+class Covariate(nn.Module):
+    """Embeddings of `number` known values; the number after the last stands for any other, and gets their mean."""
+
+    def __init__(self, number: int, hidden: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.02 * torch.randn(number, hidden))
+
+    def forward(self, index: Tensor) -> Tensor:
+        return torch.cat([self.weight, self.weight.mean(0, keepdim=True)])[index]
 
 
 class Attention(nn.Module):

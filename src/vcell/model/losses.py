@@ -1,19 +1,30 @@
 """Losses between predicted and measured cell sets: named terms, pure functions; their weights are configuration.
 
-Shape legend: S sets, C cells of a set, G genes.
+Every term gives one number a set, so that a set that goes wrong can be named, and so that the mean over the sets of all ranks is
+the mean over the sets of one.
+
+Shape legend: S sets, N sets of all ranks, C cells of a set, G genes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from vcell.data.batch import CellSetBatch
 from vcell.errors import VcellError, nearest
 
+FLOOR = 1e-6  # squared distance below which cells count as equal
 
-def energy_distance(predicted_SCG: Tensor, measured_SCG: Tensor) -> Tensor:
+
+def energy_distance(predicted_SCG: Tensor, measured_SCG: Tensor, block: int | None = None) -> Tensor:
     """Energy distance between predicted and measured cell sets.
 
     E|x - y| - E|x - x'| / 2 - E|y - y'| / 2 with Euclidean distances over all genes. The means within a set run over
@@ -23,6 +34,9 @@ def energy_distance(predicted_SCG: Tensor, measured_SCG: Tensor) -> Tensor:
     ----------
     predicted_SCG, measured_SCG
         log1p of counts, ``(sets, cells, genes)``; cell numbers may differ.
+    block
+        Cells whose distances are held at a time, and computed again in the backward pass: for sets of thousands of cells. The
+        result is the same.
 
     Returns
     -------
@@ -33,9 +47,12 @@ def energy_distance(predicted_SCG: Tensor, measured_SCG: Tensor) -> Tensor:
     Székely & Rizzo 2013; Adduri et al. 2025, Methods.
     """
     predicted_SCG, measured_SCG = predicted_SCG.float(), measured_SCG.float()
-    between = _distances(predicted_SCG, measured_SCG).mean((1, 2))
-    within_predicted = _distances(predicted_SCG, predicted_SCG).mean((1, 2))
-    within_measured = _distances(measured_SCG, measured_SCG).mean((1, 2))
+    # centred: squared norms of near-equal cells are then small, and their difference keeps its digits
+    centre = measured_SCG.mean(1, keepdim=True).detach()
+    predicted_SCG, measured_SCG = predicted_SCG - centre, measured_SCG - centre
+    between = _mean_distance(predicted_SCG, measured_SCG, block)
+    within_predicted = _mean_distance(predicted_SCG, predicted_SCG, block)
+    within_measured = _mean_distance(measured_SCG, measured_SCG, block)
     return between - within_predicted / 2 - within_measured / 2
 
 
@@ -47,13 +64,73 @@ def delta_error(predicted_SCG: Tensor, measured_SCG: Tensor) -> Tensor:
     return (predicted_SCG.float().mean(1) - measured_SCG.float().mean(1)).abs().mean(1)
 
 
-def masked(cells_SCG: Tensor, measured_SG: Tensor | None) -> Tensor:
-    """Genes that a set's sources never measured set to 0, so that they count in no distance and get no gradient."""
-    return cells_SCG if measured_SG is None else cells_SCG * measured_SG.unsqueeze(1)
+def sorted_error(predicted_SCG: Tensor, measured_SCG: Tensor) -> Tensor:
+    """L1 between cells matched gene by gene by rank, ``(sets,)``: the mean over genes of the 1-Wasserstein distance.
+
+    Cells of the two sets have no order in common, so there is no other L1 between them. Needs equally many of both.
+    """
+    return (predicted_SCG.float().sort(1).values - measured_SCG.float().sort(1).values).abs().mean((1, 2))
 
 
-TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"energy": energy_distance, "delta": delta_error}
-MEANS_OVER_GENES = ("delta",)
+def change_size(predicted_SCG: Tensor, control_SCG: Tensor) -> Tensor:
+    """Mean absolute predicted pseudobulk delta, ``(sets,)``: an L1 penalty that keeps effects sparse."""
+    return (predicted_SCG.float().mean(1) - control_SCG.float().mean(1)).abs().mean(1)
+
+
+def discrimination_loss(
+    predicted_SG: Tensor,
+    measured_NG: Tensor,
+    own_S: Tensor,
+    rivals_SN: Tensor,
+    known_SG: Tensor | None = None,
+    known_NG: Tensor | None = None,
+    temperature: float = 0.1,
+) -> Tensor:
+    """How hard a predicted delta is to tell from other perturbations' measured ones: a smooth discrimination score.
+
+    The cross-entropy of choosing a set's own measured delta among its rivals', by L1 distance as in the score, relative to the mean
+    size of a measured delta. 0 for a set without rivals.
+
+    Parameters
+    ----------
+    predicted_SG, measured_NG
+        Pseudobulk deltas, mean log1p of perturbed minus that of control cells. The sets of all ranks may be measured ones.
+    own_S
+        Which of the N is a set's own.
+    rivals_SN
+        bool: which of the N are another perturbation of the same context.
+    known_SG, known_NG
+        bool: genes measured; a distance runs over those measured on both sides.
+    temperature
+        Distance, in sizes of a delta, that makes a rival e times less likely.
+
+    Returns
+    -------
+    ``(sets,)``, not negative.
+
+    References
+    ----------
+    van den Oord et al. 2018 (InfoNCE); the discrimination score is that of cell-eval.
+    """
+    difference_SNG = (predicted_SG.float().unsqueeze(1) - measured_NG.float()).abs()
+    if known_SG is not None and known_NG is not None:
+        difference_SNG = difference_SNG * (known_SG.unsqueeze(1) & known_NG)
+    size = measured_NG.float().abs().sum(1).mean().clamp(min=1e-6)
+    own_S1 = own_S.unsqueeze(1)
+    logits_SN = -difference_SNG.sum(2) / (size * temperature)
+    considered = rivals_SN.scatter(1, own_S1, True)
+    logits_SN = logits_SN.masked_fill(~considered, -torch.inf)
+    return logits_SN.logsumexp(1) - logits_SN.gather(1, own_S1).squeeze(1)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Predicted and measured sets with their controls, float32; genes that a set's sources never measured are 0 in all three."""
+
+    predicted_SCG: Tensor
+    measured_SCG: Tensor
+    control_SCG: Tensor
+    batch: CellSetBatch
 
 
 class SetLoss(nn.Module):
@@ -62,10 +139,18 @@ class SetLoss(nn.Module):
     Parameters
     ----------
     weights
-        Term name to weight; see `TERMS`.
+        Term name to weight; see `TERMS`. Terms of weight 0 are not computed.
+    block
+        Of `energy_distance`.
+    blur
+        Of `sinkhorn` and `mmd`: the length, in log1p units, below which cells count as the same.
+    temperature
+        Of `discrimination_loss`.
     """
 
-    def __init__(self, weights: Mapping[str, float]) -> None:
+    def __init__(
+        self, weights: Mapping[str, float], block: int | None = None, blur: float = 0.5, temperature: float = 0.1
+    ) -> None:
         super().__init__()
         for name in weights:
             if name not in TERMS:
@@ -73,22 +158,97 @@ class SetLoss(nn.Module):
         self.weights = {str(name): float(weight) for name, weight in weights.items() if weight}
         if not self.weights:
             raise VcellError(f"loss.weights gives no term a weight; terms are {', '.join(TERMS)}")
-
-    def forward(
-        self, predicted_SCG: Tensor, measured_SCG: Tensor, measured_SG: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """The weighted sum as `loss`, beside every unweighted term; scalars.
-
-        Genes where `measured_SG`, bool ``(sets, genes)``, is False are left out.
-        """
-        predicted_SCG, measured_SCG = masked(predicted_SCG, measured_SG), masked(measured_SCG, measured_SG)
-        # a mean over genes is one over those measured
-        share = 1.0 if measured_SG is None else measured_SG.float().mean(1).clamp(min=1e-9)
-        terms = {
-            name: (TERMS[name](predicted_SCG, measured_SCG) / (share if name in MEANS_OVER_GENES else 1.0)).mean()
-            for name in self.weights
+        if min(self.weights.values()) < 0:
+            raise VcellError(f"loss.weights must not be negative: {self.weights}")
+        for name, value in (("block", block), ("blur", blur), ("temperature", temperature)):
+            if value is not None and value <= 0:
+                raise VcellError(f"loss.{name}={value} must be above 0")
+        self.block, self.temperature = block, temperature
+        self.samples: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+            name: _geomloss(name, blur) for name in GEOMLOSS if name in self.weights
         }
-        return {"loss": torch.stack([w * terms[n] for n, w in self.weights.items()]).sum(), **terms}
+
+    def forward(self, predicted_SCG: Tensor, batch: CellSetBatch) -> dict[str, Tensor]:
+        """The weighted sum as `loss`, beside every unweighted term; float32 ``(sets,)``. A step's loss is their mean.
+
+        Genes where `batch.measured_SG` is False are left out.
+        """
+        assert batch.perturbed_SCG is not None
+        with torch.autocast(predicted_SCG.device.type, enabled=False):  # sums over thousands of genes need float32
+            compared = Compared(
+                masked(predicted_SCG.float(), batch.measured_SG),
+                masked(batch.perturbed_SCG, batch.measured_SG),
+                masked(batch.control_SCG, batch.measured_SG),
+                batch,
+            )
+            # a mean over genes is one over those measured
+            share_S = 1.0 if batch.measured_SG is None else batch.measured_SG.float().mean(1).clamp(min=1e-9)
+            terms = {
+                name: TERMS[name](self, compared) / (share_S if name in MEANS_OVER_GENES else 1.0)
+                for name in self.weights
+            }
+            return {"loss": self.weighted(terms), **terms}
+
+    def weighted(self, terms: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([weight * terms[name] for name, weight in self.weights.items()]).sum(0)
+
+    def contrastive(self, compared: Compared) -> Tensor:
+        """`discrimination_loss` against the measured deltas of all ranks, so that more ranks are like a larger step."""
+        control_SG = compared.control_SCG.mean(1)
+        batch, device = compared.batch, control_SG.device
+        measured_SG = compared.measured_SCG.mean(1) - control_SG
+        codes_S2 = codes(batch.contexts, batch.perturbations).to(device, non_blocking=True)
+        own_S = torch.arange(len(measured_SG), device=device) + _rank() * len(measured_SG)
+        measured_NG, codes_N2 = _of_all_ranks(measured_SG.detach()), _of_all_ranks(codes_S2)
+        known_NG = None if batch.measured_SG is None else _of_all_ranks(batch.measured_SG.to(torch.uint8)).bool()
+        same_SN2 = codes_S2.unsqueeze(1) == codes_N2
+        return discrimination_loss(
+            compared.predicted_SCG.mean(1) - control_SG,
+            measured_NG,
+            own_S,
+            same_SN2[..., 0] & ~same_SN2[..., 1],
+            batch.measured_SG,
+            known_NG,
+            self.temperature,
+        )
+
+
+TERMS: dict[str, Callable[[SetLoss, Compared], Tensor]] = {
+    "energy": lambda loss, c: energy_distance(c.predicted_SCG, c.measured_SCG, loss.block),
+    "delta": lambda loss, c: delta_error(c.predicted_SCG, c.measured_SCG),
+    "l1": lambda loss, c: sorted_error(c.predicted_SCG, c.measured_SCG),
+    "sparsity": lambda loss, c: change_size(c.predicted_SCG, c.control_SCG),
+    "contrastive": SetLoss.contrastive,
+    "sinkhorn": lambda loss, c: loss.samples["sinkhorn"](c.predicted_SCG, c.measured_SCG),
+    "mmd": lambda loss, c: loss.samples["mmd"](c.predicted_SCG, c.measured_SCG),
+}
+MEANS_OVER_GENES = ("delta", "l1", "sparsity")
+GEOMLOSS: dict[str, dict[str, Any]] = {"sinkhorn": {"loss": "sinkhorn", "p": 2}, "mmd": {"loss": "gaussian"}}
+
+
+def masked(cells_SCG: Tensor, measured_SG: Tensor | None) -> Tensor:
+    """Genes that a set's sources never measured set to 0, so that they count in no distance and get no gradient."""
+    return cells_SCG if measured_SG is None else cells_SCG * measured_SG.unsqueeze(1)
+
+
+def codes(contexts: Sequence[str], perturbations: Sequence[str]) -> Tensor:
+    """int64 ``(sets, 2)`` that stand for the names, the same on every rank; pinned where there is a GPU."""
+    numbers = torch.tensor(
+        [[int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big", signed=True) for name in pair]
+         for pair in zip(contexts, perturbations, strict=True)]
+    )  # fmt: skip
+    return numbers.pin_memory() if torch.cuda.is_available() else numbers
+
+
+def _mean_distance(x_SCG: Tensor, y_SCG: Tensor, block: int | None) -> Tensor:
+    """Mean Euclidean distance of all pairs, ``(sets,)``."""
+    if block is None or block >= x_SCG.shape[1]:
+        return _distances(x_SCG, y_SCG).mean((1, 2))
+    sums = [
+        checkpoint(lambda x, y: _distances(x, y).sum((1, 2)), part, y_SCG, use_reentrant=False)
+        for part in x_SCG.split(block, dim=1)
+    ]
+    return torch.stack(sums).sum(0) / (x_SCG.shape[1] * y_SCG.shape[1])
 
 
 def _distances(x_SCG: Tensor, y_SCG: Tensor) -> Tensor:
@@ -97,9 +257,28 @@ def _distances(x_SCG: Tensor, y_SCG: Tensor) -> Tensor:
     The gradient of a distance at 0 is undefined; there the floor stops it.
     """
     with torch.autocast(x_SCG.device.type, enabled=False):
-        # centred first: squared norms of near-equal cells are then small, and their difference keeps its digits
-        centre = y_SCG.mean(1, keepdim=True).detach()
-        x, y = x_SCG - centre, y_SCG - centre
-        squared = x.square().sum(-1)[:, :, None] + y.square().sum(-1)[:, None, :] - 2 * x @ y.transpose(1, 2)
-        floor = 1e-6
-        return torch.where(squared > floor, squared.clamp(min=floor).sqrt(), 0.0)
+        squared = x_SCG.square().sum(-1)[:, :, None] + y_SCG.square().sum(-1)[:, None, :]
+        squared = torch.baddbmm(squared, x_SCG, y_SCG.transpose(1, 2), alpha=-2)
+        near = squared <= FLOOR  # false for NaN, which must show
+        return torch.where(near, 0.0, torch.where(near, FLOOR, squared).sqrt())
+
+
+def _geomloss(name: str, blur: float) -> nn.Module:
+    if find_spec("geomloss") is None:
+        raise VcellError(f"the loss term {name} needs geomloss: pip install 'vcell[losses]'")
+    from geomloss import SamplesLoss
+
+    return SamplesLoss(blur=blur, backend="tensorized", **GEOMLOSS[name])
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def _of_all_ranks(part: Tensor) -> Tensor:
+    """The parts of all ranks one after the other; without a gradient, and without waiting."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return part
+    parts = [torch.empty_like(part) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, part.contiguous())
+    return torch.cat(parts)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, inf, pi
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from vcell.data.batch import CellSetBatch
+from vcell.model.guard import Guard
 from vcell.model.losses import SetLoss
+from vcell.model.transition import TransitionModel
+from vcell.model.validation import ValidationScores
 from vcell.perturbation.table import PerturbationTable
+
+DROPOUT = 100  # first word of the random keys of a step, beside those of the sampler
 
 
 @dataclass(frozen=True)
@@ -43,47 +49,94 @@ class TransitionModule(LightningModule):
         Vectors of the perturbations.
     identity
         What a checkpoint says of itself beyond weights; plain Python values and tensors only.
-    loss, optimizer, schedule
+    loss, optimizer, schedule, scores
         For training; not needed to predict.
+    seed
+        Of the draws within a step (dropout), which are a function of (seed, step, rank).
+    flops
+        Of a batch, forward and backward, for the figures on utilisation.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: TransitionModel,
         table: PerturbationTable,
         identity: dict[str, Any],
         loss: SetLoss | None = None,
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer] | None = None,
         schedule: Schedule | None = None,
+        scores: ValidationScores | None = None,
+        seed: int = 0,
+        flops: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.table, self.identity = model, table, identity
-        self.loss, self.optimizer, self.schedule = loss, optimizer, schedule
-        self._rng_to_restore: dict[str, Any] | None = None
+        self.loss, self.optimizer, self.schedule, self.scores, self.seed = loss, optimizer, schedule, scores, seed
+        self.flops = flops
+        self.guard = Guard()
+        self.chosen_for: dict[str, Any] | None = None  # what a best checkpoint is written for
+        self._vectors: Tensor | None = None
 
     def predict(self, batch: CellSetBatch) -> Tensor:
         """Predicted cells, log1p of counts per target sum, ``(sets, cells, genes)``."""
-        vectors_SP = self.table.lookup(batch.perturbations).to(batch.control_SCG.device, non_blocking=True)
-        return self.model(batch.control_SCG, vectors_SP, batch.embedding_SCE)
+        control_SCG = batch.control_SCG
+        vectors_SP = self._lookup(batch.perturbations, control_SCG.device)
+        return self.model(control_SCG, vectors_SP, batch.embedding_SCE, batch.context_S, batch.batch_SC)
+
+    def _lookup(self, perturbations: list[str], device: torch.device) -> Tensor:
+        """Their vectors. On a GPU the table lies there, and only row numbers travel, without waiting."""
+        if device.type != "cuda":
+            return self.table.lookup(perturbations).to(device)
+        if self._vectors is None or self._vectors.device != device:
+            self._vectors = self.table.vectors.to(device)
+        rows = torch.tensor(self.table.rows(perturbations)).pin_memory()
+        return self._vectors[rows.to(device, non_blocking=True)]
+
+    def on_fit_start(self) -> None:
+        self.guard = Guard(gradients=self.trainer.precision != "16-mixed")
+
+    def on_train_batch_start(self, batch: CellSetBatch, batch_idx: int) -> None:
+        # dropout like the sampler: a function of (seed, step, rank), so that nothing of it needs to be saved
+        accumulated = self.trainer.accumulate_grad_batches
+        micro_step = self.trainer.global_step * accumulated + batch_idx % accumulated
+        key = np.random.SeedSequence([self.seed, DROPOUT, micro_step, self.trainer.global_rank])
+        torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
 
     def training_step(self, batch: CellSetBatch, batch_idx: int) -> Tensor:
-        terms, _ = self._compare(batch)
-        self._log_terms("train", terms, len(batch.perturbations))
-        return terms["loss"]
+        assert self.loss is not None
+        terms = self.loss(self.predict(batch), batch)
+        self.guard.loss(terms["loss"], batch)
+        means = {name: value_S.mean() for name, value_S in terms.items()}
+        self.log_dict({f"train/{k}": v.detach() for k, v in means.items()}, batch_size=len(batch.perturbations))
+        return means["loss"]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as Lightning would, but with a fused optimiser too; and has the guard look at the gradient."""
+        by_value = gradient_clip_algorithm == "value"
+        largest = inf if by_value or not gradient_clip_val else float(gradient_clip_val)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), largest)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded
+        if by_value and gradient_clip_val:
+            torch.nn.utils.clip_grad_value_(self.parameters(), float(gradient_clip_val))
+        self.log("train/gradient_norm", norm)
+        self.guard.gradient(norm, self.trainer.global_step + 1, optimizer)
+
+    def on_train_batch_end(self, outputs: Any, batch: CellSetBatch, batch_idx: int) -> None:
+        self.guard.check()
 
     def validation_step(self, batch: CellSetBatch, batch_idx: int) -> None:
-        terms, predicted_SCG = self._compare(batch)
-        terms["delta_correlation"] = delta_correlation(batch, predicted_SCG)
-        self._log_terms("val", terms, len(batch.perturbations))
+        assert self.loss is not None and self.scores is not None
+        self.scores.add(batch, self.predict(batch), self.loss)
 
-    def _compare(self, batch: CellSetBatch) -> tuple[dict[str, Tensor], Tensor]:
-        assert self.loss is not None and batch.perturbed_SCG is not None
-        predicted_SCG = self.predict(batch)
-        return self.loss(predicted_SCG, batch.perturbed_SCG, batch.measured_SG), predicted_SCG
-
-    def _log_terms(self, split: str, terms: dict[str, Tensor], sets: int) -> None:
-        named = {f"{split}/{name}": value.detach() for name, value in terms.items()}
-        self.log_dict(named, batch_size=sets, sync_dist=split == "val")
+    def on_validation_epoch_end(self) -> None:
+        assert self.loss is not None and self.scores is not None
+        found = self.scores.compute(self.loss)
+        self.log_dict({f"val/{name}": value for name, value in found.items()})
 
     def configure_optimizers(self) -> Any:
         assert self.optimizer is not None and self.schedule is not None
@@ -92,32 +145,5 @@ class TransitionModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": course, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        rng = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            rng["cuda"] = torch.cuda.get_rng_state()
-        checkpoint["vcell"] = {**self.identity, "rng": rng}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._rng_to_restore = checkpoint["vcell"]["rng"]
-
-    def on_train_start(self) -> None:
-        # last before the first step: what ran since loading may have drawn numbers
-        if self._rng_to_restore is not None and self.trainer.world_size == 1:
-            torch.set_rng_state(self._rng_to_restore["cpu"].cpu())
-            if torch.cuda.is_available() and "cuda" in self._rng_to_restore:
-                torch.cuda.set_rng_state(self._rng_to_restore["cuda"].cpu())
-        self._rng_to_restore = None
-
-
-def delta_correlation(batch: CellSetBatch, predicted_SCG: Tensor) -> Tensor:
-    """Pearson correlation over measured genes of predicted and measured pseudobulk deltas, mean over sets; a scalar."""
-    assert batch.perturbed_SCG is not None
-    control_SG = batch.control_SCG.mean(1)
-    known_SG = torch.ones_like(control_SG) if batch.measured_SG is None else batch.measured_SG.float()
-
-    def centred(delta_SG: Tensor) -> Tensor:
-        mean_S1 = (delta_SG * known_SG).sum(1, keepdim=True) / known_SG.sum(1, keepdim=True).clamp(min=1)
-        return (delta_SG - mean_S1) * known_SG
-
-    predicted_SG, measured_SG = predicted_SCG.float().mean(1) - control_SG, batch.perturbed_SCG.mean(1) - control_SG
-    return torch.cosine_similarity(centred(predicted_SG), centred(measured_SG), dim=1).mean()
+        self.guard.check(wait=True)  # weights that are not finite are never written
+        checkpoint["vcell"] = {**self.identity, "chosen_for": self.chosen_for}

@@ -3,16 +3,24 @@
 After STATE's ST model (Adduri et al. 2025, bioRxiv 2025.06.26.661135, Methods): a cell encoder and a perturbation
 encoder whose outputs add up, transformer blocks over the cells of a set without positions, and a decoder. It differs
 in the head: the decoder's output is added to the control cell in log1p *expression* space, so a decoder that says
-nothing (as at the start of training) predicts no change.
+nothing (as at the start of training) predicts no change. STATE's own heads are there for comparison.
 
 Shape legend: S sets, C cells of a set, G genes, D hidden, P width of a perturbation vector, E of an embedding.
 """
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Sequence
 
-from vcell.model.layers import Block, mlp
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vcell.errors import VcellError, nearest
+from vcell.model.layers import Block, Covariate, mlp
+
+HEADS = ("expression", "state_hidden", "state_bottleneck")
+COVARIATES = ("context", "batch")
 
 
 class TransitionModel(nn.Module):
@@ -20,16 +28,26 @@ class TransitionModel(nn.Module):
 
     Parameters
     ----------
-    n_genes, perturbation_width, input_width
-        Given by the data and the perturbation table. With an `input_width`, cells are seen through an embedding of that
-        width in place of their expression; the output is expression all the same.
+    n_genes, perturbation_width, input_width, seen_genes, n_contexts, n_batches
+        Given by the data and the perturbation table. Cells are seen through all their genes; with `seen_genes` through
+        those only; with an `input_width` through an embedding of that width. The output is expression of all genes in any case.
     hidden, layers, heads, head_width, feed_forward
         Shape of the transformer.
     encoder_layers, decoder_layers
         Linear layers of each encoder and of the decoder; 1 is a linear map.
     dropout
         Between those layers.
+    head
+        ``expression``: the decoder's output is a change of log1p expression, 0 at the start. ``state_hidden``: STATE's head for
+        HVG, whose residual is added to the encoded cell before the decoder. ``state_bottleneck``: STATE's head for all genes,
+        whose sum of decoder and control passes a bottleneck of an eighth of the genes.
+    covariates
+        Of ``context`` and ``batch``, those that are embedded and added. One never trained on gets the mean embedding.
+    checkpoint_activations
+        Computes each block's activations again in the backward pass instead of keeping them: less memory, a third more time.
     """
+
+    seen_genes: Tensor | None
 
     def __init__(
         self,
@@ -43,21 +61,52 @@ class TransitionModel(nn.Module):
         encoder_layers: int,
         decoder_layers: int,
         dropout: float = 0.1,
+        head: str = "expression",
+        covariates: Sequence[str] = (),
+        checkpoint_activations: bool = False,
         input_width: int | None = None,
+        seen_genes: Sequence[int] | None = None,
+        n_contexts: int = 0,
+        n_batches: int = 0,
     ) -> None:
         super().__init__()
-        self.n_genes, self.perturbation_width, self.input_width = n_genes, perturbation_width, input_width
-        self.cell_encoder = mlp(input_width or n_genes, hidden, hidden, encoder_layers, dropout)
+        if head not in HEADS:
+            raise VcellError(f"model.head={head} must be one of {', '.join(HEADS)}.{nearest(head, HEADS)}")
+        if unknown := sorted(set(covariates) - set(COVARIATES)):
+            raise VcellError(f"model.covariates names {unknown[0]!r}; there are {', '.join(COVARIATES)}")
+        self.n_genes, self.input_width, self.head = n_genes, input_width, head
+        self.checkpoint_activations = checkpoint_activations
+        self.register_buffer(
+            "seen_genes", None if seen_genes is None else torch.as_tensor(seen_genes), persistent=False
+        )
+        width = input_width or (n_genes if seen_genes is None else len(seen_genes))
+        self.cell_encoder = mlp(width, hidden, hidden, encoder_layers, dropout)
         self.perturbation_encoder = mlp(perturbation_width, hidden, hidden, encoder_layers, dropout)
+        self.context = Covariate(n_contexts, hidden) if "context" in covariates else None
+        self.batch = Covariate(n_batches, hidden) if "batch" in covariates else None
         self.blocks = nn.ModuleList(Block(hidden, heads, head_width, feed_forward) for _ in range(layers))
         self.norm = nn.RMSNorm(hidden, eps=1e-6)
         self.decoder = mlp(hidden, hidden, n_genes, decoder_layers, dropout)
-        last = self.decoder[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        self.bottleneck = mlp(n_genes, n_genes // 8, n_genes, 2, dropout) if head == "state_bottleneck" else None
+        if head == "expression":
+            last = self.decoder[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
-    def forward(self, control_SCG: Tensor, perturbation_SP: Tensor, embedding_SCE: Tensor | None = None) -> Tensor:
+    @property
+    def covariates(self) -> tuple[str, ...]:
+        """Those the model needs to be given."""
+        return tuple(name for name in COVARIATES if getattr(self, name) is not None)
+
+    def forward(
+        self,
+        control_SCG: Tensor,
+        perturbation_SP: Tensor,
+        embedding_SCE: Tensor | None = None,
+        context_S: Tensor | None = None,
+        batch_SC: Tensor | None = None,
+    ) -> Tensor:
         """Predicted cells.
 
         Parameters
@@ -68,15 +117,38 @@ class TransitionModel(nn.Module):
             One vector per set, ``(sets, perturbation_width)``.
         embedding_SCE
             The control cells' embeddings, ``(sets, cells, input_width)``, for a model that sees those.
+        context_S, batch_SC
+            Numbers of the contexts ``(sets)`` and of the cells' batches ``(sets, cells)``, for a model with these covariates;
+            the number after the last one stands for all others.
 
         Returns
         -------
         log1p of counts on the same scale, ``(sets, cells, genes)``, not negative. Permuting the cells of a set
         permutes the output the same way.
         """
-        seen = control_SCG if self.input_width is None else embedding_SCE
-        hidden_SCD = self.cell_encoder(seen) + self.perturbation_encoder(perturbation_SP).unsqueeze(1)
+        encoded_SCD = self.cell_encoder(self._seen(control_SCG, embedding_SCE))
+        hidden_SCD = encoded_SCD + self.perturbation_encoder(perturbation_SP).unsqueeze(1)
+        if self.context is not None:
+            hidden_SCD = hidden_SCD + self.context(context_S).unsqueeze(1)
+        if self.batch is not None:
+            hidden_SCD = hidden_SCD + self.batch(batch_SC)
         for block in self.blocks:
-            hidden_SCD = block(hidden_SCD)
-        change_SCG = self.decoder(self.norm(hidden_SCD))
-        return (control_SCG + change_SCG.float()).relu()
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                hidden_SCD = checkpoint(block, hidden_SCD, use_reentrant=False)
+            else:
+                hidden_SCD = block(hidden_SCD)
+        return self._decode(self.norm(hidden_SCD), encoded_SCD, control_SCG)
+
+    def _seen(self, control_SCG: Tensor, embedding_SCE: Tensor | None) -> Tensor:
+        if self.input_width is not None:
+            assert embedding_SCE is not None
+            return embedding_SCE
+        return control_SCG if self.seen_genes is None else control_SCG.index_select(2, self.seen_genes)
+
+    def _decode(self, hidden_SCD: Tensor, encoded_SCD: Tensor, control_SCG: Tensor) -> Tensor:
+        if self.head == "state_hidden":
+            return self.decoder(hidden_SCD + encoded_SCD).float().relu()
+        cells_SCG = control_SCG + self.decoder(hidden_SCD).float()
+        if self.bottleneck is not None:
+            cells_SCG = self.bottleneck(cells_SCG).float()
+        return cells_SCG.relu()

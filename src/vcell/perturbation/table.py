@@ -71,10 +71,15 @@ class PerturbationTable:
             "(data.exclude=[NAME])"
         )
 
+    def rows(self, names: Sequence[str]) -> list[int]:
+        """Numbers of the rows of `names`; a `VcellError` for a name the table lacks."""
+        if any(n not in self.row for n in names):
+            self.require(names)
+        return [self.row[n] for n in names]
+
     def lookup(self, names: Sequence[str]) -> Tensor:
         """Vectors of `names`, ``(len(names), width)``."""
-        self.require(names)
-        return self.vectors[[self.row[n] for n in names]]
+        return self.vectors[self.rows(names)]
 
     def standardised(self) -> PerturbationTable:
         """Every column shifted and scaled to mean 0 and variance 1 over the table's names.

@@ -1,0 +1,160 @@
+"""From a configuration to its objects: split, data, model, optimiser, trainer."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from omegaconf import DictConfig
+
+from vcell.cli import build
+from vcell.data.covariates import Covariates
+from vcell.data.datamodule import CellSetDataModule
+from vcell.data.gather import Gather
+from vcell.data.hvg import choose_hvg
+from vcell.data.leaks import drop_leaks
+from vcell.data.splits import Group, assign_from_toml, check_known
+from vcell.data.store import Cells
+from vcell.data.view import with_genes
+from vcell.errors import VcellError
+from vcell.model.checkpoint import AtomicCheckpointIO, load_table, make_identity
+from vcell.model.cost import batch_flops
+from vcell.model.module import TransitionModule
+from vcell.perturbation.table import PerturbationTable
+
+
+def split_groups(data: DictConfig, store: Cells) -> tuple[dict[Group, str], list[str]]:
+    """The split of every (context, perturbation), from the TOML where there is one, else from `data.split`; and notes.
+
+    Raises
+    ------
+    VcellError
+        If a training group gives away a held-out perturbation, and `data.split.leaks` does not say otherwise.
+    """
+    check_known(data.exclude, {p for _, p in store.groups}, "data.exclude", "perturbation")
+    groups = [group for group in store.groups if group[1] not in data.exclude]
+    split = build(data.split)
+    assigned = assign_from_toml(data.toml, groups, store.control) if data.toml else split.assign(groups, store.control)
+    return drop_leaks(assigned, split.leaks, store.genes)
+
+
+def make_data(config: DictConfig, store: Cells, assigned: dict[Group, str]) -> CellSetDataModule:
+    target_sum = config.data.target_sum
+    if target_sum == "median":
+        target_sum = float(np.median(store.library_size))
+    elif not isinstance(target_sum, int | float) or target_sum <= 0:
+        raise VcellError(f"data.target_sum={target_sum} must be 'median' or a number above 0")
+    sets = {key: value for key, value in config.data.sets.items() if key != "weights"}
+    for key in ("set_size", "sets_per_step", "threads"):
+        if not isinstance(sets[key], int) or sets[key] < 1:
+            raise VcellError(f"data.sets.{key}={sets[key]} must be a whole number of at least 1")
+    if sets["resident"] not in ("auto", True, False):
+        raise VcellError(f"data.sets.resident={sets['resident']} must be auto, true or false")
+    if config.data.hvg is not None:
+        store = with_genes(store, choose_hvg(Gather(store, float(target_sum)), assigned, config.data.hvg))
+    training = [group for group, split in assigned.items() if split == "train"]
+    return CellSetDataModule(
+        store,
+        assigned,
+        float(target_sum),
+        seed=config.seed,
+        embedding=config.data.input if isinstance(config.data.input, str) else None,
+        weights=build(config.data.sets.weights),
+        covariates=Covariates.of(store, training) if config.model.covariates and training else None,
+        **sets,
+    )
+
+
+def make_module(config: DictConfig, resolved: dict[str, Any], data: CellSetDataModule) -> TransitionModule:
+    trained = sorted({p for _, p in data.groups("train")})
+    held_out = sorted({p for _, p in data.assigned} - set(trained))
+    table = load_table(config.perturbation, trained, held_out)
+    table.require([*trained, *held_out])
+    sizes = model_sizes(config, data, table)
+    model = build(config.model, **sizes)
+    if config.compile:
+        model.compile(mode=None if config.compile is True else config.compile)
+    return TransitionModule(
+        model,
+        table,
+        make_identity(resolved, data.gather, data.assigned, table, sizes),
+        loss=build(config.loss),
+        optimizer=make_optimizer(config, model),
+        schedule=build(config.schedule),
+        scores=build(config.validation, genes=data.store.genes),
+        seed=config.seed,
+        flops=batch_flops(resolved["model"], sizes, data.sets_per_step, data.set_size),
+    )
+
+
+def model_sizes(config: DictConfig, data: CellSetDataModule, table: PerturbationTable) -> dict[str, Any]:
+    """What the data and the table ask of the model."""
+    store, seen, covariates = data.store, config.data.input, data.gather.covariates
+    input_width = seen_genes = None
+    if isinstance(seen, str):
+        input_width = store.embedding(seen, np.zeros(1, np.int64)).shape[1]
+    elif seen is not None:
+        chosen = choose_hvg(Gather(store, data.gather.target_sum), data.assigned, seen, key="data.input")
+        number = {gene: i for i, gene in enumerate(store.genes)}
+        seen_genes = [number[gene] for gene in chosen]
+    return {
+        "n_genes": store.n_genes,
+        "perturbation_width": table.width,
+        "input_width": input_width,
+        "seen_genes": seen_genes,
+        "n_contexts": len(covariates.contexts) if covariates else 0,
+        "n_batches": len(covariates.batches) if covariates else 0,
+    }
+
+
+def make_optimizer(config: DictConfig, model: torch.nn.Module) -> Any:
+    """What makes the optimiser from parameters, tried once, so that a refused value fails before training.
+
+    ``fused: auto`` is on but under fp16, whose loss scaler must see the gradients before they are clipped.
+    """
+    options = dict(config.optimizer)
+    if options.get("fused") == "auto":
+        options["fused"] = precision(config.trainer) != "16-mixed"
+    optimizer = build(options)
+    try:
+        optimizer(model.parameters())
+    except (TypeError, ValueError) as error:
+        raise VcellError(f"the optimizer refuses a value: {error}") from error
+    return optimizer
+
+
+def make_trainer(config: DictConfig, callbacks: Sequence[Callback] = ()) -> Trainer:
+    """Lightning's trainer with the configured callbacks and loggers, and further `callbacks`."""
+    options = config.trainer
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if options.accelerator == "gpu" and not gpu:
+        raise VcellError(
+            "the trainer asks for a GPU, and torch finds none: trainer=cpu, or trainer=auto for what is there"
+        )
+    loggers = config.logger or {}
+    if "wandb" in loggers and importlib.util.find_spec("wandb") is None:
+        raise VcellError("logger=wandb needs wandb: pip install 'vcell[wandb]'")
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # KeepLast saves and requeues
+    return build(
+        options,
+        precision=precision(options),
+        logger=[build(logger) for logger in loggers.values()],
+        callbacks=[*(build(callback) for callback in (config.callbacks or {}).values()), *callbacks],
+        plugins=plugins,
+    )
+
+
+def precision(options: DictConfig) -> str:
+    """As configured; ``auto`` is bf16 where the GPU has it, fp16 with loss scaling on older ones, fp32 on CPU."""
+    if options.precision != "auto":
+        return str(options.precision)
+    if options.accelerator == "cpu" or not torch.cuda.is_available():
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"

@@ -1,0 +1,109 @@
+"""Metrics of a run: rows of `metrics.csv`, and their curves."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class CsvLogger(Logger):
+    """`metrics.csv` in the run's folder, one row a logged step.
+
+    Unlike Lightning's, it goes on where a resumed run goes on: rows from before stay, rows that the run now does
+    again are replaced.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self.rows: list[dict[str, Any]] = []
+        self.started = False
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        step = 0 if step is None else step
+        if not self.started:
+            self.rows, self.started = [row for row in read_metrics(self.path) if row["step"] < step], True
+        values = {k: float(v) for k, v in metrics.items() if k != "epoch"}
+        if self.rows and self.rows[-1]["step"] == step:
+            self.rows[-1].update(values)
+        else:
+            self.rows.append({"step": step, **values})
+        self._write()
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The run's configuration lies beside, in config.yaml."""
+
+    def _write(self) -> None:
+        columns = list(dict.fromkeys(k for row in self.rows for k in row))
+        scratch = self.path.with_suffix(".tmp")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with scratch.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        scratch.replace(self.path)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of a `metrics.csv`; none where there is no file yet."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(file)]
+    return [{**row, "step": int(row["step"])} for row in rows if "step" in row]
+
+
+class Curves(Callback):
+    """`curves.png` in the run's folder: every logged metric over steps, drawn anew after each validation."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            plot_curves(self.folder / "metrics.csv", self.folder / "curves.png")
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.on_validation_end(trainer, module)
+
+
+def plot_curves(metrics: Path, out: Path) -> None:
+    """Metrics of the same name, of training and validation, in one panel each."""
+    rows = read_metrics(metrics)
+    names = sorted({k for row in rows for k in row} - {"step"})
+    panels = sorted({name.split("/")[-1] for name in names})
+    if not panels:
+        return
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(panels))
+    rows_of_panels = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.0 * rows_of_panels), layout="constrained")
+    axes = figure.subplots(rows_of_panels, columns, squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis, panel in zip(axes[: len(panels)], panels, strict=True):
+        for name in (n for n in names if n.split("/")[-1] == panel):
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            style = "o-" if name.startswith("val/") else "-"
+            axis.plot(*zip(*points, strict=True), style, label=name, markersize=3, linewidth=1)
+        axis.set(title=panel, xlabel="step")
+        axis.legend(frameon=False, fontsize=8)
+    scratch = out.with_suffix(".tmp.png")
+    figure.savefig(scratch, dpi=120)
+    scratch.replace(out)

@@ -1,0 +1,79 @@
+"""How fast training goes, and what it waits for: figures beside the other metrics."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+import warnings
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from vcell.data.batch import CellSetBatch
+from vcell.data.datamodule import CellSetDataModule
+
+DTYPE = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed": torch.float16, "32-true": torch.float32}
+
+
+class Throughput(Callback):
+    """Logs, every `trainer.log_every_n_steps`, over the steps since:
+
+    ``throughput/cells_per_second``: cells that the model learnt from, controls and perturbed ones, on all devices.
+    ``throughput/data_wait``: share of the time in which the training loop waited for cells. On a GPU the device may still be busy
+    then, so this is the most that the data can have cost.
+    ``throughput/model_flops_utilisation``: FLOPs of the model, forward and backward, as a share of what the GPU is said to do
+    in the precision used; left out where that is not known.
+    ``throughput/peak_memory_gb``: of this rank's GPU, or of the process where there is none.
+    """
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.peak_flops = peak_flops(trainer)
+        self._begin(trainer)
+
+    def _begin(self, trainer: Trainer) -> None:
+        self.cells, self.batches, self.since, self.waited = 0, 0, time.perf_counter(), waited(trainer)
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: CellSetBatch, batch_idx: int) -> None:
+        self.cells, self.batches = self.cells + batch.n_cells, self.batches + 1
+        if trainer.global_step % trainer.log_every_n_steps or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        elapsed = max(time.perf_counter() - self.since, 1e-9)
+        found = {
+            "cells_per_second": self.cells * trainer.world_size / elapsed,
+            "data_wait": min(1.0, (waited(trainer) - self.waited) / elapsed),
+            "peak_memory_gb": peak_memory_gb(trainer.strategy.root_device),
+        }
+        if self.peak_flops and module.flops:
+            found["model_flops_utilisation"] = module.flops * self.batches / elapsed / self.peak_flops
+        module.log_dict({f"throughput/{name}": value for name, value in found.items()})
+        self._begin(trainer)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if hasattr(self, "since"):
+            self._begin(trainer)  # validation is no training time
+
+
+def waited(trainer: Trainer) -> float:
+    """Seconds that the training loop has waited for cells."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return data.waited if isinstance(data, CellSetDataModule) else 0.0
+
+
+def peak_flops(trainer: Trainer) -> float | None:
+    """FLOPs per second of this rank's GPU in the precision used, where they are known."""
+    device = trainer.strategy.root_device
+    if device.type != "cuda" or trainer.precision not in DTYPE:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return get_available_flops(device, DTYPE[trainer.precision])
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,0 +1,151 @@
+"""What validation finds out about held-out perturbations: the loss, and the scores that count.
+
+Every rank adds its own sets; the results of all are put together, each group once, so that any number of ranks finds the same.
+The scores run over one set of every group and its matched controls: they follow the official ones, which take all cells.
+
+Shape legend: S sets, C cells of a set, G genes, P perturbations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vcell.data.batch import CellSetBatch
+from vcell.data.splits import Group
+from vcell.model.losses import SetLoss, discrimination_loss
+from vcell.score.fast import Differential, de_overlap, delta_correlation, differential, discrimination, distinctness
+
+FEWEST_TO_COLLAPSE = 3
+COLLAPSED = 0.01
+
+
+@dataclass
+class Validated:
+    """One group's part of a validation, on the host."""
+
+    terms: dict[str, float]
+    predicted_G: Tensor  # pseudobulk deltas, mean log1p
+    measured_G: Tensor
+    known_G: Tensor | None
+    mae: float
+    de_overlap: float | None
+
+
+@dataclass
+class ValidationScores:
+    """Collects the sets of a validation.
+
+    Parameters
+    ----------
+    genes
+        Names, to leave a target's own gene out of its discrimination score.
+    differential_expression
+        Whether to compute DE overlap, the dearest of the scores.
+    """
+
+    genes: Sequence[str]
+    differential_expression: bool = True
+    found: dict[Group, Validated] = field(default_factory=dict)
+    collapsed: bool = False  # whether predictions were one profile in the last validation
+    last_groups: list[Group] = field(default_factory=list)  # and of which groups
+    _measured: dict[Group, Differential] = field(default_factory=dict)  # the same cells in every validation
+
+    def __post_init__(self) -> None:
+        self.genes = list(self.genes)
+
+    def add(self, batch: CellSetBatch, predicted_SCG: Tensor, loss: SetLoss) -> None:
+        """Takes in predicted sets."""
+        assert batch.perturbed_SCG is not None
+        predicted_SCG = predicted_SCG.float()
+        terms = loss(predicted_SCG, batch)
+        control_SG = batch.control_SCG.mean(1)
+        predicted_SG, measured_SG = predicted_SCG.mean(1) - control_SG, batch.perturbed_SCG.mean(1) - control_SG
+        for i, group in enumerate(zip(batch.contexts, batch.perturbations, strict=True)):
+            known_G = None if batch.measured_SG is None else batch.measured_SG[i]
+            error_G = (predicted_SG[i] - measured_SG[i]).abs()
+            overlap = None
+            if self.differential_expression:
+                known = slice(None) if known_G is None else known_G
+                control_CG, cells_CG = batch.control_SCG[i][:, known], batch.perturbed_SCG[i][:, known]
+                if group not in self._measured:
+                    self._measured[group] = differential(cells_CG, control_CG)
+                predicted = differential(predicted_SCG[i][:, known], control_CG)
+                overlap = float(de_overlap(predicted, self._measured[group]))
+            self.found[group] = Validated(
+                {name: float(value_S[i]) for name, value_S in terms.items()},
+                predicted_SG[i].cpu(),
+                measured_SG[i].cpu(),
+                None if known_G is None else known_G.cpu(),
+                float(error_G.mean() if known_G is None else error_G[known_G].mean()),
+                overlap,
+            )
+
+    def compute(self, loss: SetLoss) -> dict[str, float]:
+        """Mean scores over the groups of all ranks; and begins anew."""
+        found = _of_all_ranks(self.found)
+        self.found = {}
+        if not found:
+            return {}
+        self.last_groups = groups = sorted(found)
+        rows = [found[group] for group in groups]
+        scores = {name: _mean([row.terms[name] for row in rows]) for name in rows[0].terms}
+        predicted_PG, measured_PG = (
+            torch.stack([getattr(row, n) for row in rows]) for n in ("predicted_G", "measured_G")
+        )
+        known = [row.known_G for row in rows]
+        known_PG = None if known[0] is None else torch.stack(known)  # type: ignore[arg-type]
+        if known_PG is not None:
+            predicted_PG, measured_PG = predicted_PG * known_PG, measured_PG * known_PG
+        scores |= self._over_contexts(groups, predicted_PG, measured_PG, known_PG, loss)
+        scores["mae"] = _mean([row.mae for row in rows])
+        scores["delta_correlation"] = float(delta_correlation(predicted_PG, measured_PG, known_PG).mean())
+        if self.differential_expression:
+            scores["de_overlap"] = _mean([row.de_overlap for row in rows])
+        if "contrastive" in loss.weights:  # over all groups, not those that happened to share a step
+            scores["loss"] = sum(weight * scores[name] for name, weight in loss.weights.items())
+        return scores
+
+    def _over_contexts(
+        self, groups: list[Group], predicted_PG: Tensor, measured_PG: Tensor, known_PG: Tensor | None, loss: SetLoss
+    ) -> dict[str, float]:
+        """Scores that compare the perturbations of one context."""
+        number = {gene: i for i, gene in enumerate(self.genes)}
+        ranks, distinct, contrasts = [], [], []
+        for context in sorted({context for context, _ in groups}):
+            here = torch.tensor([i for i, group in enumerate(groups) if group[0] == context])
+            own_P = torch.tensor([number.get(groups[i][1], -1) for i in here])
+            ranks.append(discrimination(predicted_PG[here], measured_PG[here], own_P))
+            if len(here) >= FEWEST_TO_COLLAPSE:
+                distinct.append(float(distinctness(predicted_PG[here])))
+            if "contrastive" in loss.weights:
+                known = None if known_PG is None else known_PG[here]
+                own, rivals = torch.arange(len(here)), ~torch.eye(len(here), dtype=torch.bool)
+                contrasts.append(
+                    discrimination_loss(
+                        predicted_PG[here], measured_PG[here], own, rivals, known, known, loss.temperature
+                    )
+                )
+        self.collapsed = bool(distinct) and _mean(distinct) < COLLAPSED
+        scores = {"discrimination": float(torch.cat(ranks).mean())}
+        if distinct:
+            scores["distinctness"] = _mean(distinct)
+        if contrasts:
+            scores["contrastive"] = float(torch.cat(contrasts).mean())
+        return scores
+
+
+def _mean(values: Sequence[Any]) -> float:
+    return sum(values) / len(values)
+
+
+def _of_all_ranks(found: dict[Group, Validated]) -> dict[Group, Validated]:
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return found
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, found)
+    return {group: row for part in parts for group, row in part.items()}

@@ -1,0 +1,176 @@
+"""Warm start: weights of another run, carried over by the names of genes, perturbations, contexts and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vcell.errors import VcellError, shortlist
+from vcell.model.checkpoint import read_checkpoint
+from vcell.model.module import TransitionModule
+from vcell.model.transition import TransitionModel
+from vcell.perturbation.table import ONE_HOT
+
+# what begins at 0 changes nothing until it is learnt
+NEW_AT_ZERO = ("cell_encoder", "perturbation_encoder", "decoder")
+TABLE_LAYER = "perturbation_encoder.0.weight"
+OPTIONAL = ("context.", "batch.", TABLE_LAYER)  # may come or go
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What the entries along one dimension of a parameter stand for, then and now."""
+
+    what: str
+    before: Sequence[str]
+    now: Sequence[str]
+
+    def matches(self) -> tuple[list[int], list[int]]:
+        """Places of the names in common, now and then."""
+        place = {name: i for i, name in enumerate(self.before)}
+        common = [(i, place[name]) for i, name in enumerate(self.now) if name in place]
+        return [i for i, _ in common], [j for _, j in common]
+
+
+def warm_start(module: TransitionModule, path: Path) -> list[str]:
+    """Fills `module` with the weights in the checkpoint `path`, and says what was carried over and what begins anew.
+
+    Entries of genes, one-hot perturbations, contexts and batches are matched by name; those that are new begin at 0, so that they
+    change nothing until they are learnt (their biases and embeddings begin as in any new model). The optimiser begins anew.
+
+    Raises
+    ------
+    VcellError
+        If the checkpoint cannot be read, or its model has another shape.
+    """
+    checkpoint = read_checkpoint(path)
+    then, now = checkpoint["vcell"], module.identity
+    before = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+    axes = {axis.what: axis for axis in (*_gene_axes(then, now), *_covariate_axes(then, now))}
+    table, note = _table_axis(then["table"], now["table"])
+    if table is not None:
+        axes["perturbations"] = table
+    named = _axes_of(module.model, axes)
+    state = module.model.state_dict()
+    fresh, wrong = [], []
+    for name, weight in state.items():
+        old = before.get(name)
+        if old is None or (name == TABLE_LAYER and table is None):
+            fresh.append(name)
+        elif name in named:
+            _carry(weight, old, named[name], name)
+        elif old.shape == weight.shape:
+            weight.copy_(old)
+        else:
+            wrong.append(f"{name} ({_shape(old)} then, {_shape(weight)} now)")
+    lost = sorted(before.keys() - state.keys())
+    wrong += [f"{name} (absent now)" for name in lost if not name.startswith(OPTIONAL)]
+    wrong += [f"{name} (absent then)" for name in fresh if not name.startswith(OPTIONAL)]
+    if wrong:
+        raise VcellError(
+            f"init_from={path} has a model of another shape: {shortlist(wrong, 6)}. Give the model.* it was trained with: they are "
+            "in its run's config.yaml"
+        )
+    module.model.load_state_dict(state)
+    lines = [f"weights of {path}, step {int(checkpoint['global_step']):,}"]
+    lines += [_report(axis) for axis in axes.values()]
+    lines += [note] if note else []
+    if fresh:
+        lines.append(f"begin anew: {shortlist(fresh, 6)}")
+    if lost:
+        lines.append(f"left out: {shortlist(lost, 6)}")
+    return lines
+
+
+def _gene_axes(then: dict[str, Any], now: dict[str, Any]) -> list[Axis]:
+    axes = [Axis("genes", then["genes"], now["genes"])]
+    seen = [_seen(identity) for identity in (then, now)]
+    if None not in seen:
+        axes.append(Axis("input genes", *seen))  # type: ignore[arg-type]
+    return axes
+
+
+def _seen(identity: dict[str, Any]) -> list[str] | None:
+    """Names of the genes a model sees; None for one that sees an embedding."""
+    sizes, genes = identity["sizes"], identity["genes"]
+    if sizes["input_width"] is not None:
+        return None
+    return genes if sizes["seen_genes"] is None else [genes[i] for i in sizes["seen_genes"]]
+
+
+def _covariate_axes(then: dict[str, Any], now: dict[str, Any]) -> list[Axis]:
+    if then["covariates"] is None or now["covariates"] is None:
+        return []
+    return [Axis(what, then["covariates"][what], now["covariates"][what]) for what in ("contexts", "batches")]
+
+
+def _table_axis(then: dict[str, Any], now: dict[str, Any]) -> tuple[Axis | None, str | None]:
+    """How the columns of the perturbation encoder's first layer map; None where they mean other things now."""
+    if then["origin"] == ONE_HOT and now["origin"] == ONE_HOT:
+        return Axis("perturbations", then["names"][: then["width"]], now["names"][: now["width"]]), None
+    if ONE_HOT in (then["origin"], now["origin"]) or then["width"] != now["width"]:
+        return None, (
+            f"the perturbation table was {then['origin']} ({then['width']} wide) and is {now['origin']} ({now['width']} wide): the "
+            "first layer of its encoder begins anew"
+        )
+    columns = [str(i) for i in range(now["width"])]
+    if then["fingerprint"] == now["fingerprint"]:
+        return Axis("perturbations", columns, columns), None
+    return Axis("perturbations", columns, columns), (
+        f"the perturbation table {now['origin']} is another one than then ({then['origin']}), equally wide: its columns are taken to "
+        "mean the same"
+    )
+
+
+def _axes_of(model: TransitionModel, axes: dict[str, Axis]) -> dict[str, dict[int, Axis]]:
+    """Parameter to the named axes of its dimensions."""
+    last = len(model.decoder) - 1
+    found: dict[str, dict[int, Axis]] = {
+        f"decoder.{last}.weight": {0: axes["genes"]},
+        f"decoder.{last}.bias": {0: axes["genes"]},
+    }
+    for what, name, dimension in (
+        ("input genes", "cell_encoder.0.weight", 1),
+        ("perturbations", TABLE_LAYER, 1),
+        ("contexts", "context.weight", 0),
+        ("batches", "batch.weight", 0),
+    ):
+        if what in axes:
+            found[name] = {dimension: axes[what]}
+    if model.bottleneck is not None and axes["genes"].before != axes["genes"].now:
+        raise VcellError(
+            "init_from cannot change the genes of a model with head=state_bottleneck: it has no part a gene"
+        )
+    return found
+
+
+def _carry(weight: Tensor, old: Tensor, axes: dict[int, Axis], name: str) -> None:
+    """Copies into `weight` the entries of `old` whose names are there now."""
+    ((dimension, axis),) = axes.items()
+    rest = [list(t.shape) for t in (weight, old)]
+    if rest[0][:dimension] + rest[0][dimension + 1 :] != rest[1][:dimension] + rest[1][dimension + 1 :]:
+        raise VcellError(f"init_from has a model of another shape: {name} ({_shape(old)} then, {_shape(weight)} now)")
+    to, origin = axis.matches()
+    if name.startswith(NEW_AT_ZERO):
+        weight.zero_()
+    weight.index_copy_(
+        dimension,
+        torch.tensor(to, dtype=torch.int64),
+        old.index_select(dimension, torch.tensor(origin, dtype=torch.int64)),
+    )
+
+
+def _report(axis: Axis) -> str:
+    to, _ = axis.matches()
+    if len(to) == len(axis.now) == len(axis.before):
+        return f"{axis.what}: all {len(to):,} carried over"
+    return f"{axis.what}: {len(to):,} carried over, {len(axis.now) - len(to):,} new, {len(axis.before) - len(to):,} left out"
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape))

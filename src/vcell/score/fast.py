@@ -1,0 +1,121 @@
+"""The 2025 scores as tensor functions, for validation during training; on equal cells they equal the official ones.
+
+Differential expression is a two-sided Wilcoxon rank-sum test of every gene (normal approximation, corrected for ties and
+continuity) with Benjamini-Hochberg's correction per target, as in `cell-eval` 0.8.2, profile ``vcc``.
+
+Shape legend: C cells, G genes, P perturbations of one context.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SIGNIFICANT = 0.05
+GENES_AT_A_TIME = 4096
+
+
+@dataclass(frozen=True)
+class Differential:
+    """Differential expression of one target against controls."""
+
+    significant_G: Tensor  # bool
+    log2_fold_change_G: Tensor  # of geometric means; infinite where one of them is 0
+
+
+def differential(cells_CG: Tensor, control_CG: Tensor) -> Differential:
+    """Which genes differ between cells and controls, both log1p of counts."""
+    p_G = rank_sum_p(cells_CG, control_CG)
+    cells_G, control_G = cells_CG.double().mean(0).expm1(), control_CG.double().mean(0).expm1()
+    fold_G = torch.log2(cells_G / control_G).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+    return Differential(false_discovery_rate(p_G) < SIGNIFICANT, fold_G)
+
+
+def rank_sum_p(x_CG: Tensor, y_CG: Tensor) -> Tensor:
+    """Two-sided p-values of the Wilcoxon rank-sum test, float64 ``(genes)``; 1 for a gene that is constant."""
+    parts = zip(x_CG.t().split(GENES_AT_A_TIME), y_CG.t().split(GENES_AT_A_TIME), strict=True)
+    return torch.cat([_rank_sum_p(x_GC.contiguous(), y_GC.contiguous()) for x_GC, y_GC in parts])
+
+
+def _rank_sum_p(x_GC: Tensor, y_GC: Tensor) -> Tensor:
+    n_x, n_y = x_GC.shape[1], y_GC.shape[1]
+    n = n_x + n_y
+    pooled_GC = torch.cat([x_GC, y_GC], dim=1).sort(dim=1).values
+    below_GC, up_to_GC = _ranks(pooled_GC, x_GC)
+    # rank of a value among all: those below it, and half of its equals
+    ranks_G = (below_GC + up_to_GC + 1).double().sum(1) / 2
+    u_G = ranks_G - n_x * (n_x + 1) / 2
+    below_GC, up_to_GC = _ranks(pooled_GC, pooled_GC)
+    equal_GC = (up_to_GC - below_GC).double()
+    ties_G = (equal_GC.square() - 1).sum(1)  # the sum over groups of equals of t³ - t
+    spread_G = (n_x * n_y / 12 * ((n + 1) - ties_G / (n * (n - 1)))).clamp(min=0).sqrt()
+    distance_G = ((u_G - n_x * n_y / 2).abs() - 0.5) / spread_G
+    p_G = torch.special.erfc(distance_G / 2**0.5)
+    return torch.where(spread_G > 0, p_G.clamp(max=1.0), 1.0)
+
+
+def _ranks(pooled_GC: Tensor, values_GC: Tensor) -> tuple[Tensor, Tensor]:
+    """How many of the sorted are below each value, and how many are not above it."""
+    return torch.searchsorted(pooled_GC, values_GC), torch.searchsorted(pooled_GC, values_GC, right=True)
+
+
+def false_discovery_rate(p_G: Tensor) -> Tensor:
+    """p-values adjusted by Benjamini and Hochberg (1995)."""
+    ordered_G, order_G = p_G.sort()
+    n = len(p_G)
+    scaled_G = ordered_G * n / torch.arange(1, n + 1, device=p_G.device)
+    adjusted_G = scaled_G.flip(0).cummin(0).values.flip(0).clamp(max=1.0)
+    return torch.empty_like(p_G).scatter(0, order_G, adjusted_G)
+
+
+def de_overlap(predicted: Differential, measured: Differential) -> Tensor:
+    """Share of the truly changed genes that are called (`overlap_at_N`), a scalar; 0 where none changed.
+
+    More genes called than truly changed are cut to those with the largest absolute fold changes.
+    """
+    number = measured.significant_G.sum()
+    size_G = torch.where(predicted.significant_G, predicted.log2_fold_change_G.abs(), -1.0)
+    place_G = torch.empty_like(size_G).scatter(0, size_G.argsort(descending=True), torch.arange(
+        len(size_G), device=size_G.device, dtype=size_G.dtype))  # fmt: skip
+    called_G = predicted.significant_G & (place_G < number)
+    return (called_G & measured.significant_G).sum() / number.clamp(min=1)
+
+
+def discrimination(predicted_PG: Tensor, measured_PG: Tensor, own_gene_P: Tensor) -> Tensor:
+    """Discrimination score of each perturbation (`discrimination_score_l1`), ``(P)``: 1 is best, 0.5 is chance.
+
+    Parameters
+    ----------
+    predicted_PG, measured_PG
+        Pseudobulk deltas of the perturbations of one context.
+    own_gene_P
+        Number of the target's own gene, which is left out; -1 for none.
+    """
+    scores = []
+    for i in range(len(predicted_PG)):
+        difference_PG = (measured_PG - predicted_PG[i]).abs()
+        distance_P = difference_PG.sum(1)
+        own = int(own_gene_P[i])
+        if own >= 0:
+            distance_P = distance_P - difference_PG[:, own]
+        scores.append(1 - (distance_P < distance_P[i]).sum() / len(measured_PG))
+    return torch.stack(scores)
+
+
+def delta_correlation(predicted_PG: Tensor, measured_PG: Tensor, known_PG: Tensor | None = None) -> Tensor:
+    """Pearson correlation over measured genes of predicted and measured pseudobulk deltas, ``(P)``."""
+    known_PG = torch.ones_like(predicted_PG) if known_PG is None else known_PG.to(predicted_PG.dtype)
+
+    def centred(delta_PG: Tensor) -> Tensor:
+        mean_P1 = (delta_PG * known_PG).sum(1, keepdim=True) / known_PG.sum(1, keepdim=True).clamp(min=1)
+        return (delta_PG - mean_P1) * known_PG
+
+    return torch.cosine_similarity(centred(predicted_PG), centred(measured_PG), dim=1)
+
+
+def distinctness(delta_PG: Tensor) -> Tensor:
+    """Share of the size of some deltas that is not common to all of them, a scalar from 0 (all one profile) up."""
+    spread = (delta_PG - delta_PG.mean(0)).square().sum()
+    return spread / delta_PG.square().sum().clamp(min=1e-12)

@@ -1,0 +1,111 @@
+"""What a run will take, found out by some steps of it: memory and time, before anything is begun."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from vcell.assemble import make_trainer
+from vcell.data.datamodule import CellSetDataModule
+from vcell.errors import VcellError
+from vcell.model.cost import BYTES_A_PARAMETER
+from vcell.model.module import TransitionModule
+from vcell.model.throughput import peak_memory_gb
+
+WARM_UP, MEASURED = 3, 5  # steps
+
+
+class Stopwatch(Callback):
+    """When steps ended, and how long validation batches took."""
+
+    def __init__(self) -> None:
+        self.ended: list[float] = []
+        self.validated: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
+        if len(self.ended) < trainer.global_step:
+            self.ended.append(time.perf_counter())
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        self.validated.append(time.perf_counter() - self.began)
+
+
+def trial(config: DictConfig, data: CellSetDataModule, module: TransitionModule) -> str:
+    """Trains some steps that leave nothing behind, and says what the whole run will take.
+
+    Raises
+    ------
+    VcellError
+        If the memory does not suffice.
+    """
+    steps, watch = WARM_UP + MEASURED, Stopwatch()
+    with tempfile.TemporaryDirectory(prefix="vcell-check-") as folder:
+        short = {
+            "max_steps": steps, "val_check_interval": steps * config.trainer.accumulate_grad_batches, "limit_val_batches": 1,
+            "logger": None, "default_root_dir": folder, "enable_checkpointing": False,
+        }  # fmt: skip
+        changed = config.copy()
+        OmegaConf.set_struct(changed, False)
+        changed.trainer.update(short)
+        changed.logger = changed.callbacks = None
+        trainer = make_trainer(changed, [watch])
+        try:
+            trainer.fit(module, data)
+        except torch.OutOfMemoryError as error:
+            raise VcellError(out_of_memory(data)) from error
+    return "\n".join([memory_line(trainer, module), *time_lines(config, data, watch)])
+
+
+def memory_line(trainer: Trainer, module: TransitionModule) -> str:
+    device = trainer.strategy.root_device
+    state = sum(p.numel() for p in module.model.parameters()) * BYTES_A_PARAMETER / 1e9
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "this process"
+    has = f" of {torch.cuda.get_device_properties(device).total_memory / 1e9:,.1f} GB" if device.type == "cuda" else ""
+    return (
+        f"memory       {peak_memory_gb(device):,.2f} GB{has} at the peak of {MEASURED + WARM_UP} steps on {where}, {state:,.2f} GB of it "
+        f"weights, gradients and optimiser; a checkpoint takes {state * 3 / 4:,.2f} GB"
+    )
+
+
+def time_lines(config: DictConfig, data: CellSetDataModule, watch: Stopwatch) -> list[str]:
+    if len(watch.ended) < 2:
+        return ["time         could not be measured"]
+    measured = watch.ended[-(MEASURED + 1) :]
+    step = (measured[-1] - measured[0]) / (len(measured) - 1)
+    steps, every = config.trainer.max_steps, config.trainer.val_check_interval
+    validations, one = 0, 0.0
+    if watch.validated:
+        batches = -(-len(data.groups("val")) // data.sets_per_step)
+        validations, one = int(steps // every), batches * watch.validated[-1]
+    total = steps * step + validations * one
+    cells = 2 * data.sets_per_step * data.set_size * config.trainer.accumulate_grad_batches
+    return [
+        f"time         {step:.3g} s a step ({cells / step:,.0f} cells/s), {steps:,} steps; {validations:,} validations of {one:.2g} s",
+        f"             about {duration(total)} to finish, measured on {len(measured) - 1} steps of this machine as it is now",
+    ]
+
+
+def duration(seconds: float) -> str:
+    minutes = seconds / 60
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def out_of_memory(data: CellSetDataModule) -> str:
+    """What to do where the GPU's memory does not suffice."""
+    return (
+        f"the GPU's memory is too small for {data.sets_per_step} sets of {data.set_size} cells. Fewer sets at a time give the same "
+        f"step: data.sets.sets_per_step={max(1, data.sets_per_step // 2)} trainer.accumulate_grad_batches=2. Or "
+        "model.checkpoint_activations=true, data.sets.resident=false, or trainer=fsdp on several GPUs"
+    )
