@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -10,15 +11,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.conftest import SMALL, Command, assert_refused, train_here
+from vcell.data.batch import CellSetBatch
+from vcell.data.gather import Gather
+from vcell.data.sampler import CellSetSampler
 from vcell.data.store import CellStore
 from vcell.errors import VcellError
-from vcell.model.checkpoint import read_checkpoint
+from vcell.model.checkpoint import load_module, read_checkpoint
+from vcell.model.losses import SetLoss
 from vcell.model.metrics import read_metrics
+from vcell.model.module import TransitionModule
+from vcell.model.validation import ValidationScores
 
 LAST = Path("runs/demo/checkpoints/last.ckpt")
 
@@ -60,6 +68,183 @@ def test_resume_equals_no_interruption(fresh: Path):
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
 
 
+def same_weights(a: Path, b: Path) -> bool:
+    a_weights, b_weights = weights(a), weights(b)
+    return a_weights.keys() == b_weights.keys() and all(torch.equal(a_weights[k], b_weights[k]) for k in a_weights)
+
+
+def test_resume_keeps_averaged_weights_and_best_scores(fresh: Path):
+    options = ["callbacks=[default,average]", "callbacks.average.decay=0.8", "callbacks.last.every_n_steps=4",
+               "callbacks.best.monitor=[val/mae,val/discrimination]", "trainer.val_check_interval=3", "schedule.decay=constant"]  # fmt: skip
+    train_here(*options, "trainer.max_steps=14", "name=whole")
+    for steps in (5, 8, 14):
+        train_here(*options, f"trainer.max_steps={steps}", "name=parts")
+    whole, parts = (read_checkpoint(Path(f"runs/{name}/checkpoints/last.ckpt")) for name in ("whole", "parts"))
+    for key in ("state_dict", "current_model_state"):
+        assert all(torch.equal(whole[key][k], parts[key][k]) for k in whole[key])
+    assert any(not torch.equal(whole["state_dict"][k], v) for k, v in whole["current_model_state"].items())
+    for file in ("best.ckpt", "best_discrimination.ckpt"):
+        chosen = [
+            read_checkpoint(Path(f"runs/{n}/checkpoints/{file}"))["vcell"]["chosen_for"] for n in ("whole", "parts")
+        ]
+        assert chosen[0] == chosen[1]
+
+
+def val_rows(run: str) -> dict[int, dict[str, float]]:
+    """Scores of each validation by the number of steps trained before it."""
+    rows = read_metrics(Path(run) / "metrics.csv")
+    return {int(row["step"]) + 1: row for row in rows if "val/loss" in row}
+
+
+def test_a_best_checkpoint_is_of_the_step_whose_score_it_carries(fresh: Path):
+    monitor = ["val/discrimination", "val/mae", "val/de_overlap", "val/delta_correlation"]
+    options = [
+        "trainer.val_check_interval=4",
+        "data.split.val.perturbations=0.4",
+        f"callbacks.best.monitor=[{','.join(monitor)}]",
+    ]
+    train_here(*options, "trainer.max_steps=24", "optimizer.lr=0.02")
+    found = val_rows("runs/demo")
+    for i, name in enumerate(monitor):
+        best = max if name != "val/mae" else min
+        file = Path("runs/demo/checkpoints") / ("best.ckpt" if i == 0 else f"best_{name.split('/')[1]}.ckpt")
+        checkpoint = read_checkpoint(file)
+        chosen = checkpoint["vcell"]["chosen_for"]
+        assert chosen["score"] == name and chosen["step"] == checkpoint["global_step"]
+        assert chosen["value"] == pytest.approx(found[chosen["step"]][name], rel=1e-6)
+        assert chosen["value"] == pytest.approx(best(row[name] for row in found.values()), rel=1e-6)
+    # and its weights are those that got it
+    assert score_again(Path("runs/demo/checkpoints/best_mae.ckpt"))["mae"] == pytest.approx(
+        chosen_value("best_mae"), rel=1e-4
+    )
+
+
+def chosen_value(name: str) -> float:
+    return read_checkpoint(Path(f"runs/demo/checkpoints/{name}.ckpt"))["vcell"]["chosen_for"]["value"]
+
+
+def score_again(path: Path) -> dict[str, float]:
+    """Scores of a checkpoint on its run's validation sets, without a trainer."""
+    module = load_module(path)
+    store = CellStore.open(module.identity["store"]["paths"][0])
+    gather = Gather(store, module.identity["target_sum"])
+    groups = [(c, p) for c, p, split in module.identity["split"] if split == "val"]
+    scores, loss = ValidationScores(store.genes), SetLoss({"energy": 1.0})
+    for sets in CellSetSampler(store, groups, 8, 4).validation():
+        batch = gather.to_device(gather.fetch(sets))
+        with torch.no_grad():
+            scores.add(batch, module.predict(batch), loss)
+    return scores.compute(loss)
+
+
+def test_an_unknown_score_to_choose_by_is_refused(fresh: Path):
+    with pytest.raises(VcellError, match=r"names 'val/descrimination'.*Did you mean 'val/discrimination'"):
+        train_here("callbacks.best.monitor=val/descrimination", "trainer.max_steps=2", "trainer.val_check_interval=2")
+
+
+def test_training_stops_early_when_the_score_stops_improving(fresh: Path, capsys: pytest.CaptureFixture[str]):
+    options = [
+        "callbacks=[default,early_stopping]",
+        "callbacks.early_stopping.patience=2",
+        "trainer.val_check_interval=2",
+    ]
+    train_here(*options, "trainer.max_steps=200", "optimizer.lr=0")  # nothing can improve
+    assert read_checkpoint(LAST)["global_step"] == 6
+    assert "stopped early: val/discrimination has not been better" in capsys.readouterr().out
+
+
+def test_predictions_that_are_all_alike_are_warned_of(fresh: Path, capsys: pytest.CaptureFixture[str]):
+    blind = [
+        "perturbation.path=null",
+        "data.split.val.perturbations=0.3",
+        "data.split.val.within=null",
+    ]  # one-hot: nothing is known of them
+    options = ["trainer.val_check_interval=10", "trainer.max_steps=20", "schedule.warmup_steps=5", "optimizer.lr=0.01"]
+    train_here(*options, *blind, "name=blind")
+    said = capsys.readouterr().out
+    assert said.count("nearly one profile") == 1 and "perturbation.path=TABLE.pt" in said
+    train_here(*options, "data.split.val.perturbations=0.3")
+    assert "nearly one profile" not in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_set_and_the_weights_before(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+):
+    options = ["trainer.val_check_interval=100", "callbacks.last.every_n_steps=100", "model.dropout=0.2"]
+    train_here(*options, "trainer.max_steps=6", "name=before", "schedule.decay=constant")
+    seen = []
+
+    def poisoned(module: TransitionModule, batch: CellSetBatch) -> torch.Tensor:
+        predicted = predict(module, batch)
+        if torch.is_grad_enabled():
+            seen.append(batch)
+        return predicted + (torch.tensor([0, 0, torch.nan, 0]).view(4, 1, 1) if len(seen) == 7 else 0)
+
+    predict = TransitionModule.predict
+    monkeypatch.setattr(TransitionModule, "predict", poisoned)
+    with pytest.raises(VcellError) as refused:
+        train_here(*options, "trainer.max_steps=20", "schedule.decay=constant")
+    bad = f"{seen[6].perturbations[2]} in {seen[6].contexts[2]}"
+    assert f"loss of step 7 is not finite in set 2 ({bad})" in str(refused.value)
+    rescued = Path("runs/demo/checkpoints/before_nonfinite.ckpt")
+    assert str(rescued) in str(refused.value)
+    assert same_weights(rescued, Path("runs/before/checkpoints/last.ckpt"))
+    monkeypatch.setattr(TransitionModule, "predict", predict)
+    train_here("init_from=" + str(rescued), "name=after", "trainer.max_steps=1", "model.dropout=0.2")
+
+
+def test_a_gradient_that_is_not_finite_stops_too(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+    step = TransitionModule.training_step
+    monkeypatch.setattr(TransitionModule, "training_step", lambda *a: step(*a) * torch.inf)
+    with pytest.raises(VcellError, match="the gradient of step 1 is not finite"):
+        train_here("trainer.max_steps=3")
+
+
+def test_check_says_what_a_run_will_take_and_begins_nothing(fresh: Path, capsys: pytest.CaptureFixture[str]):
+    train_here("check=true", "data.split.val.perturbations=0.2")
+    said = capsys.readouterr().out
+    for words in (
+        "train ",
+        "val ",
+        "train in other contexts",
+        "FLOP a step",
+        "weights, gradients and optimiser",
+        "s a step",
+        "to finish",
+    ):
+        assert words in said
+    assert not Path("runs").exists()
+
+
+def test_throughput_is_logged(in_trained: Path):
+    rows = [row for row in read_metrics(Path("runs/demo/metrics.csv")) if "throughput/cells_per_second" in row]
+    assert len(rows) == 8  # every fifth of 40 steps
+    for row in rows:
+        assert row["throughput/cells_per_second"] > 0 and 0 <= row["throughput/data_wait"] <= 1
+        assert row["throughput/peak_memory_gb"] > 0.1
+
+
+def test_accumulated_steps_equal_larger_ones(fresh: Path):
+    same = ["trainer.max_steps=5", "trainer.val_check_interval=1000", "model.dropout=0"]
+    train_here(*same, "data.sets.sets_per_step=4", "name=large")
+    train_here(*same, "data.sets.sets_per_step=2", "trainer.accumulate_grad_batches=2", "name=small")
+    large, small = (weights(Path(f"runs/{name}/checkpoints/last.ckpt")) for name in ("large", "small"))
+    for name, weight in large.items():
+        torch.testing.assert_close(small[name], weight, atol=1e-6, rtol=1e-4)
+
+
+def test_a_compiled_model_trains_to_the_same_weights(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+    same = ["trainer.max_steps=3", "trainer.val_check_interval=1000"]
+    train_here(*same, "name=plain")
+    compile_ = torch.nn.Module.compile  # traced, but without the minute that a C++ compiler takes
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, mode: compile_(module, backend="aot_eager"))
+    train_here(*same, "name=compiled", "compile=true")
+    plain, compiled = (weights(Path(f"runs/{name}/checkpoints/last.ckpt")) for name in ("plain", "compiled"))
+    assert plain.keys() == compiled.keys()
+    for name, weight in plain.items():
+        torch.testing.assert_close(compiled[name], weight, atol=1e-5, rtol=1e-3)
+
+
 def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "vcell.train", "experiment=demo", "trainer=cpu", *SMALL, *arguments]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment})  # fmt: skip
@@ -85,6 +270,38 @@ def test_a_killed_run_continues_and_says_so(fresh: Path, vcell: Command):
     assert f"continuing   from {LAST} at step {step}" in done.stdout.replace(",", "")
     assert read_checkpoint(fresh / LAST)["global_step"] == step + 3
     assert not list((fresh / LAST).parent.glob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_like_one_never_killed(fresh: Path):
+    options = [
+        "model.dropout=0.2",
+        "model.decoder_layers=2",
+        "callbacks.last.every_n_steps=3",
+        "trainer.val_check_interval=50",
+    ]
+    length = "trainer.max_steps=400"
+    train_here(*options, length, "name=whole")
+    seconds = random.Random(os.environ.get("VCELL_SEED", "0"))
+    killed, last = 0, fresh / "runs/killed/checkpoints/last.ckpt"
+    wanted = int(os.environ.get("VCELL_KILLS", "2"))  # 20 before a release
+    while killed < wanted:
+        before = read_checkpoint(last)["global_step"] if last.exists() else 0
+        process = start(fresh, *options, length, "name=killed")
+        until = time.monotonic() + 120
+        while process.poll() is None and not (last.exists() and last.stat().st_mtime > time.time() - 1):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        time.sleep(seconds.uniform(0, 0.4))  # training and saving by now
+        process.kill()
+        process.communicate()
+        killed += 1
+        step = read_checkpoint(last)["global_step"]  # whole, whenever the kill came
+        assert step >= before
+        if step == 400:
+            shutil.rmtree(fresh / "runs/killed")
+    train_here(*options, length, "name=killed")
+    assert same_weights(fresh / "runs/whole/checkpoints/last.ckpt", last)
 
 
 @pytest.mark.slow
@@ -160,21 +377,23 @@ def test_wandb_works_offline_without_an_account(fresh: Path, monkeypatch: pytest
     assert list(Path("runs/demo/wandb").glob("offline-run-*")) and Path("runs/demo/metrics.csv").exists()
 
 
-@pytest.mark.slow
-def test_two_processes_train_together(fresh: Path, vcell: Command):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_steps=4"]
-    done = vcell("train", "experiment=demo", *SMALL, *two, cwd=fresh, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert read_checkpoint(fresh / LAST)["global_step"] == 4
-    assert done.stdout.count("run folder") == 1
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_trains_in_bf16(fresh: Path, vcell: Command):
     done = vcell("train", "experiment=demo", *SMALL, "trainer=gpu", "trainer.max_steps=5", cwd=fresh)
     assert done.returncode == 0, done.stderr
+
+
+def test_dropout_is_a_function_of_seed_step_and_rank():
+    drawn = {}
+    for seed, step, rank in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]:
+        module = SimpleNamespace(
+            seed=seed, trainer=SimpleNamespace(accumulate_grad_batches=1, global_step=step, global_rank=rank)
+        )
+        for _ in range(2):
+            TransitionModule.on_train_batch_start(module, None, 0)
+            drawn.setdefault((seed, step, rank), set()).add(float(torch.rand(1)))
+    assert all(len(values) == 1 for values in drawn.values()) and len(set.union(*drawn.values())) == 4
 
 
 @pytest.mark.parametrize(

@@ -122,3 +122,26 @@ def test_a_run_is_not_continued_on_other_cells(here: Path):
     ensure_store(compose("prepare", ["data=perturb_seq", "data.path=a.h5ad"]).data, overwrite=True)
     with pytest.raises(VcellError, match=r"the cells are no longer what the run was begun with.*overwrite=true"):
         train_tiny("data.path=a.h5ad", "trainer.max_steps=8")
+
+
+def test_a_model_may_see_variable_genes_only_and_predicts_all(here: Path, capsys):
+    identity = train_tiny("data.path=a.h5ad", "data.input=12")
+    assert len(identity["sizes"]["seen_genes"]) == 12 and len(identity["genes"]) == 40
+    assert "the 12 most variable genes of the control cells" in capsys.readouterr().out
+    infer_here("out=pred.h5ad", "ckpt=runs/run/checkpoints/last.ckpt")
+    assert ad.read_h5ad("pred.h5ad").n_vars == 40
+    with pytest.raises(VcellError, match=r"data\.input=50 must be"):
+        train_tiny("data.path=a.h5ad", "data.input=50", "name=other")
+
+
+def test_contexts_and_batches_are_embedded_and_unknown_ones_said(here: Path, capsys):
+    identity = train_tiny("data.path=a.h5ad", "model.covariates=[context,batch]")
+    assert identity["covariates"]["contexts"] == ["H1", "K562"] and len(identity["covariates"]["batches"]) > 1
+    infer_here("out=pred.h5ad", "ckpt=runs/run/checkpoints/last.ckpt")
+    assert "were not trained on" not in capsys.readouterr().out
+    cells = ad.read_h5ad("a.h5ad")
+    cells.obs["cell_type"] = "other"
+    cells.write_h5ad("b.h5ad")
+    infer_here("out=b_pred.h5ad", "controls=b.h5ad", "targets=[G1]", "ckpt=runs/run/checkpoints/last.ckpt")
+    said = capsys.readouterr().out
+    assert "the contexts other and the batches of" in said and "mean of those that were" in said

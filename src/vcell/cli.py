@@ -21,6 +21,55 @@ from vcell.errors import VcellError, nearest
 _INSIDE, _CHECKOUT = Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs"
 CONFIG_DIR = _INSIDE if _INSIDE.is_dir() else _CHECKOUT
 
+_CONTINUE = (
+    "A run continues by its name: give the command that began it again (runs/NAME goes on from its last.ckpt). To begin a new run "
+    "with another's weights: init_from=FILE.ckpt name=NEW"
+)
+# keys that users of STATE's trainer are used to
+FORMER_KEYS = dict.fromkeys(
+    [
+        "resume_from_checkpoint",
+        "ckpt_path",
+        "ckpt",
+        "checkpoint",
+        "trainer.resume_from_checkpoint",
+        "training.resume_from_checkpoint",
+    ],
+    _CONTINUE,
+) | {
+    key: f"Here it is {ours}"
+    for key, ours in {
+        "data.kwargs.toml_config_path": "data.toml=FILE.toml",
+        "data.kwargs.perturbation_features_file": "perturbation.path=TABLE.pt",
+        "data.kwargs.pert_col": "data.columns.perturbation=COLUMN",
+        "data.kwargs.batch_col": "data.columns.batch=COLUMN",
+        "data.kwargs.cell_type_key": "data.columns.context=COLUMN",
+        "data.kwargs.control_pert": "data.control=LABEL",
+        "data.kwargs.embed_key": "data.input=KEY; without it the model sees expression",
+        "data.kwargs.output_space": "data.hvg=2000 for the most variable genes; all genes otherwise",
+        "data.kwargs.num_workers": "data.sets.threads=N",
+        "training.max_steps": "trainer.max_steps=N",
+        "training.batch_size": "data.sets.sets_per_step=N",
+        "training.lr": "optimizer.lr=X",
+        "training.weight_decay": "optimizer.weight_decay=X",
+        "training.val_freq": "trainer.val_check_interval=N",
+        "training.ckpt_every_n_steps": "callbacks.last.every_n_steps=N",
+        "training.gradient_clip_val": "trainer.gradient_clip_val=X",
+        "training.devices": "trainer.devices=N trainer=ddp",
+        "training.strategy": "trainer=ddp or trainer=fsdp",
+        "training.train_seed": "seed=N",
+        "model.kwargs.cell_set_len": "data.sets.set_size=N",
+        "model.kwargs.hidden_dim": "model.hidden=N",
+        "model.kwargs.batch_encoder": "model.covariates=[batch]",
+        "model.kwargs.loss": "loss=energy, loss.weights.sinkhorn=1 ...",
+        "model.kwargs.blur": "loss.blur=X",
+        "model.kwargs.init_from": "init_from=FILE.ckpt",
+        "output_dir": "run_dir=FOLDER (runs/NAME by default)",
+        "use_wandb": "logger=wandb, or logger=csv",
+        "wandb.project": "logger=wandb logger.wandb.project=NAME",
+    }.items()
+}
+
 
 def launch(verb: str, run: Callable[[DictConfig], None]) -> None:
     """Runs `run` with the configuration of `verb` and the command line's overrides.
@@ -83,6 +132,11 @@ def check_overrides(verb: str, arguments: list[str]) -> None:
         return
     overrides = [a for a in arguments if "=" in a and not a.startswith("-") and not a.startswith("hydra")]
     try:
+        known = compose(verb, [o for o in overrides if not o.startswith("+")])
+        for key in (o.lstrip("+").split("=")[0] for o in overrides if o.startswith("+")):
+            first = key.split(".")[0].split("@")[0]
+            if first not in known and not (CONFIG_DIR / first).is_dir():  # it would be taken, and read by nothing
+                raise VcellError(_unknown_key(verb, key, overrides))
         compose(verb, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise VcellError(_explain(verb, overrides, str(error))) from error
@@ -94,7 +148,12 @@ def _explain(verb: str, overrides: list[str], message: str) -> str:
     unknown = re.search(r"Could not override '([^']+)'", message)
     if unknown is None:
         return " ".join(line.strip() for line in message.splitlines() if line.strip())
-    key = unknown[1]
+    return _unknown_key(verb, unknown[1], overrides)
+
+
+def _unknown_key(verb: str, key: str, overrides: list[str]) -> str:
+    if verb == "train" and key in FORMER_KEYS:
+        return f"vcell.train has no configuration key {key!r}. {FORMER_KEYS[key]}"
     kept = [o for o in overrides if o.split("=")[0].lstrip("+~") != key]
     try:
         known = [k for k, _ in flatten(OmegaConf.to_container(compose(verb, kept)))]

@@ -90,9 +90,10 @@ def fit(
     except RuntimeError as error:
         if trainer.world_size == 1 or not re.search(LOST_RANK, str(error)):
             raise
+        first_line = re.sub(r"^\[[^]]*\]\s*", "", str(error).splitlines()[0])
         raise VcellError(
-            f"rank {trainer.global_rank} has lost another rank of this job, whose own message says why "
-            f"({str(error).splitlines()[0][:120]}). The same command continues from the last checkpoint"
+            f"rank {trainer.global_rank} has lost another rank of this job, whose own message says why ({first_line[:100]}). "
+            "The same command continues from the last checkpoint"
         ) from error
 
 
@@ -100,8 +101,11 @@ def quieten() -> None:
     """Lightning's greetings and tips are not ours to print; its warnings stay."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")
+    warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback with a model that overrides")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 
 

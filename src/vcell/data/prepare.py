@@ -145,7 +145,7 @@ def _files_there(data: DictConfig) -> bool:
 def _settings(data: DictConfig) -> dict[str, Any]:
     """The settings a store is made with."""
     resolved: dict[str, Any] = OmegaConf.to_container(data, resolve=True)  # type: ignore[assignment]
-    if resolved["input"] is not None:
+    if isinstance(resolved["input"], str):
         resolved["obsm"] = sorted({*resolved["obsm"], resolved["input"]})
     return json.loads(json.dumps({key: resolved[key] for key in STORE_KEYS}))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy
 from tqdm import tqdm
 
 from vcell.data.batch import CellSetBatch
@@ -233,6 +234,11 @@ class Average(EMAWeightAveraging):
         if not 0 < decay < 1:
             raise VcellError(f"callbacks.average.decay={decay} must lie between 0 and 1")
         super().__init__(use_buffers=False, decay=decay)
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            raise VcellError("averaged weights need whole ones: callbacks=[default] with trainer=fsdp, or trainer=ddp")
+        super().setup(trainer, module, stage)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Nothing is copied: checkpoints hold the average already."""

@@ -76,6 +76,7 @@ class TransitionModule(LightningModule):
         self.guard = Guard()
         self.chosen_for: dict[str, Any] | None = None  # what a best checkpoint is written for
         self._vectors: Tensor | None = None
+        self._sharded = False
 
     def predict(self, batch: CellSetBatch) -> Tensor:
         """Predicted cells, log1p of counts per target sum, ``(sets, cells, genes)``."""
@@ -91,6 +92,15 @@ class TransitionModule(LightningModule):
             self._vectors = self.table.vectors.to(device)
         rows = torch.tensor(self.table.rows(perturbations)).pin_memory()
         return self._vectors[rows.to(device, non_blocking=True)]
+
+    def configure_model(self) -> None:
+        if (
+            self.device_mesh is not None and not self._sharded
+        ):  # Lightning calls this for every strategy, and more than once
+            from vcell.model.sharding import shard
+
+            shard(self.model, self.device_mesh["data_parallel"])
+            self._sharded = True
 
     def on_fit_start(self) -> None:
         self.guard = Guard(gradients=self.trainer.precision != "16-mixed")
@@ -136,7 +146,8 @@ class TransitionModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         assert self.loss is not None and self.scores is not None
         found = self.scores.compute(self.loss)
-        self.log_dict({f"val/{name}": value for name, value in found.items()})
+        # ranks have put their results together already; the mean of equal numbers keeps Lightning from asking for it
+        self.log_dict({f"val/{name}": value for name, value in found.items()}, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         assert self.optimizer is not None and self.schedule is not None

@@ -87,7 +87,7 @@ class TransitionModel(nn.Module):
         self.blocks = nn.ModuleList(Block(hidden, heads, head_width, feed_forward) for _ in range(layers))
         self.norm = nn.RMSNorm(hidden, eps=1e-6)
         self.decoder = mlp(hidden, hidden, n_genes, decoder_layers, dropout)
-        self.bottleneck = mlp(n_genes, n_genes // 8, n_genes, 2, dropout) if head == "state_bottleneck" else None
+        self.bottleneck = mlp(n_genes, n_genes // 8, n_genes, 2, 0.0) if head == "state_bottleneck" else None
         if head == "expression":
             last = self.decoder[-1]
             assert isinstance(last, nn.Linear)

@@ -1,0 +1,221 @@
+"""Where a training step's time goes, and how much of the hardware it uses.
+
+    python benchmarks/train_step.py [--models state_sm state state_lg] [--genes 18080] [--sets 16] [--steps 20]
+
+Each model trains with its published set size, in a process of its own, on a simulated screen: first step by step, waiting after each
+part, for the split of time; then through the trainer as `vcell.train` does, for the speed. Takes the GPU where there is one, in bf16, and
+the CPU otherwise, where one set a step suffices and only shares and ratios are reported. Prints a table and writes it to benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from vcell.assemble import make_data, make_module, make_trainer, split_groups
+from vcell.cli import compose
+from vcell.data.ingest import ingest
+from vcell.data.screen import Screen
+from vcell.data.simulate import simulate
+from vcell.data.store import CellStore
+from vcell.model.cost import words
+from vcell.model.throughput import peak_flops, peak_memory_gb
+from vcell.training import quieten
+
+SET_SIZE = {"state_sm": 128, "state": 512, "state_lg": 512}
+PARTS = ("data", "forward", "loss", "backward", "optimiser")
+TABLE_WIDTH = 5120  # of ESM2
+
+
+def main() -> None:
+    gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(SET_SIZE), help="[%(default)s]")
+    parser.add_argument("--genes", type=int, default=18080, help="[%(default)s]")
+    parser.add_argument("--sets", type=int, default=16 if gpu else 1, help="a step [%(default)s]")
+    parser.add_argument(
+        "--steps", type=int, default=100 if gpu else 4, help="measured, after 20 % more to warm up [%(default)s]"
+    )
+    parser.add_argument(
+        "--overrides", nargs="*", default=[], help="of vcell.train: compile=true trainer.precision=32-true ..."
+    )
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one, Path(options.folder), options)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder), options.genes)
+        found = {name: in_own_process(name, folder) for name in options.models}
+    print(table := report(found, options))
+    device = torch.cuda.get_device_name().replace(" ", "_") if gpu else "cpu"
+    out = Path(__file__).parent / "results" / f"train_step_{device}_{options.genes}.md"
+    out.write_text(f"`python benchmarks/train_step.py {' '.join(sys.argv[1:])}`\n\n{table}\n")
+    print(f"written to {out}")
+
+
+def make(folder: Path, genes: int) -> None:
+    """A store of 20,000 cells, and a table as wide as ESM2's."""
+    screen = Screen(
+        genes=genes, contexts=("only",), targets=60, test_targets=0, cells_per_target=250, controls_per_context=5000
+    )
+    simulate(folder / "screen", screen)
+    ingest([folder / "screen" / "only.h5ad"], folder / "store")
+    names = {p for _, p in CellStore.open(folder / "store").groups}
+    torch.save({name: torch.randn(TABLE_WIDTH) for name in sorted(names)}, folder / "table.pt")
+
+
+def in_own_process(name: str, folder: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, *sys.argv[1:], "--one", name, "--folder", folder]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        return {"failed": "out of memory, or another error: see above"}
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    print(f"{name}: {found['seconds']:.3g} s a step", flush=True)
+    return found
+
+
+def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    quieten()
+    config = compose("train", [
+        "data=perturb_seq", f"data.path={folder}/none.h5ad", f"model={name}", "data.split.val.perturbations=0", "callbacks=none",
+        "data.split.test.perturbations=0", f"data.sets.set_size={SET_SIZE[name]}", f"data.sets.sets_per_step={options.sets}",
+        "data.target_sum=10000", f"perturbation.path={folder}/table.pt", f"run_dir={folder}/run", "trainer.val_check_interval=1000000",
+        f"trainer.max_steps={options.steps + warm_up(options)}", *options.overrides,
+    ])  # fmt: skip
+    store = CellStore.open(folder / "store")
+    assigned, _ = split_groups(config.data, store)
+    data = make_data(config, store, assigned)
+    module = make_module(config, {"model": dict(config.model)}, data)
+    watch = Watch(options)
+    config.callbacks = None
+    trainer = make_trainer(config, [watch])
+    trainer.fit(module, data)
+    found = {
+        "seconds": watch.seconds, "busy": watch.busy, "flops": module.flops, "peak_flops": peak_flops(trainer),
+        "parameters": sum(p.numel() for p in module.model.parameters()), "memory_gb": peak_memory_gb(trainer.strategy.root_device),
+        "precision": trainer.precision,
+    }  # fmt: skip
+    return {**found, "parts": split_of_time(trainer, module, data, max(2, options.steps // 5))}
+
+
+def warm_up(options: argparse.Namespace) -> int:
+    return max(1, options.steps // 5)
+
+
+class Watch(Callback):
+    """Seconds a step after the warm-up, and on a GPU the share of the last steps in which it computed."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.first, self.last = warm_up(options), warm_up(options) + options.steps
+        self.seconds, self.busy, self.profiler = 0.0, None, None
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        gpu = torch.cuda.is_available()
+        if trainer.global_step == self.first:
+            wait()
+            self.start = time.perf_counter()
+        elif trainer.global_step == self.last:
+            wait()
+            self.seconds = (time.perf_counter() - self.start) / (self.last - self.first)
+        if gpu and trainer.global_step == self.last - 20:
+            wait()
+            self.profiler, self.since = (
+                torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]),
+                time.perf_counter(),
+            )
+            self.profiler.__enter__()
+        elif self.profiler is not None and trainer.global_step == self.last:
+            elapsed = time.perf_counter() - self.since
+            self.profiler.__exit__(None, None, None)
+            kernels = [e for e in self.profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+            self.busy = sum(e.device_time for e in kernels) / 1e6 / elapsed
+
+
+def split_of_time(trainer: Trainer, module: Any, data: Any, steps: int) -> dict[str, float]:
+    """Seconds of each part of a step, each waited for; medians."""
+    device = trainer.strategy.root_device
+    module.to(device).train()
+    (optimizer,) = trainer.optimizers
+    sampler, times = data.sampler("train"), {part: [] for part in PARTS}
+
+    def timed(part: str, run: Callable[[], Any]) -> Any:
+        wait()
+        start = time.perf_counter()
+        result = run()
+        wait()
+        times[part].append(time.perf_counter() - start)
+        return result
+
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 10.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for step in range(steps):
+        batch = timed("data", lambda step=step: data.gather.to_device(data.gather.fetch(sampler.batch(step)), device))
+        with trainer.precision_plugin.forward_context():
+            predicted = timed("forward", lambda batch=batch: module.predict(batch))
+            loss = timed("loss", lambda batch=batch, predicted=predicted: module.loss(predicted, batch)["loss"].mean())
+        timed("backward", loss.backward)
+        timed("optimiser", update)
+    return {part: sorted(values)[len(values) // 2] for part, values in times.items()}
+
+
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def report(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
+    gpu = torch.cuda.is_available()
+    fine = {name: row for name, row in found.items() if "failed" not in row}
+    base = next(iter(fine.values()))
+    speeds = ["ms a step", "steps/s", "cells/s", "utilisation", "busy"] if gpu else ["cells/s, relative"]
+    columns = ["model", "cells a set", "parameters", "FLOP a step", *speeds, *PARTS, "peak memory, GB"]
+    where = (
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+        if gpu
+        else f"{torch.get_num_threads()} CPU threads, no GPU"
+    )
+    lines = [
+        f"{where}; {base['precision']}; {options.genes:,} genes; {options.sets} sets a step, of each model's own size; energy loss; AdamW. "
+        "Parts are waited for one by one; in training, data come ahead of the step.\n",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
+    ]
+    for name, row in found.items():
+        if "failed" in row:
+            lines.append(f"| {name} | {row['failed']} |")
+            continue
+        cells = 2 * options.sets * SET_SIZE[name]
+        whole = sum(row["parts"].values())
+        speed = [f"{cells / row['seconds'] / (2 * options.sets * SET_SIZE[next(iter(fine))] / base['seconds']):.2f}"]
+        if gpu:
+            share = f"{row['flops'] / row['seconds'] / row['peak_flops']:.0%}" if row["peak_flops"] else "unknown"
+            speed = [
+                f"{row['seconds'] * 1e3:.1f}",
+                f"{1 / row['seconds']:.1f}",
+                f"{cells / row['seconds']:,.0f}",
+                share,
+                f"{row['busy']:.0%}",
+            ]
+        shares = [f"{row['parts'][part] / whole:.0%}" for part in PARTS]
+        cost = [str(SET_SIZE[name]), f"{row['parameters'] / 1e6:.0f} M", words(row["flops"])]
+        lines.append(f"| {name} | {' | '.join([*cost, *speed, *shares])} | {row['memory_gb']:.1f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
