@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from tests.conftest import Command, assert_refused
-from vcell.cli import CONFIG_DIR, check_overrides, compose
+from vcell.cli import CONFIG_DIR, FORMER_KEYS, check_overrides, compose, flatten
 from vcell.errors import VcellError
 from vcell.evaluate import run as vcell_evaluate
 from vcell.infer import run as vcell_infer
@@ -80,3 +81,34 @@ def test_a_command_without_its_files_says_so(vcell: Command, tmp_path: Path, mon
 def test_a_value_that_must_be_given_is_asked_for(verb: str, words: str, vcell: Command, tmp_path: Path):
     (tmp_path / "abc").write_text("a file whose name would match ???")
     assert_refused(vcell(verb, *(["data=perturb_seq"] if verb == "prepare" else []), cwd=tmp_path), words)
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("resume_from_checkpoint=last.ckpt", "A run continues by its name"),
+        ("ckpt=last.ckpt", "init_from=FILE.ckpt"),
+        ("+ckpt_path=last.ckpt", "A run continues by its name"),
+        ("data.kwargs.pert_col=gene", "data.columns.perturbation=COLUMN"),
+        ("training.lr=1e-4", "optimizer.lr=X"),
+        ("+optimiser.lr=1", "Did you mean 'optimizer.lr'"),
+    ],
+)
+def test_keys_of_other_tools_are_answered_with_ours(argument: str, words: str):
+    with pytest.raises(VcellError, match=re.escape(words)):
+        check_overrides("train", ["experiment=demo", argument])
+
+
+def test_every_former_key_names_keys_that_exist():
+    known = {key for key, _ in flatten(OmegaConf.to_container(compose("train", ["logger=wandb"])))}
+    known |= {key.rsplit(".", 1)[0] for key in known} | {"trainer", "logger", "loss"}
+    for answer in set(FORMER_KEYS.values()):
+        named = re.findall(r"([a-z_][\w.]*)=", answer)
+        assert named and all(name in known for name in named), answer
+
+
+def test_runs_of_a_sweep_need_names_of_their_own():
+    with pytest.raises(VcellError, match=r"name=sweep_seed\$\{seed\}"):
+        check_overrides("train", ["-m", "experiment=demo", "seed=0,1"])
+    check_overrides("train", ["-m", "experiment=demo", "seed=0,1", "name=demo_${seed}"])
+    check_overrides("train", ["-m", "experiment=demo", "callbacks=[default,average]"])

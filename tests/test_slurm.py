@@ -42,3 +42,23 @@ def test_the_trainer_takes_the_shape_of_the_job(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SLURM_NNODES", "2")
     trainer = OmegaConf.to_container(compose("train", ["trainer=slurm"]).trainer, resolve=True)
     assert (trainer["devices"], trainer["num_nodes"], trainer["strategy"]) == (4, 2, "ddp")
+
+
+def test_a_sweep_asks_slurm_for_jobs_that_save_in_time():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    command = [
+        sys.executable,
+        "-m",
+        "vcell.train",
+        "hydra/launcher=slurm",
+        "experiment=demo",
+        "--cfg",
+        "hydra",
+        "-p",
+        "hydra.launcher",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    launcher = OmegaConf.create(done.stdout)
+    assert launcher._target_.endswith("SlurmLauncher") and launcher.signal_delay_s == 120
+    assert launcher.additional_parameters.requeue and launcher.gpus_per_node == 1

@@ -28,6 +28,7 @@ from vcell.model.metrics import read_metrics
 from vcell.model.module import TransitionModule
 from vcell.model.validation import ValidationScores
 
+STEPS_TO_KILL = 150
 LAST = Path("runs/demo/checkpoints/last.ckpt")
 
 
@@ -48,7 +49,7 @@ def test_a_run_leaves_what_it_promises(in_trained: Path):
     assert {p.name for p in run.iterdir()} == {"config.yaml", "split.json", "checkpoints", "metrics.csv", "curves.png"}
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     rows = read_metrics(run / "metrics.csv")
-    assert {"train/loss", "train/energy", "val/loss", "val/delta_correlation", "lr-AdamW"} <= {
+    assert {"train/loss", "train/energy", "val/loss", "val/delta_correlation", "train/learning_rate"} <= {
         k for r in rows for k in r
     }
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
@@ -154,15 +155,14 @@ def test_training_stops_early_when_the_score_stops_improving(fresh: Path, capsys
 
 
 def test_predictions_that_are_all_alike_are_warned_of(fresh: Path, capsys: pytest.CaptureFixture[str]):
-    blind = [
-        "perturbation.path=null",
-        "data.split.val.perturbations=0.3",
-        "data.split.val.within=null",
-    ]  # one-hot: nothing is known of them
-    options = ["trainer.val_check_interval=10", "trainer.max_steps=20", "schedule.warmup_steps=5", "optimizer.lr=0.01"]
+    # a one-hot table knows nothing of perturbations that are held out everywhere
+    blind = ["perturbation.path=null", "data.split.val.perturbations=0.3", "data.split.val.within=null"]
+    options = ["trainer.val_check_interval=8", "trainer.max_steps=16", "schedule.warmup_steps=5", "optimizer.lr=0.01"]
+    options += ["validation.differential_expression=false"]
     train_here(*options, *blind, "name=blind")
     said = capsys.readouterr().out
     assert said.count("nearly one profile") == 1 and "perturbation.path=TABLE.pt" in said
+    assert not any("val/de_overlap" in row for row in read_metrics(Path("runs/blind/metrics.csv")))
     train_here(*options, "data.split.val.perturbations=0.3")
     assert "nearly one profile" not in capsys.readouterr().out
 
@@ -280,7 +280,7 @@ def test_a_run_killed_at_random_moments_ends_like_one_never_killed(fresh: Path):
         "callbacks.last.every_n_steps=3",
         "trainer.val_check_interval=50",
     ]
-    length = "trainer.max_steps=400"
+    length = f"trainer.max_steps={STEPS_TO_KILL}"
     train_here(*options, length, "name=whole")
     seconds = random.Random(os.environ.get("VCELL_SEED", "0"))
     killed, last = 0, fresh / "runs/killed/checkpoints/last.ckpt"
@@ -298,7 +298,7 @@ def test_a_run_killed_at_random_moments_ends_like_one_never_killed(fresh: Path):
         killed += 1
         step = read_checkpoint(last)["global_step"]  # whole, whenever the kill came
         assert step >= before
-        if step == 400:
+        if step == STEPS_TO_KILL:
             shutil.rmtree(fresh / "runs/killed")
     train_here(*options, length, "name=killed")
     assert same_weights(fresh / "runs/whole/checkpoints/last.ckpt", last)
@@ -377,6 +377,15 @@ def test_wandb_works_offline_without_an_account(fresh: Path, monkeypatch: pytest
     assert list(Path("runs/demo/wandb").glob("offline-run-*")) and Path("runs/demo/metrics.csv").exists()
 
 
+@pytest.mark.slow
+def test_a_sweep_trains_run_after_run(fresh: Path, vcell: Command):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    sweep = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "name=s${seed}", "seed=3,4"]
+    done = vcell("train", "-m", "experiment=demo", "trainer=cpu", *SMALL, *sweep, "trainer.max_steps=2", cwd=fresh)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(read_checkpoint(Path(f"runs/s{seed}/checkpoints/last.ckpt"))["global_step"] == 2 for seed in (3, 4))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_trains_in_bf16(fresh: Path, vcell: Command):
@@ -385,13 +394,14 @@ def test_gpu_trains_in_bf16(fresh: Path, vcell: Command):
 
 
 def test_dropout_is_a_function_of_seed_step_and_rank():
-    drawn = {}
+    drawn: dict[tuple, set[float]] = {}
+    batch = CellSetBatch(["A"], ["P"], torch.zeros(1, 1, 1), None)
     for seed, step, rank in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]:
         module = SimpleNamespace(
             seed=seed, trainer=SimpleNamespace(accumulate_grad_batches=1, global_step=step, global_rank=rank)
         )
         for _ in range(2):
-            TransitionModule.on_train_batch_start(module, None, 0)
+            TransitionModule.on_train_batch_start(module, batch, 0)
             drawn.setdefault((seed, step, rank), set()).add(float(torch.rand(1)))
     assert all(len(values) == 1 for values in drawn.values()) and len(set.union(*drawn.values())) == 4
 

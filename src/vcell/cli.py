@@ -128,6 +128,8 @@ def check_overrides(verb: str, arguments: list[str]) -> None:
     Hydra says so too, but not which key was meant. Sweeps and other folders of configuration are left to it.
     """
     flags = [a for a in arguments if a.startswith("-")]
+    if {"-m", "--multirun"} & set(flags) and verb == "train":
+        _check_sweep(arguments)
     if any(f not in ("--cfg", "--resolve", "-c") for f in flags):
         return
     overrides = [a for a in arguments if "=" in a and not a.startswith("-") and not a.startswith("hydra")]
@@ -142,6 +144,16 @@ def check_overrides(verb: str, arguments: list[str]) -> None:
         raise VcellError(_explain(verb, overrides, str(error))) from error
     finally:
         GlobalHydra.instance().clear()
+
+
+def _check_sweep(arguments: list[str]) -> None:
+    """Runs of a sweep that share a name would be refused one after the other, hours apart."""
+    names = [a for a in arguments if a.startswith(("name=", "run_dir="))]
+    swept = [a.split("=")[0] for a in arguments if re.search(r"=[^\[{(]*,", a)]
+    if swept and not any("${" in name or "," in name for name in names):
+        raise VcellError(
+            f"each run of a sweep needs a name of its own: 'name=sweep_{swept[0].split('.')[-1]}${{{swept[0]}}}' (in single quotes)"
+        )
 
 
 def _explain(verb: str, overrides: list[str], message: str) -> str:

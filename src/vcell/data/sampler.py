@@ -1,8 +1,8 @@
 """Which cells make up each training step, as a pure function of (seed, step, rank, world size).
 
 Each epoch deals every training group's cells, shuffled anew, into sets of `set_size`; a group's last set is
-filled up with other cells of the group. Weights change how many sets a group gets. The sets of an epoch are shuffled and dealt to ranks and steps in
-turn, on into the next epoch, so every cell is reached in every epoch, ranks draw disjoint sets, and a run
+filled up with other cells of the group. Weights change how many sets a group gets. The sets of an epoch are shuffled and dealt to
+ranks and steps in turn, on into the next epoch, so every cell is reached in every epoch, ranks draw disjoint sets, and a run
 resumes exactly from its step number alone.
 
 Cell by cell, a set's controls come from the same context and batch. Where a batch has no control cell, the
@@ -18,12 +18,13 @@ from functools import lru_cache
 import numpy as np
 
 from vcell.data.batch import CellSets
+from vcell.data.permute import key, permuted
 from vcell.data.splits import Group, check_known
 from vcell.data.store import Cells
 from vcell.errors import VcellError
 
 # first word of every random key, so that draws for different purposes never share a stream
-EPOCH, CELLS, CONTROLS, PLAN, VALIDATION = range(5)
+EPOCH, CELLS, CONTROLS, PLAN, VALIDATION, FILL = range(6)
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class CellSetSampler:
         self.set_size, self.sets_per_step = set_size, sets_per_step
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.controls = ControlPool(store, {context for context, _ in self.groups})
+        self.cells = Lists([store.groups[group] for group in self.groups])
         self.filled = np.array([-(-len(store.groups[g]) // set_size) for g in self.groups])
         n_sets = (weights or Weights()).sets(self.groups, self.filled)
         # set number -> (group number, its how-manieth set)
@@ -118,8 +120,24 @@ class CellSetSampler:
     def batch(self, step: int) -> CellSets:
         """The sets of `step` on this rank."""
         first = (step * self.world_size + self.rank) * self.sets_per_step
-        dealt = [divmod(position, self.sets_per_epoch) for position in range(first, first + self.sets_per_step)]
-        return self._stack([self._draw(epoch, int(self._epoch_order(epoch)[place])) for epoch, place in dealt])
+        epoch_S, place_S = np.divmod(np.arange(first, first + self.sets_per_step), self.sets_per_epoch)
+        set_S = np.array([self._epoch_order(e)[p] for e, p in zip(epoch_S.tolist(), place_S.tolist(), strict=True)])
+        group_S, part_S = self.set_table[set_S].T
+        turn_S, part_S = np.divmod(part_S, self.filled[group_S])
+        slot_C = np.arange(self.set_size)
+        n_S1, before_S1 = self.cells.size[group_S, None], part_S[:, None] * self.set_size
+        own_S1 = np.minimum(self.set_size, n_S1 - before_S1)
+        # the part of the shuffled group that is this set's; then its other cells; then, round after round, all of them
+        more_SC = np.maximum(slot_C - own_S1, 0)
+        round_SC, again_SC = np.divmod(np.maximum(more_SC - before_S1, 0), n_S1)
+        drawn_S1 = key(self.seed, FILL, epoch_S, set_S)[:, None]
+        other_SC = permuted(np.minimum(more_SC, np.maximum(before_S1 - 1, 0)), np.maximum(before_S1, 1), drawn_S1)
+        repeated_SC = permuted(again_SC, n_S1, key(drawn_S1, round_SC))
+        position_SC = np.where(more_SC < before_S1, other_SC, repeated_SC)
+        position_SC = np.where(slot_C < own_S1, before_S1 + np.minimum(slot_C, own_S1 - 1), position_SC)
+        shuffled_S1 = key(self.seed, CELLS, epoch_S, group_S, turn_S)[:, None]
+        cells_SC = self.cells.at(group_S[:, None], permuted(position_SC, n_S1, shuffled_S1))
+        return self._sets(group_S, cells_SC, key(self.seed, CONTROLS, epoch_S, set_S))
 
     def validation(self) -> list[CellSets]:
         """One set of every group, the same whenever asked, in steps; this rank's share.
@@ -129,41 +147,39 @@ class CellSetSampler:
         n = len(self.groups)
         numbers = np.resize(np.arange(n), -(-n // self.world_size) * self.world_size)
         mine = numbers[self.rank :: self.world_size]
-        steps = [mine[i : i + self.sets_per_step] for i in range(0, len(mine), self.sets_per_step)]
-        return [self._stack([self._validation_set(int(n)) for n in step]) for step in steps]
+        return [self._validation(mine[i : i + self.sets_per_step]) for i in range(0, len(mine), self.sets_per_step)]
 
-    def _draw(self, epoch: int, set_number: int) -> tuple[Group, np.ndarray, np.ndarray]:
-        group_number, place = self.set_table[set_number]
-        group = self.groups[group_number]
-        cells = self.store.groups[group]
-        turn, place = divmod(int(place), int(self.filled[group_number]))
-        key = (epoch, group_number, turn) if turn else (epoch, group_number)
-        shuffled = _rng(self.seed, CELLS, *key).permutation(cells)
-        chosen = shuffled[place * self.set_size : (place + 1) * self.set_size]
-        rng = _rng(self.seed, CONTROLS, epoch, set_number)
-        if len(chosen) < self.set_size:
-            others = np.setdiff1d(cells, chosen)
-            chosen = np.concatenate([chosen, _fill(others, cells, self.set_size - len(chosen), rng)])
-        return group, chosen, self.controls.matched(group[0], chosen, rng)
+    def _validation(self, group_S: np.ndarray) -> CellSets:
+        n_S1 = self.cells.size[group_S, None]
+        round_SC, position_SC = np.divmod(np.arange(self.set_size), n_S1)
+        drawn_S = key(self.seed, VALIDATION, group_S)
+        cells_SC = self.cells.at(group_S[:, None], permuted(position_SC, n_S1, key(drawn_S[:, None], round_SC)))
+        return self._sets(group_S, cells_SC, drawn_S)
 
-    def _validation_set(self, group_number: int) -> tuple[Group, np.ndarray, np.ndarray]:
-        group = self.groups[group_number]
-        rng = _rng(self.seed, VALIDATION, group_number)
-        cells = self.store.groups[group]
-        chosen = _fill(cells, cells, self.set_size, rng)
-        return group, chosen, self.controls.matched(group[0], chosen, rng)
+    def _sets(self, group_S: np.ndarray, cells_SC: np.ndarray, key_S: np.ndarray) -> CellSets:
+        groups = [self.groups[g] for g in group_S]
+        return CellSets(
+            contexts=[context for context, _ in groups],
+            perturbations=[perturbation for _, perturbation in groups],
+            controls_SC=self.controls.matched([context for context, _ in groups], cells_SC, key_S),
+            perturbed_SC=cells_SC,
+        )
 
     def _shuffled_epoch(self, epoch: int) -> np.ndarray:
-        return _rng(self.seed, EPOCH, epoch).permutation(self.sets_per_epoch)
+        return np.random.default_rng([self.seed, EPOCH, epoch]).permutation(self.sets_per_epoch)
 
-    @staticmethod
-    def _stack(drawn: Sequence[tuple[Group, np.ndarray, np.ndarray]]) -> CellSets:
-        return CellSets(
-            contexts=[group[0] for group, _, _ in drawn],
-            perturbations=[group[1] for group, _, _ in drawn],
-            controls_SC=np.stack([controls for _, _, controls in drawn]),
-            perturbed_SC=np.stack([cells for _, cells, _ in drawn]),
-        )
+
+class Lists:
+    """Lists of cells, one after the other."""
+
+    def __init__(self, lists: Sequence[np.ndarray]) -> None:
+        self.size = np.array([len(cells) for cells in lists], dtype=np.int64)
+        self.start = np.concatenate([np.zeros(1, np.int64), self.size.cumsum()[:-1]])
+        self.flat = np.concatenate([np.asarray(cells, np.int64) for cells in lists]) if lists else np.zeros(0, np.int64)
+
+    def at(self, number: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """The cells at `position` of the lists `number`, broadcast."""
+        return self.flat[self.start[number] + position]
 
 
 class ControlPool:
@@ -178,16 +194,22 @@ class ControlPool:
         for cells in self.of_context.values():
             batches = self.batch_of_cell[cells]
             self.of_batch.update({int(b): cells[batches == b] for b in np.unique(batches)})
+        self.pools = Lists([*self.of_batch.values(), *self.of_context.values()])
+        self.pool_of_context = {context: len(self.of_batch) + i for i, context in enumerate(self.of_context)}
+        self.pool_of_batch = np.full(int(self.batch_of_cell.max(initial=-1)) + 1, -1)
+        self.pool_of_batch[list(self.of_batch)] = np.arange(len(self.of_batch))
 
-    def matched(self, context: str, cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """One control for each of `cells`, of its batch; within a batch none twice while they last."""
-        controls = np.empty(len(cells), dtype=np.int64)
-        batches = self.batch_of_cell[cells]
-        for batch in np.unique(batches):
-            where = np.flatnonzero(batches == batch)
-            pool = self.of_batch.get(int(batch), self.of_context[context])
-            controls[where] = _fill(pool, pool, len(where), rng)
-        return controls
+    def matched(self, contexts: Sequence[str], cells_SC: np.ndarray, key_S: np.ndarray) -> np.ndarray:
+        """One control for each of the cells, of its batch; in a set none of a batch twice while they last.
+
+        Where a batch has none, those of the set's context stand in.
+        """
+        fallback_S = np.array([self.pool_of_context[context] for context in contexts])
+        pool_SC = self.pool_of_batch[self.batch_of_cell[cells_SC]]
+        pool_SC = np.where(pool_SC < 0, fallback_S[:, None], pool_SC)
+        size_SC = self.pools.size[pool_SC]
+        round_SC, position_SC = np.divmod(ordinals(pool_SC), size_SC)
+        return self.pools.at(pool_SC, permuted(position_SC, size_SC, key(key_S[:, None], pool_SC, round_SC)))
 
     def without_batch(self, cells: np.ndarray) -> int:
         """How many of `cells` lie in a batch without controls."""
@@ -201,7 +223,7 @@ class ControlPool:
         """
         n_sets = -(-n_cells // set_size)
         pool = self.of_context[context]
-        rng = _rng(seed, PLAN, *f"{context}\t{perturbation}".encode())
+        rng = np.random.default_rng([seed, PLAN, *f"{context}\t{perturbation}".encode()])
         controls = _fill(pool, pool, n_sets * set_size, rng)
         return CellSets([context] * n_sets, [perturbation] * n_sets, controls.reshape(n_sets, set_size), None)
 
@@ -214,5 +236,13 @@ def _fill(first: np.ndarray, pool: np.ndarray, number: int, rng: np.random.Gener
     return drawn
 
 
-def _rng(*key: int) -> np.random.Generator:
-    return np.random.default_rng([int(k) for k in key])
+def ordinals(of_SC: np.ndarray) -> np.ndarray:
+    """How many equal numbers stand before each one in its row."""
+    order_SC = np.argsort(of_SC, axis=1, kind="stable")
+    sorted_SC = np.take_along_axis(of_SC, order_SC, 1)
+    place_C = np.arange(of_SC.shape[1])
+    begins_SC = np.concatenate([np.ones((len(of_SC), 1), bool), sorted_SC[:, 1:] != sorted_SC[:, :-1]], axis=1)
+    since_SC = place_C - np.maximum.accumulate(np.where(begins_SC, place_C, 0), axis=1)
+    out_SC = np.empty_like(since_SC)
+    np.put_along_axis(out_SC, order_SC, since_SC, 1)
+    return out_SC

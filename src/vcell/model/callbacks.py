@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vcell.model.guard import NotFiniteError
 from vcell.model.module import TransitionModule
 from vcell.progress import progress_bar
 
+STEPS_BETWEEN_QUESTIONS = 20  # each makes the ranks wait for each other
 # of what validation logs, the scores of which more is better; the others are errors
 HIGHER_IS_BETTER = {"discrimination", "de_overlap", "delta_correlation", "distinctness"}
 
@@ -29,6 +31,7 @@ class Progress(Callback):
     """A bar with loss and cells per second, over all devices."""
 
     bar: tqdm | None = None
+    validated = False
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.cells, self.since, self.bar = 0, time.monotonic(), None
@@ -50,7 +53,11 @@ class Progress(Callback):
         self.bar.update(trainer.global_step - self.bar.n)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self.cells, self.since = 0, time.monotonic()  # validation is no training time
+        self.validated = True
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.validated:  # what validation, and what others do after it, took is no training time
+            self.cells, self.since, self.validated = 0, time.monotonic(), False
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.bar is not None:
@@ -61,7 +68,7 @@ class Progress(Callback):
 
 
 class KeepLast(Checkpoint):
-    """Writes `last.ckpt` every so many steps, at the end, and when asked to stop (SIGTERM, SIGUSR1).
+    """Writes `last.ckpt` every so often, at the end, and when asked to stop (SIGTERM, SIGUSR1).
 
     SLURM sends these before it takes a node away. The run saves, asks to be queued again if the job allows it
     (SIGUSR1), and ends; the same command continues it. A run that stops because its loss or gradient is not finite leaves the weights
@@ -71,19 +78,24 @@ class KeepLast(Checkpoint):
     ----------
     folder
         Of the checkpoints.
-    every_n_steps
-        Steps between two saves: what a kill without warning can cost.
+    every_minutes, every_n_steps
+        Between two saves: what a kill without warning can cost. Whichever comes first; null for neither.
     """
 
-    def __init__(self, folder: str, every_n_steps: int) -> None:
-        self.path, self.every = Path(folder) / "last.ckpt", every_n_steps
+    def __init__(self, folder: str, every_minutes: float | None = 2.0, every_n_steps: int | None = None) -> None:
+        for name, value in (("every_minutes", every_minutes), ("every_n_steps", every_n_steps)):
+            if value is not None and value <= 0:
+                raise VcellError(f"callbacks.last.{name}={value} must be above 0, or null")
+        self.path = Path(folder) / "last.ckpt"
+        self.seconds = inf if every_minutes is None else 60 * every_minutes
+        self.steps = inf if every_n_steps is None else every_n_steps
         self.rescued = Path(folder) / "before_nonfinite.ckpt"
         self.signal: int | None = None
-        self.saved_step = -1
+        self.saved_step, self.saved_at = -1, 0.0
         self.handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.saved_step = trainer.global_step
+        self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
         self.handlers = {n: signal.signal(n, self._remember) for n in (signal.SIGTERM, signal.SIGUSR1)}
 
     def _remember(self, number: int, _: Any) -> None:
@@ -92,11 +104,13 @@ class KeepLast(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._asked_to_stop(trainer):
+        if self._agreed(trainer, self.signal is not None):
             self._save(trainer)
             self._requeue(trainer)
             trainer.should_stop = True
-        elif trainer.global_step >= self.saved_step + self.every:
+        elif trainer.global_step >= self.saved_step + self.steps or self._agreed(
+            trainer, time.monotonic() >= self.saved_at + self.seconds
+        ):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -117,14 +131,16 @@ class KeepLast(Checkpoint):
         if trainer.global_step != self.saved_step:  # the same on every rank: saving is done by all together
             trainer.save_checkpoint(self.path)
             self.saved_step = trainer.global_step
+        self.saved_at = time.monotonic()
 
-    def _asked_to_stop(self, trainer: Trainer) -> bool:
-        """Whether any rank got the signal; ranks ask each other now and then, so that all stop at one step."""
+    @staticmethod
+    def _agreed(trainer: Trainer, wanted: bool) -> bool:
+        """Whether any rank wants to save or stop; ranks ask each other now and then, so that all do at one step."""
         if trainer.world_size == 1:
-            return self.signal is not None
-        if trainer.global_step % 10:
+            return wanted
+        if trainer.global_step % STEPS_BETWEEN_QUESTIONS:
             return False
-        return trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
+        return trainer.strategy.reduce_boolean_decision(wanted, all=False)
 
     def _requeue(self, trainer: Trainer) -> None:
         job = os.environ.get("SLURM_JOB_ID")

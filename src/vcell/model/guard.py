@@ -36,10 +36,12 @@ class Guard:
     ----------
     gradients
         Whether gradients are judged too: not under fp16, where a loss scaler finds infinite ones as it goes.
+    freeze
+        Whether the optimiser can be told: not where weights are sharded.
     """
 
-    def __init__(self, gradients: bool = True) -> None:
-        self.gradients = gradients
+    def __init__(self, gradients: bool = True, freeze: bool = True) -> None:
+        self.gradients, self.freeze = gradients, freeze
         self.waiting: deque[Watched] = deque()
         self.frozen: Tensor | None = None
         self.losses: list[tuple[list[str], Tensor]] = []  # of the micro-batches since the last update
@@ -66,7 +68,7 @@ class Guard:
             return
         bad = (~finite.all()).float()
         self.frozen = bad if self.frozen is None else torch.maximum(self.frozen, bad)
-        if optimizer.defaults.get("fused"):
+        if self.freeze and optimizer.defaults.get("fused"):
             optimizer.found_inf = self.frozen  # type: ignore[attr-defined]
         host = torch.empty(finite.shape, dtype=torch.bool, pin_memory=True)
         host.copy_(finite, non_blocking=True)

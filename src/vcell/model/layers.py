@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 
 def mlp(width_in: int, hidden: int, width_out: int, layers: int, dropout: float) -> nn.Sequential:
@@ -30,6 +30,16 @@ class Covariate(nn.Module):
 
     def forward(self, index: Tensor) -> Tensor:
         return torch.cat([self.weight, self.weight.mean(0, keepdim=True)])[index]
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square norm in the precision of its input: with float32 weights and bf16 input, torch has no fused kernel."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__(hidden, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
@@ -67,7 +77,7 @@ class Block(nn.Module):
 
     def __init__(self, hidden: int, heads: int, head_width: int, feed_forward: int) -> None:
         super().__init__()
-        self.attention_norm, self.mlp_norm = nn.RMSNorm(hidden, eps=1e-6), nn.RMSNorm(hidden, eps=1e-6)
+        self.attention_norm, self.mlp_norm = RMSNorm(hidden), RMSNorm(hidden)
         self.attention = Attention(hidden, heads, head_width)
         self.mlp = GatedMlp(hidden, feed_forward)
 

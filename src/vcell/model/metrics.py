@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -23,6 +24,7 @@ class CsvLogger(Logger):
         self.path = Path(folder) / "metrics.csv"
         self.rows: list[dict[str, Any]] = []
         self.started = False
+        self.columns: list[str] = []  # of the file, once this run has written it
 
     @property
     def name(self) -> str:
@@ -40,16 +42,25 @@ class CsvLogger(Logger):
         values = {k: float(v) for k, v in metrics.items() if k != "epoch"}
         if self.rows and self.rows[-1]["step"] == step:
             self.rows[-1].update(values)
+            self._write()
         else:
             self.rows.append({"step": step, **values})
-        self._write()
+            self._append()
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The run's configuration lies beside, in config.yaml."""
 
+    def _append(self) -> None:
+        """Writes the last row only, where the file has its columns: runs have thousands of rows."""
+        if not set(self.rows[-1]) <= set(self.columns):
+            self._write()
+            return
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(self.rows[-1])
+
     def _write(self) -> None:
-        columns = list(dict.fromkeys(k for row in self.rows for k in row))
+        columns = self.columns = list(dict.fromkeys(k for row in self.rows for k in row))
         scratch = self.path.with_suffix(".tmp")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with scratch.open("w", newline="") as file:
@@ -69,17 +80,25 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Curves(Callback):
-    """`curves.png` in the run's folder: every logged metric over steps, drawn anew after each validation."""
+    """`curves.png` in the run's folder: every logged metric over steps, drawn anew after each validation.
+
+    It is drawn beside the training, which does not wait for it.
+    """
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
+        self.artist: Thread | None = None
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            plot_curves(self.folder / "metrics.csv", self.folder / "curves.png")
+        if trainer.is_global_zero and (self.artist is None or not self.artist.is_alive()):
+            self.artist = Thread(target=plot_curves, args=(self.folder / "metrics.csv", self.folder / "curves.png"))
+            self.artist.start()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self.on_validation_end(trainer, module)
+        if self.artist is not None:
+            self.artist.join()
+        if trainer.is_global_zero:
+            plot_curves(self.folder / "metrics.csv", self.folder / "curves.png")
 
 
 def plot_curves(metrics: Path, out: Path) -> None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from math import cos, inf, pi
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from vcell.data.batch import CellSetBatch
+from vcell.data.permute import key
 from vcell.model.guard import Guard
 from vcell.model.losses import SetLoss
 from vcell.model.transition import TransitionModel
@@ -103,22 +103,27 @@ class TransitionModule(LightningModule):
             self._sharded = True
 
     def on_fit_start(self) -> None:
-        self.guard = Guard(gradients=self.trainer.precision != "16-mixed")
+        self.guard = Guard(gradients=self.trainer.precision != "16-mixed", freeze=not self._sharded)
 
     def on_train_batch_start(self, batch: CellSetBatch, batch_idx: int) -> None:
         # dropout like the sampler: a function of (seed, step, rank), so that nothing of it needs to be saved
         accumulated = self.trainer.accumulate_grad_batches
         micro_step = self.trainer.global_step * accumulated + batch_idx % accumulated
-        key = np.random.SeedSequence([self.seed, DROPOUT, micro_step, self.trainer.global_rank])
-        torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
+        seed_device(batch.control_SCG.device, int(key(self.seed, DROPOUT, micro_step, self.trainer.global_rank)))
 
     def training_step(self, batch: CellSetBatch, batch_idx: int) -> Tensor:
         assert self.loss is not None
         terms = self.loss(self.predict(batch), batch)
         self.guard.loss(terms["loss"], batch)
-        means = {name: value_S.mean() for name, value_S in terms.items()}
-        self.log_dict({f"train/{k}": v.detach() for k, v in means.items()}, batch_size=len(batch.perturbations))
-        return means["loss"]
+        if self._logs_now():
+            means = {f"train/{name}": value_S.detach().mean() for name, value_S in terms.items()}
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self.log_dict({**means, "train/learning_rate": rate}, batch_size=len(batch.perturbations))
+        return terms["loss"].mean()
+
+    def _logs_now(self) -> bool:
+        """Whether Lightning will write what this step logs: the others need not pay for it."""
+        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def configure_gradient_clipping(
         self,
@@ -133,7 +138,8 @@ class TransitionModule(LightningModule):
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded
         if by_value and gradient_clip_val:
             torch.nn.utils.clip_grad_value_(self.parameters(), float(gradient_clip_val))
-        self.log("train/gradient_norm", norm)
+        if self._logs_now():
+            self.log("train/gradient_norm", norm)
         self.guard.gradient(norm, self.trainer.global_step + 1, optimizer)
 
     def on_train_batch_end(self, outputs: Any, batch: CellSetBatch, batch_idx: int) -> None:
@@ -158,3 +164,12 @@ class TransitionModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.guard.check(wait=True)  # weights that are not finite are never written
         checkpoint["vcell"] = {**self.identity, "chosen_for": self.chosen_for}
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seeds the generators that a step on `device` draws from, and no other: torch.manual_seed queues a call for each absent GPU."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)

@@ -34,7 +34,12 @@ class Throughput(Callback):
         self._begin(trainer)
 
     def _begin(self, trainer: Trainer) -> None:
+        self.validated = False
         self.cells, self.batches, self.since, self.waited = 0, 0, time.perf_counter(), waited(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.validated:  # what validation, and what others do after it, took is no training time
+            self._begin(trainer)
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: CellSetBatch, batch_idx: int) -> None:
         self.cells, self.batches = self.cells + batch.n_cells, self.batches + 1
@@ -52,8 +57,7 @@ class Throughput(Callback):
         self._begin(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if hasattr(self, "since"):
-            self._begin(trainer)  # validation is no training time
+        self.validated = True
 
 
 def waited(trainer: Trainer) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vcell.errors import VcellError, nearest
-from vcell.model.layers import Block, Covariate, mlp
+from vcell.model.layers import Block, Covariate, RMSNorm, mlp
 
 HEADS = ("expression", "state_hidden", "state_bottleneck")
 COVARIATES = ("context", "batch")
@@ -85,7 +85,7 @@ class TransitionModel(nn.Module):
         self.context = Covariate(n_contexts, hidden) if "context" in covariates else None
         self.batch = Covariate(n_batches, hidden) if "batch" in covariates else None
         self.blocks = nn.ModuleList(Block(hidden, heads, head_width, feed_forward) for _ in range(layers))
-        self.norm = nn.RMSNorm(hidden, eps=1e-6)
+        self.norm = RMSNorm(hidden)
         self.decoder = mlp(hidden, hidden, n_genes, decoder_layers, dropout)
         self.bottleneck = mlp(n_genes, n_genes // 8, n_genes, 2, 0.0) if head == "state_bottleneck" else None
         if head == "expression":
