@@ -1,12 +1,13 @@
 # make demo    environment, simulated screen, training, inference, scores: minutes on two CPU cores
 # make test    the test suite
 # make lint    ruff and mypy
-# make bench   benchmarks, tables to benchmarks/results/
+# make bench   benchmarks of the loader, tables to benchmarks/results/
+# make bench-train   of training, beside arc-state
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test lint bench env clean
+.PHONY: demo test lint bench bench-train env clean
 .DELETE_ON_ERROR:
 
 demo: env
@@ -35,6 +36,13 @@ bench: env
 	$(RUN) benchmarks/loader.py --genes 2000 --peers $(PEERS)/bin/python
 	$(RUN) benchmarks/loader.py --genes 18080 --peers $(PEERS)/bin/python
 
+STATE = $(VENV)-state
+bench-train: env
+	@test -x $(STATE)/bin/python || $(PYTHON) -m venv $(STATE)
+	$(STATE)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt arc-state==0.11.1
+	$(RUN) benchmarks/train_step.py
+	$(RUN) benchmarks/vs_state.py --peer $(STATE)/bin/python
+
 env: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -47,4 +55,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS) build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PEERS) $(STATE) build dist .pytest_cache .ruff_cache .mypy_cache

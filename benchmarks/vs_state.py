@@ -1,12 +1,12 @@
 """Training steps per second beside arc-state 0.11.1: same file, same shape, same machine, both by their own command.
 
-    python benchmarks/vs_state.py --peer PYTHON [--genes 2000] [--steps 2 6] [--rounds 2]
+    python benchmarks/vs_state.py --peer PYTHON [--genes 2000] [--steps 2 12] [--rounds 3]
 
 `PYTHON` is that of an environment with arc-state (pip install arc-state==0.11.1); without one the benchmark says so and ends. Each
 command trains twice, for a few steps and for some more; a step's time is the difference, so start-up and validation do not count.
 arc-state runs at its defaults but for the shape (state_sm, 16 sets of 128 cells, all genes) and, where there are fewer cores than its 12
-loader workers, as many workers as cores; ours as `vcell.train` does, and once more
-with STATE's own head. Prints a table and writes it to benchmarks/results/.
+loader workers, as many workers as cores; ours as `vcell.train` does (float32 on a CPU,
+where arc-state allows reduced precision; bf16 on a GPU), and once more with STATE's own head on a GPU, in bf16 on a CPU. Prints a table and writes it to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", default=sys.executable, help="Python of an environment with arc-state [this one]")
     parser.add_argument("--genes", type=int, default=18080 if gpu else 2000, help="[%(default)s]")
-    parser.add_argument("--steps", type=int, nargs=2, default=[100, 400] if gpu else [2, 6], help="[%(default)s]")
-    parser.add_argument("--rounds", type=int, default=3 if gpu else 2, help="[%(default)s]")
+    parser.add_argument("--steps", type=int, nargs=2, default=[100, 400] if gpu else [2, 12], help="[%(default)s]")
+    parser.add_argument("--rounds", type=int, default=3, help="[%(default)s]")
     options = parser.parse_args()
     command = Path(options.peer).with_name("state")
     found = subprocess.run(
@@ -58,8 +58,11 @@ def main() -> None:
         ways = {
             f"arc-state {version}": lambda steps: peer(command, folder, steps),
             "vcell": lambda steps: ours(folder, steps),
-            "vcell, STATE's head": lambda steps: ours(folder, steps, "model.head=state_bottleneck"),
         }
+        other = (
+            ("STATE's head", "model.head=state_bottleneck") if gpu else ("bf16-mixed", "trainer.precision=bf16-mixed")
+        )
+        ways[f"vcell, {other[0]}"] = lambda steps: ours(folder, steps, other[1])
         ways["vcell"](1)  # prepares the store
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(options.rounds):

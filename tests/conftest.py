@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from vcell.data.ingest import ingest
 from vcell.data.screen import Screen
 from vcell.data.simulate import simulate
 from vcell.data.store import CellStore
+from vcell.model.metrics import read_metrics
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 # what makes `experiment=demo` take seconds
@@ -92,6 +95,14 @@ def in_trained(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return trained
 
 
+@pytest.fixture()
+def fresh(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the data, without a run."""
+    shutil.copytree(trained / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 Command = Callable[..., subprocess.CompletedProcess]
 
 
@@ -113,3 +124,21 @@ def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
     assert done.stderr.count("error:") == 1
     for word in words:
         assert word in done.stderr, f"{word!r} not in {done.stderr!r}"
+
+
+def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "vcell.train", "experiment=demo", "trainer=cpu", *SMALL, *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment})  # fmt: skip
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    until = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < until, process.stdout.read()  # type: ignore[union-attr]
+        time.sleep(0.05)
+
+
+def val_rows(run: str) -> dict[int, dict[str, float]]:
+    """Scores of each validation by the number of steps trained before it."""
+    rows = read_metrics(Path(run) / "metrics.csv")
+    return {int(row["step"]) + 1: row for row in rows if "val/loss" in row}

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import SMALL, Command, train_here
-from tests.test_train import fresh, start, val_rows, wait_for  # noqa: F401
+from tests.conftest import SMALL, Command, start, train_here, val_rows, wait_for
 from vcell.model.checkpoint import load_module, read_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -29,7 +28,7 @@ def last(name: str) -> Path:
 
 
 @pytest.fixture()
-def one(fresh: Path) -> Path:  # noqa: F811
+def one(fresh: Path) -> Path:
     """A folder with a run of one process and steps of eight sets."""
     train_here(*SAME, "data.sets.sets_per_step=8", "trainer.max_steps=8", "name=one")
     return fresh
@@ -77,7 +76,7 @@ def test_torchrun_trains_too(one: Path):
 
 
 @pytest.mark.parametrize("victim", ["first", "second"])
-def test_a_dead_rank_ends_the_job(victim: str, fresh: Path):  # noqa: F811
+def test_a_dead_rank_ends_the_job(victim: str, fresh: Path):
     process = start(
         fresh, "trainer=ddp", *TWO, "trainer.max_steps=1000000", "callbacks.last.every_n_steps=5", OMP_NUM_THREADS="1"
     )
@@ -93,7 +92,7 @@ def test_a_dead_rank_ends_the_job(victim: str, fresh: Path):  # noqa: F811
     assert not Path(f"/proc/{second}").exists()
 
 
-def test_a_loss_that_is_not_finite_ends_all_ranks(fresh: Path, vcell: Command):  # noqa: F811
+def test_a_loss_that_is_not_finite_ends_all_ranks(fresh: Path, vcell: Command):
     wild = ["optimizer.lr=1e30", "schedule.warmup_steps=1", "trainer.gradient_clip_val=0"]
     done = vcell(
         "train",

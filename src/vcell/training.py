@@ -40,7 +40,7 @@ def train(config: DictConfig) -> None:
     rank = getattr(rank_zero_only, "rank", 0)  # as Lightning finds it: torchrun, SLURM or its own launcher
     quieten()
     folder = RunFolder(Path(config.run_dir))
-    checkpoint = folder.checkpoint_to_continue(resolved, config.resume, config.overwrite)
+    checkpoint = None if config.check else folder.checkpoint_to_continue(resolved, config.resume, config.overwrite)
     seed_everything(config.seed, workers=True, verbose=False)
     store = ensure_store(config.data) if rank == 0 else wait_for_store(config.data)
     store.check_one_scale(config.data.reconcile)
@@ -48,8 +48,7 @@ def train(config: DictConfig) -> None:
     data = make_data(config, store, assigned)
     module = make_module(config, resolved, data)
     if config.check:
-        print(summary(config, data, module), *[f"note         {note}" for note in notes], sep="\n", flush=True)
-        print(trial(config, data, module), flush=True)
+        check(config, data, module, notes, rank)
         return
     if config.init_from is not None and checkpoint is None:
         notes += warm_start(module, find_checkpoint(config.init_from))
@@ -58,7 +57,7 @@ def train(config: DictConfig) -> None:
             folder.begin(resolved, config.overwrite)
             write_split(folder.path / "split.json", assigned, store.groups, store.fingerprint)
         check_split(folder.path / "split.json", assigned, store.fingerprint)
-        print(summary(config, data, module), *[f"note         {note}" for note in notes], sep="\n", flush=True)
+        say(summary(config, data, module), notes)
     trainer = make_trainer(config)
     if checkpoint is not None and finished(checkpoint, trainer.max_steps, say=rank == 0):
         return
@@ -68,6 +67,19 @@ def train(config: DictConfig) -> None:
         print(f"run folder   {folder.path}\ncheckpoint   {folder.checkpoints / 'last.ckpt'}", flush=True)
 
 
+def check(config: DictConfig, data: CellSetDataModule, module: TransitionModule, notes: list[str], rank: int) -> None:
+    """Says what the run is and what it will take, and leaves nothing behind."""
+    if rank == 0:
+        say(summary(config, data, module), notes)
+    found = trial(config, data, module)
+    if rank == 0:
+        print(found, flush=True)
+
+
+def say(summary: str, notes: list[str]) -> None:
+    print(summary, *[f"note         {note}" for note in notes], sep="\n", flush=True)
+
+
 def fit(
     trainer: Trainer, module: TransitionModule, data: CellSetDataModule, checkpoint: Path | None, folder: RunFolder
 ) -> None:
@@ -75,15 +87,11 @@ def fit(
     try:
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     except NotFiniteError as error:
-        before = folder.checkpoints / "before_nonfinite.ckpt"
-        where = (
-            f"The weights before it are in {before}"
-            if before.is_file()
-            else f"See {folder.checkpoints} for the weights before it"
-        )
+        rescued = folder.checkpoints / "before_nonfinite.ckpt"
+        before = rescued if rescued.is_file() else folder.checkpoints / "last.ckpt"
         raise VcellError(
-            f"{error}; training has stopped. {where}. A lower optimizer.lr or a longer schedule.warmup_steps is the usual remedy: "
-            f"begin a run from them with init_from={before} name=NEW_NAME optimizer.lr=..."
+            f"{error}; training has stopped. Weights from before that are in {before}. A lower optimizer.lr or a longer "
+            f"schedule.warmup_steps is the usual remedy: begin a run from them with init_from={before} name=NEW_NAME optimizer.lr=..."
         ) from error
     except torch.OutOfMemoryError as error:
         raise VcellError(out_of_memory(data)) from error

@@ -86,7 +86,8 @@ def time_lines(config: DictConfig, data: CellSetDataModule, watch: Stopwatch) ->
     validations, one = 0, 0.0
     if watch.validated:
         batches = -(-len(data.groups("val")) // data.sets_per_step)
-        validations, one = int(steps // every), batches * watch.validated[-1]
+        validations = int(steps * config.trainer.accumulate_grad_batches // every)
+        one = batches * watch.validated[-1]
     total = steps * step + validations * one
     cells = 2 * data.sets_per_step * data.set_size * config.trainer.accumulate_grad_batches
     return [

@@ -124,20 +124,30 @@ class CellSetSampler:
         set_S = np.array([self._epoch_order(e)[p] for e, p in zip(epoch_S.tolist(), place_S.tolist(), strict=True)])
         group_S, part_S = self.set_table[set_S].T
         turn_S, part_S = np.divmod(part_S, self.filled[group_S])
-        slot_C = np.arange(self.set_size)
-        n_S1, before_S1 = self.cells.size[group_S, None], part_S[:, None] * self.set_size
+        position_SC = self._dealt(self.cells.size[group_S], part_S, key(self.seed, FILL, epoch_S, set_S))
+        shuffled_S = key(self.seed, CELLS, epoch_S, group_S, turn_S)
+        position_SC = permuted(position_SC, self.cells.size[group_S, None], shuffled_S[:, None])
+        cells_SC = self.cells.at(group_S[:, None], position_SC)
+        return self._sets(group_S, cells_SC, key(self.seed, CONTROLS, epoch_S, set_S))
+
+    def _dealt(self, n_S: np.ndarray, part_S: np.ndarray, key_S: np.ndarray) -> np.ndarray:
+        """Positions in their shuffled groups of `n_S` cells that make up the `part_S`-th sets.
+
+        First those that are dealt to the set; where they do not fill it, the group's others; then, round after round, all of them.
+        """
+        slot_C, n_S1, before_S1, key_S1 = (
+            np.arange(self.set_size),
+            n_S[:, None],
+            part_S[:, None] * self.set_size,
+            key_S[:, None],
+        )
         own_S1 = np.minimum(self.set_size, n_S1 - before_S1)
-        # the part of the shuffled group that is this set's; then its other cells; then, round after round, all of them
         more_SC = np.maximum(slot_C - own_S1, 0)
         round_SC, again_SC = np.divmod(np.maximum(more_SC - before_S1, 0), n_S1)
-        drawn_S1 = key(self.seed, FILL, epoch_S, set_S)[:, None]
-        other_SC = permuted(np.minimum(more_SC, np.maximum(before_S1 - 1, 0)), np.maximum(before_S1, 1), drawn_S1)
-        repeated_SC = permuted(again_SC, n_S1, key(drawn_S1, round_SC))
-        position_SC = np.where(more_SC < before_S1, other_SC, repeated_SC)
-        position_SC = np.where(slot_C < own_S1, before_S1 + np.minimum(slot_C, own_S1 - 1), position_SC)
-        shuffled_S1 = key(self.seed, CELLS, epoch_S, group_S, turn_S)[:, None]
-        cells_SC = self.cells.at(group_S[:, None], permuted(position_SC, n_S1, shuffled_S1))
-        return self._sets(group_S, cells_SC, key(self.seed, CONTROLS, epoch_S, set_S))
+        other_SC = permuted(np.minimum(more_SC, np.maximum(before_S1 - 1, 0)), np.maximum(before_S1, 1), key_S1)
+        repeated_SC = permuted(again_SC, n_S1, key(key_S1, round_SC))
+        filled_SC = np.where(more_SC < before_S1, other_SC, repeated_SC)
+        return np.where(slot_C < own_S1, before_S1 + np.minimum(slot_C, own_S1 - 1), filled_SC)
 
     def validation(self) -> list[CellSets]:
         """One set of every group, the same whenever asked, in steps; this rank's share.
@@ -224,16 +234,9 @@ class ControlPool:
         n_sets = -(-n_cells // set_size)
         pool = self.of_context[context]
         rng = np.random.default_rng([seed, PLAN, *f"{context}\t{perturbation}".encode()])
-        controls = _fill(pool, pool, n_sets * set_size, rng)
+        rounds = [rng.permutation(pool) for _ in range(-(-n_sets * set_size // len(pool)))]
+        controls = np.concatenate(rounds)[: n_sets * set_size]
         return CellSets([context] * n_sets, [perturbation] * n_sets, controls.reshape(n_sets, set_size), None)
-
-
-def _fill(first: np.ndarray, pool: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
-    """`number` cells: of `first` without repeats while they last, then of `pool`, round after round."""
-    drawn = rng.permutation(first)[:number]
-    while len(drawn) < number:
-        drawn = np.concatenate([drawn, rng.permutation(pool)[: number - len(drawn)]])
-    return drawn
 
 
 def ordinals(of_SC: np.ndarray) -> np.ndarray:

@@ -78,16 +78,21 @@ class KeepLast(Checkpoint):
     ----------
     folder
         Of the checkpoints.
-    every_minutes, every_n_steps
-        Between two saves: what a kill without warning can cost. Whichever comes first; null for neither.
+    every_seconds, share
+        A save comes this long after the one before, or later where saving would take more than this share of the time: what a kill
+        without warning can cost.
+    every_n_steps
+        And after so many steps, however soon that is.
     """
 
-    def __init__(self, folder: str, every_minutes: float | None = 2.0, every_n_steps: int | None = None) -> None:
-        for name, value in (("every_minutes", every_minutes), ("every_n_steps", every_n_steps)):
+    def __init__(
+        self, folder: str, every_seconds: float = 10.0, share: float = 0.02, every_n_steps: int | None = None
+    ) -> None:
+        for name, value in (("every_seconds", every_seconds), ("share", share), ("every_n_steps", every_n_steps)):
             if value is not None and value <= 0:
-                raise VcellError(f"callbacks.last.{name}={value} must be above 0, or null")
+                raise VcellError(f"callbacks.last.{name}={value} must be above 0")
         self.path = Path(folder) / "last.ckpt"
-        self.seconds = inf if every_minutes is None else 60 * every_minutes
+        self.seconds, self.share, self.pause = every_seconds, share, every_seconds
         self.steps = inf if every_n_steps is None else every_n_steps
         self.rescued = Path(folder) / "before_nonfinite.ckpt"
         self.signal: int | None = None
@@ -105,6 +110,7 @@ class KeepLast(Checkpoint):
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._agreed(trainer, self.signal is not None):
+            self.signal = self.signal or signal.SIGTERM  # another rank's, where this one got none
             self._save(trainer)
             self._requeue(trainer)
             trainer.should_stop = True
@@ -129,7 +135,9 @@ class KeepLast(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.global_step != self.saved_step:  # the same on every rank: saving is done by all together
+            start = time.monotonic()
             trainer.save_checkpoint(self.path)
+            self.pause = max(self.seconds, (time.monotonic() - start) / self.share)
             self.saved_step = trainer.global_step
         self.saved_at = time.monotonic()
 

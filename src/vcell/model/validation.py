@@ -53,6 +53,7 @@ class ValidationScores:
     found: dict[Group, Validated] = field(default_factory=dict)
     collapsed: bool = False  # whether predictions were one profile in the last validation
     last_groups: list[Group] = field(default_factory=list)  # and of which groups
+    _device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _measured: dict[Group, Differential] = field(default_factory=dict)  # the same cells in every validation
 
     def __post_init__(self) -> None:
@@ -61,7 +62,7 @@ class ValidationScores:
     def add(self, batch: CellSetBatch, predicted_SCG: Tensor, loss: SetLoss) -> None:
         """Takes in predicted sets."""
         assert batch.perturbed_SCG is not None
-        predicted_SCG = predicted_SCG.float()
+        predicted_SCG, self._device = predicted_SCG.float(), predicted_SCG.device
         terms = loss(predicted_SCG, batch)
         control_SG = batch.control_SCG.mean(1)
         predicted_SG, measured_SG = predicted_SCG.mean(1) - control_SG, batch.perturbed_SCG.mean(1) - control_SG
@@ -95,10 +96,10 @@ class ValidationScores:
         rows = [found[group] for group in groups]
         scores = {name: _mean([row.terms[name] for row in rows]) for name in rows[0].terms}
         predicted_PG, measured_PG = (
-            torch.stack([getattr(row, n) for row in rows]) for n in ("predicted_G", "measured_G")
+            torch.stack([getattr(row, n) for row in rows]).to(self._device) for n in ("predicted_G", "measured_G")
         )
         known = [row.known_G for row in rows]
-        known_PG = None if known[0] is None else torch.stack(known)  # type: ignore[arg-type]
+        known_PG = None if known[0] is None else torch.stack(known).to(self._device)  # type: ignore[arg-type]
         if known_PG is not None:
             predicted_PG, measured_PG = predicted_PG * known_PG, measured_PG * known_PG
         scores |= self._over_contexts(groups, predicted_PG, measured_PG, known_PG, loss)
@@ -117,14 +118,16 @@ class ValidationScores:
         number = {gene: i for i, gene in enumerate(self.genes)}
         ranks, distinct, contrasts = [], [], []
         for context in sorted({context for context, _ in groups}):
-            here = torch.tensor([i for i, group in enumerate(groups) if group[0] == context])
-            own_P = torch.tensor([number.get(groups[i][1], -1) for i in here])
+            places = [i for i, group in enumerate(groups) if group[0] == context]
+            here = torch.tensor(places, device=self._device)
+            own_P = torch.tensor([number.get(groups[i][1], -1) for i in places], device=self._device)
             ranks.append(discrimination(predicted_PG[here], measured_PG[here], own_P))
             if len(here) >= FEWEST_TO_COLLAPSE:
                 distinct.append(float(distinctness(predicted_PG[here])))
             if "contrastive" in loss.weights:
                 known = None if known_PG is None else known_PG[here]
-                own, rivals = torch.arange(len(here)), ~torch.eye(len(here), dtype=torch.bool)
+                own = torch.arange(len(here), device=self._device)
+                rivals = ~torch.eye(len(here), dtype=torch.bool, device=self._device)
                 contrasts.append(
                     discrimination_loss(
                         predicted_PG[here], measured_PG[here], own, rivals, known, known, loss.temperature

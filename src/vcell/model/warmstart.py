@@ -56,7 +56,7 @@ def warm_start(module: TransitionModule, path: Path) -> list[str]:
     if table is not None:
         axes["perturbations"] = table
     named = _axes_of(module.model, axes)
-    state = module.model.state_dict()
+    state = module.model.state_dict()  # the weights themselves: writing here is loading
     fresh, wrong = [], []
     for name, weight in state.items():
         old = before.get(name)
@@ -76,7 +76,6 @@ def warm_start(module: TransitionModule, path: Path) -> list[str]:
             f"init_from={path} has a model of another shape: {shortlist(wrong, 6)}. Give the model.* it was trained with: they are "
             "in its run's config.yaml"
         )
-    module.model.load_state_dict(state)
     lines = [f"weights of {path}, step {int(checkpoint['global_step']):,}"]
     lines += [_report(axis) for axis in axes.values()]
     lines += [note] if note else []

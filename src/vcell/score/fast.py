@@ -93,15 +93,13 @@ def discrimination(predicted_PG: Tensor, measured_PG: Tensor, own_gene_P: Tensor
     own_gene_P
         Number of the target's own gene, which is left out; -1 for none.
     """
-    scores = []
-    for i in range(len(predicted_PG)):
-        difference_PG = (measured_PG - predicted_PG[i]).abs()
-        distance_P = difference_PG.sum(1)
-        own = int(own_gene_P[i])
-        if own >= 0:
-            distance_P = distance_P - difference_PG[:, own]
-        scores.append(1 - (distance_P < distance_P[i]).sum() / len(measured_PG))
-    return torch.stack(scores)
+    distance_PP = torch.cdist(predicted_PG, measured_PG, p=1)
+    has_own_P = own_gene_P >= 0
+    own_P = own_gene_P.clamp(min=0)
+    own_difference_PP = (predicted_PG.gather(1, own_P[:, None]) - measured_PG[:, own_P].t()).abs()
+    distance_PP = distance_PP - own_difference_PP * has_own_P[:, None]
+    rank_P = (distance_PP < distance_PP.diagonal()[:, None]).sum(1)
+    return 1 - rank_P / len(measured_PG)
 
 
 def delta_correlation(predicted_PG: Tensor, measured_PG: Tensor, known_PG: Tensor | None = None) -> Tensor:
