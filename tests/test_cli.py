@@ -108,7 +108,7 @@ def test_every_former_key_names_keys_that_exist():
 
 
 def test_runs_of_a_sweep_need_names_of_their_own():
-    with pytest.raises(VcellError, match=r"name=sweep_seed\$\{seed\}"):
+    with pytest.raises(VcellError, match=r"sweep over seed .*name=sweep_\$\{hydra:job.num\}"):
         check_overrides("train", ["-m", "experiment=demo", "seed=0,1"])
-    check_overrides("train", ["-m", "experiment=demo", "seed=0,1", "name=demo_${seed}"])
+    check_overrides("train", ["-m", "experiment=demo", "seed=0,1", "name=demo_${hydra:job.num}"])
     check_overrides("train", ["-m", "experiment=demo", "callbacks=[default,average]"])

@@ -152,7 +152,7 @@ def _check_sweep(arguments: list[str]) -> None:
     swept = [a.split("=")[0] for a in arguments if re.search(r"=[^\[{(]*,", a)]
     if swept and not any("${" in name or "," in name for name in names):
         raise VcellError(
-            f"each run of a sweep needs a name of its own: 'name=sweep_{swept[0].split('.')[-1]}${{{swept[0]}}}' (in single quotes)"
+            f"each run of a sweep over {swept[0]} needs a name of its own: 'name=sweep_${{hydra:job.num}}' (in single quotes)"
         )
 
 

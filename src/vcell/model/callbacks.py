@@ -20,6 +20,7 @@ from vcell.data.batch import CellSetBatch
 from vcell.errors import VcellError, nearest
 from vcell.model.guard import NotFiniteError
 from vcell.model.module import TransitionModule
+from vcell.model.validation import FEWEST_TO_COLLAPSE
 from vcell.progress import progress_bar
 
 STEPS_BETWEEN_QUESTIONS = 20  # each makes the ranks wait for each other
@@ -115,7 +116,7 @@ class KeepLast(Checkpoint):
             self._requeue(trainer)
             trainer.should_stop = True
         elif trainer.global_step >= self.saved_step + self.steps or self._agreed(
-            trainer, time.monotonic() >= self.saved_at + self.seconds
+            trainer, time.monotonic() >= self.saved_at + self.pause
         ):
             self._save(trainer)
 
@@ -180,6 +181,9 @@ class KeepBest(Checkpoint):
         self.path = {name: Path(folder) / file for name, file in zip(names, files, strict=True)}
         self.best: dict[str, float] = {}
 
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        check_scores(module, list(self.path), "callbacks.best.monitor")
+
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, TransitionModule)
         for name, path in self.path.items():
@@ -214,6 +218,14 @@ class StopEarly(Callback):
         self.best: float | None = None
         self.since = 0
 
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        check_scores(module, [self.monitor], "callbacks.early_stopping.monitor")
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        trainer.should_stop = (
+            trainer.should_stop or self.since >= self.patience
+        )  # a run that had stopped is not taken up again
+
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         score = score_of(trainer, self.monitor, "callbacks.early_stopping.monitor")
         if improved(self.monitor, score, self.best):
@@ -223,10 +235,8 @@ class StopEarly(Callback):
         if self.since >= self.patience:
             trainer.should_stop = True
             if trainer.is_global_zero:
-                print(
-                    f"stopped early: {self.monitor} has not been better than {self.best:.4f} for {self.since} validations",
-                    flush=True,
-                )
+                best = "a number" if self.best is None else f"better than {self.best:.4f}"
+                print(f"stopped early: {self.monitor} has not been {best} for {self.since} validations", flush=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "since": self.since}
@@ -235,12 +245,22 @@ class StopEarly(Callback):
         self.best, self.since = state_dict["best"], state_dict["since"]
 
 
+def check_scores(module: LightningModule, names: Sequence[str], key: str) -> None:
+    """Raises, before training, for a score that no validation will give."""
+    assert isinstance(module, TransitionModule) and module.scores is not None and module.loss is not None
+    known = [f"val/{name}" for name in module.scores.names(module.loss)]
+    for name in names:
+        if name not in known:
+            raise VcellError(f"{key} names {name!r}; validation gives {', '.join(known)}.{nearest(name, known)}")
+
+
 def score_of(trainer: Trainer, name: str, key: str) -> float:
     """A score of the validation that just ended."""
-    scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-    if name not in scores:
-        raise VcellError(f"{key} names {name!r}; validation gives {', '.join(scores)}.{nearest(name, scores)}")
-    return scores[name]
+    if name not in trainer.callback_metrics:
+        raise VcellError(
+            f"{key} names {name!r}, which this validation does not give: it takes {FEWEST_TO_COLLAPSE} perturbations of one context"
+        )
+    return float(trainer.callback_metrics[name])
 
 
 def improved(name: str, score: float, best: float | None) -> bool:

@@ -59,6 +59,11 @@ class ValidationScores:
     def __post_init__(self) -> None:
         self.genes = list(self.genes)
 
+    def names(self, loss: SetLoss) -> list[str]:
+        """What `compute` gives; distinctness only where enough perturbations are held out in one context."""
+        overlap = ["de_overlap"] if self.differential_expression else []
+        return ["loss", *loss.weights, "discrimination", *overlap, "mae", "delta_correlation", "distinctness"]
+
     def add(self, batch: CellSetBatch, predicted_SCG: Tensor, loss: SetLoss) -> None:
         """Takes in predicted sets."""
         assert batch.perturbed_SCG is not None
