@@ -33,6 +33,11 @@ def test_ranks_run_the_command(tmp_path: Path):
     assert asked == "--kill-on-bad-exit=1 python -m vcell.train experiment=demo seed=3 trainer=slurm\n"
 
 
+def test_another_trainer_is_kept(tmp_path: Path):
+    code, asked = submit(tmp_path, "experiment=demo", "trainer=slurm_fsdp")
+    assert code == 0 and asked.endswith("experiment=demo trainer=slurm_fsdp\n")
+
+
 def test_a_mistyped_key_never_reaches_the_ranks(tmp_path: Path):
     assert submit(tmp_path, "experiment=demo", "sed=3") == (2, "")
 

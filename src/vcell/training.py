@@ -21,11 +21,11 @@ from vcell.data.splits import check_split, describe, write_split
 from vcell.data.store import Cells
 from vcell.data.view import open_stores
 from vcell.errors import VcellError
-from vcell.model.callbacks import KeepLast
 from vcell.model.checkpoint import find_checkpoint, read_checkpoint
 from vcell.model.cost import words
 from vcell.model.guard import NotFiniteError
 from vcell.model.module import TransitionModule
+from vcell.model.saving import KeepLast
 from vcell.model.warmstart import warm_start
 from vcell.run import RunFolder
 from vcell.trial import out_of_memory, trial

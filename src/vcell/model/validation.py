@@ -13,13 +13,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from vcell.data.batch import CellSetBatch
 from vcell.data.splits import Group
+from vcell.errors import VcellError, nearest
 from vcell.model.losses import SetLoss, discrimination_loss
 from vcell.score.fast import Differential, de_overlap, delta_correlation, differential, discrimination, distinctness
 
+# the scores of which more is better; the others are errors
+HIGHER_IS_BETTER = {"discrimination", "de_overlap", "delta_correlation", "distinctness"}
 FEWEST_TO_COLLAPSE = 3
 COLLAPSED = 0.02  # a one-hot table's held-out perturbations, which get a mean response, come to 0.01 by their control cells alone
 
@@ -63,6 +67,13 @@ class ValidationScores:
         """What `compute` gives; distinctness only where enough perturbations are held out in one context."""
         overlap = ["de_overlap"] if self.differential_expression else []
         return ["loss", *loss.weights, "discrimination", *overlap, "mae", "delta_correlation", "distinctness"]
+
+    def check(self, names: Sequence[str], loss: SetLoss, key: str) -> None:
+        """Raises, before training, for one of `names` (``val/mae``), given as `key`, that no validation will give."""
+        known = [f"val/{name}" for name in self.names(loss)]
+        for name in names:
+            if name not in known:
+                raise VcellError(f"{key} names {name!r}; validation gives {', '.join(known)}.{nearest(name, known)}")
 
     def add(self, batch: CellSetBatch, predicted_SCG: Tensor, loss: SetLoss) -> None:
         """Takes in predicted sets."""
@@ -145,6 +156,21 @@ class ValidationScores:
         if contrasts:
             scores["contrastive"] = float(torch.cat(contrasts).mean())
         return scores
+
+
+def score_of(trainer: Trainer, name: str, key: str) -> float:
+    """A score of the validation that just ended."""
+    if name not in trainer.callback_metrics:
+        raise VcellError(
+            f"{key} names {name!r}, which this validation does not give: it takes {FEWEST_TO_COLLAPSE} perturbations of one context"
+        )
+    return float(trainer.callback_metrics[name])
+
+
+def improved(name: str, score: float, best: float | None) -> bool:
+    """Whether a score is better than the best so far; NaN never is."""
+    higher = name.split("/")[-1] in HIGHER_IS_BETTER
+    return score == score and (best is None or (score > best if higher else score < best))
 
 
 def _mean(values: Sequence[Any]) -> float:

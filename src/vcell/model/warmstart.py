@@ -54,7 +54,7 @@ def warm_start(module: TransitionModule, path: Path) -> list[str]:
     axes = {axis.what: axis for axis in (*_gene_axes(then, now), *_covariate_axes(then, now))}
     table, note = _table_axis(then["table"], now["table"])
     if table is not None:
-        axes["perturbations"] = table
+        axes[table.what] = table
     named = _axes_of(module.model, axes)
     state = module.model.state_dict()  # the weights themselves: writing here is loading
     fresh, wrong = [], []
@@ -62,9 +62,9 @@ def warm_start(module: TransitionModule, path: Path) -> list[str]:
         old = before.get(name)
         if old is None or (name == TABLE_LAYER and table is None):
             fresh.append(name)
-        elif name in named:
-            _carry(weight, old, named[name], name)
-        elif old.shape == weight.shape:
+        elif name in named and _carry(weight, old, named[name], name):
+            continue
+        elif name not in named and old.shape == weight.shape:
             weight.copy_(old)
         else:
             wrong.append(f"{name} ({_shape(old)} then, {_shape(weight)} now)")
@@ -119,8 +119,8 @@ def _table_axis(then: dict[str, Any], now: dict[str, Any]) -> tuple[Axis | None,
         )
     columns = [str(i) for i in range(now["width"])]
     if then["fingerprint"] == now["fingerprint"]:
-        return Axis("perturbations", columns, columns), None
-    return Axis("perturbations", columns, columns), (
+        return Axis("table columns", columns, columns), None
+    return Axis("table columns", columns, columns), (
         f"the perturbation table {now['origin']} is another one than then ({then['origin']}), equally wide: its columns are taken to "
         "mean the same"
     )
@@ -135,7 +135,8 @@ def _axes_of(model: TransitionModel, axes: dict[str, Axis]) -> dict[str, dict[in
     }
     for what, name, dimension in (
         ("input genes", "cell_encoder.0.weight", 1),
-        ("perturbations", TABLE_LAYER, 1),
+        ("perturbations", TABLE_LAYER, 1),  # one-hot
+        ("table columns", TABLE_LAYER, 1),
         ("contexts", "context.weight", 0),
         ("batches", "batch.weight", 0),
     ):
@@ -148,12 +149,13 @@ def _axes_of(model: TransitionModel, axes: dict[str, Axis]) -> dict[str, dict[in
     return found
 
 
-def _carry(weight: Tensor, old: Tensor, axes: dict[int, Axis], name: str) -> None:
-    """Copies into `weight` the entries of `old` whose names are there now."""
+def _carry(weight: Tensor, old: Tensor, axes: dict[int, Axis], name: str) -> bool:
+    """Copies into `weight` the entries of `old` whose names are there now; False where the other dimensions differ."""
     ((dimension, axis),) = axes.items()
-    rest = [list(t.shape) for t in (weight, old)]
-    if rest[0][:dimension] + rest[0][dimension + 1 :] != rest[1][:dimension] + rest[1][dimension + 1 :]:
-        raise VcellError(f"init_from has a model of another shape: {name} ({_shape(old)} then, {_shape(weight)} now)")
+    if [n for i, n in enumerate(weight.shape) if i != dimension] != [
+        n for i, n in enumerate(old.shape) if i != dimension
+    ]:
+        return False
     to, origin = axis.matches()
     if name.startswith(NEW_AT_ZERO):
         weight.zero_()
@@ -162,6 +164,7 @@ def _carry(weight: Tensor, old: Tensor, axes: dict[int, Axis], name: str) -> Non
         torch.tensor(to, dtype=torch.int64),
         old.index_select(dimension, torch.tensor(origin, dtype=torch.int64)),
     )
+    return True
 
 
 def _report(axis: Axis) -> str:

@@ -1,0 +1,157 @@
+"""Checkpoints of a run: the last one, on time and on signals, and the best ones, by score."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from vcell.errors import VcellError
+from vcell.model.guard import NotFiniteError
+from vcell.model.module import TransitionModule
+from vcell.model.validation import improved, score_of
+
+STEPS_BETWEEN_QUESTIONS = 20  # each makes the ranks wait for each other
+
+
+class KeepLast(Checkpoint):
+    """Writes `last.ckpt` every so often, at the end, and when asked to stop (SIGTERM, SIGUSR1).
+
+    SLURM sends these before it takes a node away. The run saves, asks to be queued again if the job allows it
+    (SIGUSR1), and ends; the same command continues it. A run that stops because its loss or gradient is not finite leaves the weights
+    from before that in `before_nonfinite.ckpt`.
+
+    Parameters
+    ----------
+    folder
+        Of the checkpoints.
+    every_seconds, share
+        A save comes this long after the one before, or later where saving would take more than this share of the time: what a kill
+        without warning can cost.
+    every_n_steps
+        And after so many steps, however soon that is.
+    """
+
+    def __init__(
+        self, folder: str, every_seconds: float = 10.0, share: float = 0.02, every_n_steps: int | None = None
+    ) -> None:
+        for name, value in (("every_seconds", every_seconds), ("share", share), ("every_n_steps", every_n_steps)):
+            if value is not None and value <= 0:
+                raise VcellError(f"callbacks.last.{name}={value} must be above 0")
+        self.path = Path(folder) / "last.ckpt"
+        self.seconds, self.share, self.pause = every_seconds, share, every_seconds
+        self.steps = inf if every_n_steps is None else every_n_steps
+        self.rescued = Path(folder) / "before_nonfinite.ckpt"
+        self.signal: int | None = None
+        self.saved_step, self.saved_at = -1, 0.0
+        self.handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
+        self.handlers = {n: signal.signal(n, self._remember) for n in (signal.SIGTERM, signal.SIGUSR1)}
+
+    def _remember(self, number: int, _: Any) -> None:
+        self.signal = number
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._agreed(trainer, self.signal is not None):
+            self.signal = self.signal or signal.SIGTERM  # another rank's, where this one got none
+            self._save(trainer)
+            self._requeue(trainer)
+            trainer.should_stop = True
+        elif trainer.global_step >= self.saved_step + self.steps or self._agreed(
+            trainer, time.monotonic() >= self.saved_at + self.pause
+        ):
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._save(trainer)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, NotFiniteError) and trainer.world_size == 1:  # saving is done by all ranks or none
+            assert isinstance(module, TransitionModule)
+            module.guard.waiting.clear()
+            trainer.save_checkpoint(self.rescued)
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.global_step != self.saved_step:  # the same on every rank: saving is done by all together
+            start = time.monotonic()
+            trainer.save_checkpoint(self.path)
+            self.pause = max(self.seconds, (time.monotonic() - start) / self.share)
+            self.saved_step = trainer.global_step
+        self.saved_at = time.monotonic()
+
+    @staticmethod
+    def _agreed(trainer: Trainer, wanted: bool) -> bool:
+        """Whether any rank wants to save or stop; ranks ask each other now and then, so that all do at one step."""
+        if trainer.world_size == 1:
+            return wanted
+        if trainer.global_step % STEPS_BETWEEN_QUESTIONS:
+            return False
+        return trainer.strategy.reduce_boolean_decision(wanted, all=False)
+
+    def _requeue(self, trainer: Trainer) -> None:
+        job = os.environ.get("SLURM_JOB_ID")
+        if not (trainer.is_global_zero and job and self.signal == signal.SIGUSR1):
+            return
+        try:
+            code = subprocess.run(["scontrol", "requeue", job], check=False).returncode
+            print(f"saved {self.path}; scontrol requeue {job} ended with exit code {code}", flush=True)
+        except OSError as error:  # in a container, often
+            print(
+                f"saved {self.path}; job {job} could not be requeued from here ({error}): submit it again", flush=True
+            )
+
+
+class KeepBest(Checkpoint):
+    """Writes a checkpoint when a validation gives a better score than any before; the file says which, and how good.
+
+    Parameters
+    ----------
+    folder
+        Of the checkpoints.
+    monitor
+        A score, such as ``val/discrimination``, or several: `best.ckpt` is by the first, `best_NAME.ckpt` by each further one.
+    """
+
+    def __init__(self, folder: str, monitor: str | Sequence[str]) -> None:
+        names = [monitor] if isinstance(monitor, str) else list(monitor)
+        files = ["best.ckpt", *(f"best_{name.split('/')[-1]}.ckpt" for name in names[1:])]
+        self.path = {name: Path(folder) / file for name, file in zip(names, files, strict=True)}
+        self.best: dict[str, float] = {}
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, TransitionModule) and module.scores is not None and module.loss is not None
+        module.scores.check(list(self.path), module.loss, "callbacks.best.monitor")
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, TransitionModule)
+        for name, path in self.path.items():
+            score = score_of(trainer, name, "callbacks.best.monitor")
+            if not improved(name, score, self.best.get(name)):
+                continue
+            self.best[name] = score
+            module.chosen_for = {"score": name, "value": score, "step": trainer.global_step}
+            trainer.save_checkpoint(path)
+            module.chosen_for = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": dict(self.best)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = dict(state_dict["best"])
