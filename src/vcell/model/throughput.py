@@ -17,6 +17,8 @@ from vcell.data.datamodule import CellSetDataModule
 
 DTYPE = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed": torch.float16, "32-true": torch.float32}
 
+H200_FLOPS = 989.4e12  # dense, half precision; NVIDIA's data sheet, as for the H100 SXM
+
 
 class Throughput(Callback):
     """Logs, every `trainer.log_every_n_steps`, over the steps since:
@@ -71,9 +73,12 @@ def peak_flops(trainer: Trainer) -> float | None:
     device = trainer.strategy.root_device
     if device.type != "cuda" or trainer.precision not in DTYPE:
         return None
+    dtype = DTYPE[trainer.precision]
+    if "H200" in torch.cuda.get_device_name(device) and dtype != torch.float32:
+        return H200_FLOPS  # which Lightning knows by other names only
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return get_available_flops(device, DTYPE[trainer.precision])
+        return get_available_flops(device, dtype)
 
 
 def peak_memory_gb(device: torch.device) -> float:
