@@ -25,6 +25,7 @@ import numpy as np
 import scanpy
 import torch
 from readers import READERS, SET_SIZE, SETS, TARGET_SUM
+from tables import save
 
 from vcell.data.gather import DeviceRows, Gather
 from vcell.data.ingest import ingest
@@ -51,11 +52,8 @@ def main() -> None:
             table = compare(file, store, options.seconds, options.peers, prepared)
         else:
             table = beside_training(CellStore.open(store), options.device)
-    print(table)
-    out = Path(__file__).parent / "results" / f"loader_{options.device}_{options.genes}.md"
     command = f"python benchmarks/loader.py --genes {options.genes}" + (" --device cuda" * (options.device != "cpu"))
-    out.write_text(f"`{command}`\n\n{table}\n")
-    print(f"written to {out}")
+    save(f"loader_{options.device}_{options.genes}", command, table)
 
 
 def make(folder: Path, genes: int, targets: int) -> tuple[Path, Path, float]:

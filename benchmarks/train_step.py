@@ -2,8 +2,8 @@
 
     python benchmarks/train_step.py [--models state_sm state state_lg] [--genes 18080] [--sets 16] [--steps 20]
 
-Each model trains with its published set size, in a process of its own, on a simulated screen: first step by step, waiting after each
-part, for the split of time; then through the trainer as `vcell.train` does, for the speed. Takes the GPU where there is one, in bf16, and
+Each model trains with its published set size, in a process of its own, on a simulated screen: first through the trainer as
+`vcell.train` does, for the speed; then step by step, waiting after each part, for the split of time. Takes the GPU where there is one, in bf16, and
 the CPU otherwise, where one set a step suffices and only shares and ratios are reported. Prints a table and writes it to benchmarks/results/.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from tables import device_name, save
 
 from vcell.assemble import make_data, make_module, make_trainer, split_groups
 from vcell.cli import compose
@@ -35,6 +36,7 @@ from vcell.training import quieten
 SET_SIZE = {"state_sm": 128, "state": 512, "state_lg": 512}
 PARTS = ("data", "forward", "loss", "backward", "optimiser")
 TABLE_WIDTH = 5120  # of ESM2
+PROFILED = 20  # steps
 
 
 def main() -> None:
@@ -58,11 +60,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), options.genes)
         found = {name: in_own_process(name, folder) for name in options.models}
-    print(table := report(found, options))
-    device = torch.cuda.get_device_name().replace(" ", "_") if gpu else "cpu"
-    out = Path(__file__).parent / "results" / f"train_step_{device}_{options.genes}.md"
-    out.write_text(f"`python benchmarks/train_step.py {' '.join(sys.argv[1:])}`\n\n{table}\n")
-    print(f"written to {out}")
+    save(
+        f"train_step_{device_name()}_{options.genes}",
+        f"python benchmarks/train_step.py {' '.join(sys.argv[1:])}",
+        report(found, options),
+    )
 
 
 def make(folder: Path, genes: int) -> None:
@@ -88,17 +90,17 @@ def in_own_process(name: str, folder: str) -> dict[str, Any]:
 
 def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     quieten()
+    watch = Watch(options)
     config = compose("train", [
         "data=perturb_seq", f"data.path={folder}/none.h5ad", f"model={name}", "data.split.val.perturbations=0", "callbacks=none",
         "data.split.test.perturbations=0", f"data.sets.set_size={SET_SIZE[name]}", f"data.sets.sets_per_step={options.sets}",
         "data.target_sum=10000", f"perturbation.path={folder}/table.pt", f"run_dir={folder}/run", "trainer.val_check_interval=1000000",
-        f"trainer.max_steps={options.steps + warm_up(options)}", *options.overrides,
+        f"trainer.max_steps={watch.end}", *options.overrides,
     ])  # fmt: skip
     store = CellStore.open(folder / "store")
     assigned, _ = split_groups(config.data, store)
     data = make_data(config, store, assigned)
     module = make_module(config, {"model": dict(config.model)}, data)
-    watch = Watch(options)
     config.callbacks = None
     trainer = make_trainer(config, [watch])
     trainer.fit(module, data)
@@ -115,29 +117,27 @@ def warm_up(options: argparse.Namespace) -> int:
 
 
 class Watch(Callback):
-    """Seconds a step after the warm-up, and on a GPU the share of the last steps in which it computed."""
+    """Seconds a step after the warm-up; and on a GPU, in further steps, the share of the time in which it computed."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.first, self.last = warm_up(options), warm_up(options) + options.steps
-        self.seconds, self.busy, self.profiler = 0.0, None, None
+        self.end = self.last + (PROFILED if torch.cuda.is_available() else 0)
+        self.seconds, self.busy = 0.0, None
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        gpu = torch.cuda.is_available()
         if trainer.global_step == self.first:
             wait()
             self.start = time.perf_counter()
-        elif trainer.global_step == self.last:
+        if trainer.global_step == self.last:
             wait()
             self.seconds = (time.perf_counter() - self.start) / (self.last - self.first)
-        if gpu and trainer.global_step == self.last - 20:
+            if self.end > self.last:
+                self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+                self.profiler.__enter__()
+                self.start = time.perf_counter()
+        elif trainer.global_step == self.end:
             wait()
-            self.profiler, self.since = (
-                torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]),
-                time.perf_counter(),
-            )
-            self.profiler.__enter__()
-        elif self.profiler is not None and trainer.global_step == self.last:
-            elapsed = time.perf_counter() - self.since
+            elapsed = time.perf_counter() - self.start
             self.profiler.__exit__(None, None, None)
             kernels = [e for e in self.profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
             self.busy = sum(e.device_time for e in kernels) / 1e6 / elapsed

@@ -25,6 +25,7 @@ from pathlib import Path
 import anndata as ad
 import scanpy
 import torch
+from tables import device_name, save
 
 from vcell.data.screen import Screen
 from vcell.data.simulate import simulate
@@ -70,11 +71,11 @@ def main() -> None:
                 few, many = (run(steps) for steps in options.steps)
                 seconds[way].append((many - few) / (options.steps[1] - options.steps[0]))
                 print(f"{way}: {seconds[way][-1]:.3g} s a step", flush=True)
-    print(table := report(seconds, options, gpu))
-    device = torch.cuda.get_device_name().replace(" ", "_") if gpu else "cpu"
-    out = Path(__file__).parent / "results" / f"vs_state_{device}_{options.genes}.md"
-    out.write_text(f"`python benchmarks/vs_state.py --peer PYTHON --genes {options.genes}`\n\n{table}\n")
-    print(f"written to {out}")
+    save(
+        f"vs_state_{device_name()}_{options.genes}",
+        f"python benchmarks/vs_state.py --rounds {options.rounds} --peer PYTHON --genes {options.genes}",
+        report(seconds, options, gpu),
+    )
 
 
 def make(folder: Path, genes: int) -> None:

@@ -52,7 +52,7 @@ def trial(config: DictConfig, data: CellSetDataModule, module: TransitionModule)
     with tempfile.TemporaryDirectory(prefix="vcell-check-") as folder:
         short = {
             "max_steps": steps, "val_check_interval": steps * config.trainer.accumulate_grad_batches, "limit_val_batches": 1,
-            "logger": None, "default_root_dir": folder, "enable_checkpointing": False,
+            "default_root_dir": folder, "enable_checkpointing": False,
         }  # fmt: skip
         changed = config.copy()
         OmegaConf.set_struct(changed, False)

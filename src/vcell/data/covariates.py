@@ -8,15 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from vcell.data.splits import Group
-from vcell.data.store import Cells
+from vcell.data.store import BATCH_COLUMNS, Cells
 
 
 @dataclass(frozen=True)
 class Covariates:
-    """Contexts and batches that a model has embeddings of, in their order. Any other has the number after the last.
-
-    A batch is named by its context, source file and label: labels of two files do not mean the same lane.
-    """
+    """Contexts and batches that a model has embeddings of, in their order. Any other has the number after the last."""
 
     contexts: list[str]
     batches: list[str]
@@ -43,5 +40,5 @@ class Covariates:
 
 def batch_names(store: Cells) -> np.ndarray:
     """The name of each cell's batch, str ``(cells)``."""
-    columns = [store.obs[name].astype(str) for name in ("context", "source", "batch")]
+    columns = [store.obs[name].astype(str) for name in BATCH_COLUMNS]
     return columns[0].str.cat(columns[1:], sep="\t").to_numpy(object)

@@ -20,7 +20,7 @@ import numpy as np
 from vcell.data.batch import CellSets
 from vcell.data.permute import key, permuted
 from vcell.data.splits import Group, check_known
-from vcell.data.store import Cells
+from vcell.data.store import BATCH_COLUMNS, Cells
 from vcell.errors import VcellError
 
 # first word of every random key, so that draws for different purposes never share a stream
@@ -135,12 +135,8 @@ class CellSetSampler:
 
         First those that are dealt to the set; where they do not fill it, the group's others; then, round after round, all of them.
         """
-        slot_C, n_S1, before_S1, key_S1 = (
-            np.arange(self.set_size),
-            n_S[:, None],
-            part_S[:, None] * self.set_size,
-            key_S[:, None],
-        )
+        slot_C, before_S1 = np.arange(self.set_size), part_S[:, None] * self.set_size
+        n_S1, key_S1 = n_S[:, None], key_S[:, None]
         own_S1 = np.minimum(self.set_size, n_S1 - before_S1)
         more_SC = np.maximum(slot_C - own_S1, 0)
         round_SC, again_SC = np.divmod(np.maximum(more_SC - before_S1, 0), n_S1)
@@ -196,9 +192,7 @@ class ControlPool:
     """Control cells of some contexts, by the batch they come from."""
 
     def __init__(self, store: Cells, contexts: Iterable[str]) -> None:
-        # a batch is a label within one source file and context: labels of two files do not mean the same lane
-        obs = store.obs
-        self.batch_of_cell = obs.groupby(["context", "source", "batch"], observed=True, sort=True).ngroup().to_numpy()
+        self.batch_of_cell = store.obs.groupby(BATCH_COLUMNS, observed=True, sort=True).ngroup().to_numpy()
         self.of_context = {context: store.controls_of(context) for context in sorted(contexts)}
         self.of_batch: dict[int, np.ndarray] = {}
         for cells in self.of_context.values():

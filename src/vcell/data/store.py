@@ -35,6 +35,10 @@ ARRAYS = ("indptr", "indices", "values")
 LABELS = ("context", "batch", "perturbation", "source")
 
 
+# what names a batch: a label within one source file and context, for labels of two files do not mean the same lane
+BATCH_COLUMNS = ["context", "source", "batch"]
+
+
 @dataclass(frozen=True)
 class SparseCells:
     """Rows of a store: CSR without the matrix around it. `indptr` starts at 0."""

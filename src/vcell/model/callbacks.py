@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,41 +12,34 @@ from tqdm import tqdm
 from vcell.data.batch import CellSetBatch
 from vcell.errors import VcellError
 from vcell.model.module import TransitionModule
+from vcell.model.throughput import Paced
 from vcell.model.validation import improved, score_of
 from vcell.progress import progress_bar
 
 
-class Progress(Callback):
+class Progress(Paced):
     """A bar with loss and cells per second, over all devices."""
 
     bar: tqdm | None = None
-    validated = False
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.cells, self.since, self.bar = 0, time.monotonic(), None
+        self.restart(trainer)
+        self.bar = None
         if trainer.is_global_zero:
             self.bar = progress_bar(trainer.max_steps, "training", "step", initial=trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: CellSetBatch, batch_idx: int
     ) -> None:
-        self.cells += batch.n_cells * trainer.world_size
+        self.count(trainer, batch)
         if self.bar is None:
             return
-        elapsed = time.monotonic() - self.since
-        if elapsed > 1.0 or trainer.global_step >= trainer.max_steps:
+        if self.elapsed > 1.0 or trainer.global_step >= trainer.max_steps:
             # reading the loss waits for the device, so only now and then
-            rate = self.cells / max(elapsed, 1e-9)
-            self.bar.set_postfix_str(f"loss {float(outputs['loss']):.4f}, {rate:,.0f} cells/s", refresh=False)
-            self.cells, self.since = 0, time.monotonic()
+            loss, rate = float(outputs["loss"]), self.cells_per_second
+            self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} cells/s", refresh=False)
+            self.restart(trainer)
         self.bar.update(trainer.global_step - self.bar.n)
-
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self.validated = True
-
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.validated:  # what validation, and what others do after it, took is no training time
-            self.cells, self.since, self.validated = 0, time.monotonic(), False
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.bar is not None:
@@ -78,9 +70,8 @@ class StopEarly(Callback):
         module.scores.check([self.monitor], module.loss, "callbacks.early_stopping.monitor")
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        trainer.should_stop = (
-            trainer.should_stop or self.since >= self.patience
-        )  # a run that had stopped is not taken up again
+        if self.since >= self.patience:  # a run that had stopped is not taken up again
+            trainer.should_stop = True
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         score = score_of(trainer, self.monitor, "callbacks.early_stopping.monitor")
@@ -131,7 +122,6 @@ class WarnOfCollapse(Callback):
         assert isinstance(module, TransitionModule) and module.scores is not None and module.schedule is not None
         collapsed = module.scores.collapsed and trainer.global_step >= module.schedule.warmup_steps
         if collapsed and not self.warned and trainer.is_global_zero:
-            distinct = score_of(trainer, "val/distinctness", "")
             silent = module.table.silent_on([p for *_, p in module.scores.last_groups])
             why = (
                 f"a one-hot table says nothing of {len(silent)} of the validated perturbations; an embedding table can "
@@ -140,5 +130,5 @@ class WarnOfCollapse(Callback):
                 else "usual remedies are loss=energy_contrastive, a higher optimizer.lr or more steps, and a table whose vectors differ"
             )
             print(f"warning: at step {trainer.global_step:,} the predicted effects of all held-out perturbations are nearly one profile "
-                  f"(val/distinctness {distinct:.4f}): {why}", flush=True)  # fmt: skip
+                  f"(val/distinctness {module.scores.distinctness:.4f}): {why}", flush=True)  # fmt: skip
         self.warned = collapsed

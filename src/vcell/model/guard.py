@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vcell.data.batch import CellSetBatch
+from vcell.data.splits import Group
 from vcell.errors import VcellError, shortlist
 
 
@@ -21,7 +22,7 @@ class Watched:
     """What a step left on the device, on its way to the host."""
 
     step: int
-    sets: list[str]
+    sets: list[Group]
     finite: Tensor  # bool (sets + 1): each set's loss, and the gradient
     arrived: torch.cuda.Event | None
 
@@ -44,12 +45,12 @@ class Guard:
         self.gradients, self.freeze = gradients, freeze
         self.waiting: deque[Watched] = deque()
         self.frozen: Tensor | None = None
-        self.losses: list[tuple[list[str], Tensor]] = []  # of the micro-batches since the last update
+        self.losses: list[tuple[list[Group], Tensor]] = []  # of the micro-batches since the last update
 
     def loss(self, loss_S: Tensor, batch: CellSetBatch) -> None:
         """Takes note of the losses of some sets."""
-        names = [f"{p} in {c}" for c, p in zip(batch.contexts, batch.perturbations, strict=True)]
-        self.losses.append((names, loss_S.detach().isfinite()))
+        groups = list(zip(batch.contexts, batch.perturbations, strict=True))
+        self.losses.append((groups, loss_S.detach().isfinite()))
 
     def gradient(self, norm: Tensor, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Takes note of the gradient's norm before the optimiser uses it.
@@ -59,12 +60,12 @@ class Guard:
         NotFiniteError
             On the CPU at once; on a GPU later, in `check`.
         """
-        names = [name for sets, _ in self.losses for name in sets]
+        groups = [group for sets, _ in self.losses for group in sets]
         fine = norm.detach().isfinite() if self.gradients else torch.ones_like(norm, dtype=torch.bool)
         finite = torch.cat([*(finite_S for _, finite_S in self.losses), fine.reshape(1)])
         self.losses.clear()
         if finite.device.type != "cuda":
-            self._judge(Watched(step, names, finite.cpu(), None))
+            self._judge(Watched(step, groups, finite.cpu(), None))
             return
         bad = (~finite.all()).float()
         self.frozen = bad if self.frozen is None else torch.maximum(self.frozen, bad)
@@ -74,7 +75,7 @@ class Guard:
         host.copy_(finite, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
-        self.waiting.append(Watched(step, names, host, arrived))
+        self.waiting.append(Watched(step, groups, host, arrived))
 
     def check(self, wait: bool = False) -> None:
         """Judges the steps whose verdict has arrived; all of them with `wait`, as before weights are saved.
@@ -96,7 +97,7 @@ class Guard:
     def _judge(watched: Watched) -> None:
         if bool(watched.finite.all()):
             return
-        bad = [f"set {i} ({name})" for i, name in enumerate(watched.sets) if not bool(watched.finite[i])]
+        bad = [f"set {i} ({p} in {c})" for i, (c, p) in enumerate(watched.sets) if not bool(watched.finite[i])]
         if bad:
             what = f"the loss of step {watched.step:,} is not finite in {shortlist(bad, 4)}"
         else:

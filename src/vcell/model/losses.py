@@ -74,7 +74,7 @@ def sorted_error(predicted_SCG: Tensor, measured_SCG: Tensor) -> Tensor:
 
 def change_size(predicted_SCG: Tensor, control_SCG: Tensor) -> Tensor:
     """Mean absolute predicted pseudobulk delta, ``(sets,)``: an L1 penalty that keeps effects sparse."""
-    return (predicted_SCG.float().mean(1) - control_SCG.float().mean(1)).abs().mean(1)
+    return delta_error(predicted_SCG, control_SCG)
 
 
 def discrimination_loss(

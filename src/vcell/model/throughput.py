@@ -20,7 +20,33 @@ DTYPE = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed": 
 H200_FLOPS = 989.4e12  # dense, half precision; NVIDIA's data sheet, as for the H100 SXM
 
 
-class Throughput(Callback):
+class Paced(Callback):
+    """Counts cells and time since `restart`. What validation takes, and what others do after it, is no training time."""
+
+    def restart(self, trainer: Trainer) -> None:
+        self.cells, self.since, self.validated = 0, time.perf_counter(), False
+
+    def count(self, trainer: Trainer, batch: CellSetBatch) -> None:
+        self.cells += batch.n_cells * trainer.world_size
+
+    @property
+    def elapsed(self) -> float:
+        return max(time.perf_counter() - self.since, 1e-9)
+
+    @property
+    def cells_per_second(self) -> float:
+        """On all devices."""
+        return self.cells / self.elapsed
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.validated = True
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.validated:
+            self.restart(trainer)
+
+
+class Throughput(Paced):
     """Logs, every `trainer.log_every_n_steps`, over the steps since:
 
     ``throughput/cells_per_second``: cells that the model learnt from, controls and perturbed ones, on all devices.
@@ -33,33 +59,27 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.peak_flops = peak_flops(trainer)
-        self._begin(trainer)
+        self.restart(trainer)
 
-    def _begin(self, trainer: Trainer) -> None:
-        self.validated = False
-        self.cells, self.batches, self.since, self.waited = 0, 0, time.perf_counter(), waited(trainer)
-
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.validated:  # what validation, and what others do after it, took is no training time
-            self._begin(trainer)
+    def restart(self, trainer: Trainer) -> None:
+        super().restart(trainer)
+        self.batches, self.waited = 0, waited(trainer)
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: CellSetBatch, batch_idx: int) -> None:
-        self.cells, self.batches = self.cells + batch.n_cells, self.batches + 1
+        self.count(trainer, batch)
+        self.batches += 1
         if trainer.global_step % trainer.log_every_n_steps or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        elapsed = max(time.perf_counter() - self.since, 1e-9)
+        elapsed = self.elapsed
         found = {
-            "cells_per_second": self.cells * trainer.world_size / elapsed,
+            "cells_per_second": self.cells_per_second,
             "data_wait": min(1.0, (waited(trainer) - self.waited) / elapsed),
             "peak_memory_gb": peak_memory_gb(trainer.strategy.root_device),
         }
         if self.peak_flops and module.flops:
             found["model_flops_utilisation"] = module.flops * self.batches / elapsed / self.peak_flops
         module.log_dict({f"throughput/{name}": value for name, value in found.items()})
-        self._begin(trainer)
-
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self.validated = True
+        self.restart(trainer)
 
 
 def waited(trainer: Trainer) -> float:

@@ -44,7 +44,7 @@ class TransitionModel(nn.Module):
     covariates
         Of ``context`` and ``batch``, those that are embedded and added. One never trained on gets the mean embedding.
     checkpoint_activations
-        Computes each block's activations again in the backward pass instead of keeping them: less memory, a third more time.
+        Computes each block's activations again in the backward pass instead of keeping them: less memory, more time.
     """
 
     seen_genes: Tensor | None

@@ -55,13 +55,18 @@ class ValidationScores:
     genes: Sequence[str]
     differential_expression: bool = True
     found: dict[Group, Validated] = field(default_factory=dict)
-    collapsed: bool = False  # whether predictions were one profile in the last validation
-    last_groups: list[Group] = field(default_factory=list)  # and of which groups
+    distinctness: float | None = None  # of the last validation, where enough was held out in one context
+    last_groups: list[Group] = field(default_factory=list)  # and its groups
     _device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _measured: dict[Group, Differential] = field(default_factory=dict)  # the same cells in every validation
 
     def __post_init__(self) -> None:
         self.genes = list(self.genes)
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the predictions of the last validation were one profile."""
+        return self.distinctness is not None and self.distinctness < COLLAPSED
 
     def names(self, loss: SetLoss) -> list[str]:
         """What `compute` gives; distinctness only where enough perturbations are held out in one context."""
@@ -123,8 +128,8 @@ class ValidationScores:
         scores["delta_correlation"] = float(delta_correlation(predicted_PG, measured_PG, known_PG).mean())
         if self.differential_expression:
             scores["de_overlap"] = _mean([row.de_overlap for row in rows])
-        if "contrastive" in loss.weights:  # over all groups, not those that happened to share a step
-            scores["loss"] = sum(weight * scores[name] for name, weight in loss.weights.items())
+        # of the terms as they are now: the contrastive one over all groups, not those that happened to share a step
+        scores["loss"] = sum(weight * scores[name] for name, weight in loss.weights.items())
         return scores
 
     def _over_contexts(
@@ -149,10 +154,10 @@ class ValidationScores:
                         predicted_PG[here], measured_PG[here], own, rivals, known, known, loss.temperature
                     )
                 )
-        self.collapsed = bool(distinct) and _mean(distinct) < COLLAPSED
+        self.distinctness = _mean(distinct) if distinct else None
         scores = {"discrimination": float(torch.cat(ranks).mean())}
-        if distinct:
-            scores["distinctness"] = _mean(distinct)
+        if self.distinctness is not None:
+            scores["distinctness"] = self.distinctness
         if contrasts:
             scores["contrastive"] = float(torch.cat(contrasts).mean())
         return scores
