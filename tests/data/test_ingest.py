@@ -400,6 +400,23 @@ def test_a_dask_cluster_gives_the_same_store(tmp_path: Path):
     assert not (tmp_path / "bad").exists() and not (tmp_path / "bad.parts").exists()
 
 
+def test_what_still_reads_elsewhere_after_an_error_leaves_nothing(tmp_path: Path, monkeypatch):
+    """A worker of a cluster cannot be stopped in the midst of a file."""
+    jobs = []
+
+    def refused(left, *_):
+        jobs.extend(left)
+        raise VcellError("one of them is bad")
+
+    monkeypatch.setattr("vcell.data.ingest.read_parts", refused)
+    with pytest.raises(VcellError, match="one of them"):
+        ingest(three_files(tmp_path), tmp_path / "store")
+    assert not (tmp_path / "store.parts").exists()
+    with pytest.raises(VcellError, match="could not be written"):
+        workers.read_part(jobs[0], lambda cells: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file0.h5ad", "file1.h5ad", "file2.h5ad"]
+
+
 def test_an_interrupted_preparation_goes_on_with_the_files_it_had_read(tmp_path: Path, monkeypatch, capsys):
     files = three_files(tmp_path)
     expected = ingest(files, tmp_path / "whole").fingerprint

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from vcell.data.scale import Scale
 from vcell.data.store import FORMAT_VERSION, LABELS, CellStore
 from vcell.data.workers import read_parts
 from vcell.errors import VcellError, nearest, shortlist
-from vcell.whole import written_whole
+from vcell.whole import remove, written_whole
 
 
 def ingest(
@@ -76,13 +75,17 @@ def ingest(
                 f"going on     with {len(jobs) - len(left)} of {len(jobs)} files read before the interruption",
                 flush=True,
             )
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise VcellError(f"the store {out} could not be written: {error}") from error
         read_parts(left, workers, cluster)
         with written_whole(out, "the store") as scratch:
             _write_store(scratch, jobs, panel, recipe, genes, filters, provenance or {})
     except (VcellError, OSError):
-        shutil.rmtree(place, ignore_errors=True)  # an interruption leaves the parts for next time, an error nothing
+        remove(place)  # an interruption leaves the parts for next time, an error nothing
         raise
-    shutil.rmtree(place, ignore_errors=True)
+    remove(place)
     return CellStore.open(out)
 
 

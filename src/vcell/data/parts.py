@@ -54,7 +54,7 @@ def read_part(job: PartJob, report: Callable[[int], object]) -> None:
         If a cell cannot be used. No part is left then.
     """
     recipe, path = job.recipe, job.path
-    with open_h5ad(path) as file, written_whole(job.folder, "the part") as scratch:
+    with open_h5ad(path) as file, written_whole(job.folder, "the part", parents=False) as scratch:
         cells = read_obs(file, path, recipe.columns, recipe.context)
         names = read_genes(file, path, recipe.matrix, recipe.columns.gene)
         matrix = Matrix.open(file, path, recipe.matrix, len(cells), len(names))
