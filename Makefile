@@ -51,7 +51,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "== environment in $(VENV) (a few minutes, once)"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-	  --editable '.[score,cluster,losses,slurm,wandb,notebook,dev]'
+	  --editable '.[score,submit,cluster,losses,slurm,wandb,notebook,dev]'
 	@touch $@
 
 clean:

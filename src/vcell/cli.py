@@ -111,6 +111,11 @@ def build(config: Any, **arguments: Any) -> Any:
         raise VcellError(f"a value of the configuration is refused: {' '.join(str(error).split())}") from error
 
 
+def plain(value: Any) -> Any:
+    """A value of a configuration as lists and dicts."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
 def fail(error: VcellError) -> None:
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(2)

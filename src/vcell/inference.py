@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,190 +12,167 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from vcell import __version__
+from vcell.challenge import Challenge
+from vcell.cli import build, plain
+from vcell.controls import LEAST_SHARED, is_store, open_controls, store_of
 from vcell.data.covariates import Covariates
+from vcell.data.files import read_gene_list
 from vcell.data.gather import Gather
-from vcell.data.h5ad import Columns, open_h5ad
-from vcell.data.ingest import ingest
-from vcell.data.panel import GeneChoice
-from vcell.data.recipe import Recipe
 from vcell.data.sampler import ControlPool
-from vcell.data.splits import Group
 from vcell.data.store import Cells
-from vcell.data.view import open_stores, with_genes
-from vcell.errors import VcellError, nearest, shortlist
-from vcell.model.baselines import Predictor, make_baselines
-from vcell.model.checkpoint import find_checkpoint, load_module, load_table, read_checkpoint
+from vcell.data.view import with_genes
+from vcell.errors import VcellError, shortlist
+from vcell.model.baselines import Predictor
+from vcell.model.checkpoint import embedding_of, find_checkpoint, load_module
 from vcell.model.module import TransitionModule
-from vcell.perturbation.table import PerturbationTable
-from vcell.prediction import Source, Wanted, read_request, write_prediction
+from vcell.output.form import Form
+from vcell.output.parts import parts_folder
+from vcell.prediction import CountModels, DrawnCells, ExpectedCells, PredictedEffects, Source
+from vcell.predictors import check_predictors, choose_device, make_predictor, other_table, predictors_of
+from vcell.production import Place, Prediction, chosen_controls, gene_notes, produce
+from vcell.ranks import Rank
+from vcell.request import Wanted, requested
+from vcell.run_key import key_of
 
-PREDICTORS = ("model", "copied_controls", "context_mean", "perturbation_mean")
+COMPRESSIONS = (None, "lzf", "gzip")
 
 
 def infer(config: DictConfig) -> None:
-    """Predicts what `config` asks for into `config.out`."""
-    out = Path(config.out)
-    if out.exists() and not config.overwrite:
-        raise VcellError(f"{out} exists already; give out=OTHER.h5ad, or overwrite=true to replace it")
-    if config.predictor not in PREDICTORS:
-        raise VcellError(f"predictor={config.predictor} is none of {', '.join(PREDICTORS)}."
-                         f"{nearest(config.predictor, PREDICTORS)}")  # fmt: skip
-    path = find_checkpoint(config.ckpt, config.runs)
-    module = load_module(path, _other_table(config.perturbation, path))
-    identity = module.identity
-    device = choose_device(config.device)
-    with control_store(config, identity, path) as store:
-        check_genes(store, identity, config.challenge)
-        request = make_request(config, identity, store, store.control_contexts)
-        if config.predictor == "model":
-            module.table.require([w.perturbation for w in request])
-        source = make_source(store, identity, {w.context for w in request}, config.sets_per_step, config.seed)
-        predictor = make_predictor(config, module.to(device), source.gather)
-        controls = chosen_controls(config, store, request)
-        target_sum = float(config.target_sum or identity["target_sum"])
-        about = {
-            "vcell": __version__, "ckpt": str(path.resolve()), "predictor": config.predictor, "seed": config.seed,
-            "store": [str(Path(path).resolve()) for path in store_of(config.store, identity)], "challenge": config.challenge.name,
-        }  # fmt: skip
-        write_prediction(out, predictor, source, request, target_sum, controls, about, device)
-        unknown = unknown_covariates(module, source) if config.predictor == "model" else None
-    print(report(out, path, identity, request, controls, target_sum), flush=True)
-    if unknown:
-        print(f"note         {unknown}", flush=True)
-    silent = module.table.silent_on([w.perturbation for w in request]) if config.predictor == "model" else []
-    if silent:
-        print(f"note         {len(silent):,} targets were never trained on, and a one-hot table says nothing of them: they "
-              f"all get a mean response ({shortlist(silent)})", flush=True)  # fmt: skip
+    """Predicts what `config` asks for into `config.out`; on several processes, this one's share of it."""
+    check_config(config)
+    out, ckpt = Path(config.out), find_checkpoint(config.ckpt, config.runs)
+    resolved = OmegaConf.to_container(config, resolve=True)
+    place = Place(out, key_of(resolved, ("controls", "targets", "genes", "perturbation"), ckpt))  # type: ignore[arg-type]
+    produce(partial(prepare, resolved, ckpt), place, helpers_of(config), config.compression)
 
 
-@contextmanager
-def control_store(config: DictConfig, identity: dict[str, Any], ckpt: Path) -> Iterator[Cells]:
-    """The store that control cells come from: the run's, or one made of `config.controls` for the while."""
-    if config.controls is None:
-        yield open_run_store(config.store, identity, ckpt)
-        return
-    columns = dict(identity["config"]["data"]["columns"])
-    path = Path(config.controls)
-    context = None
-    with open_h5ad(path) as file:
-        names = list(file["obs"]) if "obs" in file else []
-        if columns["batch"] not in names:
-            columns["batch"] = None
-        if columns["context"] not in names:
-            if not config.contexts or len(config.contexts) != 1:
-                raise VcellError(f"{path} has no column {columns['context']!r}: name its context with contexts=[NAME]")
-            context = config.contexts[0]
-    with tempfile.TemporaryDirectory(prefix="vcell-controls-") as folder:
-        seen = embedding_of(identity)
-        recipe = Recipe(Columns(**columns), identity["control"], context, obsm=(seen,) if seen else ())
-        store = ingest([path], Path(folder) / "store", recipe, GeneChoice(identity["genes"]))
-        for source, number in store.meta["genes_missing"].items():
-            print(f"note         {source} lacks {number:,} of the model's {store.n_genes:,} genes: they are 0 in what it predicts "
-                  "from", flush=True)  # fmt: skip
-        yield store
-
-
-def open_run_store(store: Any, identity: dict[str, Any], ckpt: Path) -> Cells:
-    """The cell store (or stores) a checkpoint was trained on, in the genes it was trained on.
-
-    `store` says where it lies now; None where it lay in training.
-    """
-    paths = [Path(path) for path in store_of(store, identity)]
-    absent = [path for path in paths if not path.exists()]
-    if absent:
+def check_config(config: DictConfig) -> None:
+    """What can be refused before anything is read."""
+    if Rank.here().number == 0 and Path(config.out).exists() and not config.overwrite:
+        raise VcellError(f"{config.out} exists already; give out=OTHER.h5ad, or overwrite=true to replace it")
+    check_predictors(config)
+    if config.compression not in COMPRESSIONS:
         raise VcellError(
-            f"the cell store {absent[0]}, which {ckpt} was trained on, is not there. Say where it is with store=FOLDER, or "
-            "give control cells with controls=FILE.h5ad"
+            f"compression={config.compression} must be null, lzf or gzip: the official tools read no other"
         )
-    opened = open_stores(paths)
-    if opened.fingerprint != identity["store"]["fingerprint"]:
-        raise VcellError(
-            f"the cell store {opened.name} is not the one {ckpt} was trained on (fingerprints differ). Give that one with "
-            "store=FOLDER, or control cells with controls=FILE.h5ad"
-        )
-    return opened if opened.genes == identity["genes"] else with_genes(opened, identity["genes"])
+    if config.devices != "auto" and (not isinstance(config.devices, int) or config.devices < 1):
+        raise VcellError(f"devices={config.devices} must be auto or a number of at least 1")
+    choose_device(config.device, 0)
 
 
-def store_of(store: Any, identity: dict[str, Any]) -> list[str]:
-    """Folders of the run's store: those given, or those it lay in."""
-    given = [store] if isinstance(store, str) else store or identity["store"]["paths"]
-    return [str(path) for path in given]
+def helpers_of(config: DictConfig) -> int:
+    """Processes beside this one that `devices` asks for."""
+    if config.devices != "auto":
+        return config.devices - 1
+    return max(1, torch.cuda.device_count()) - 1 if choose_device(config.device, 0).type == "cuda" else 0
 
 
-def check_genes(store: Cells, identity: dict[str, Any], challenge: DictConfig) -> None:
-    if store.genes != identity["genes"]:
-        raise VcellError(f"the genes of {store.name} are not those of the checkpoint")
-    if challenge.n_genes and store.n_genes != challenge.n_genes:
-        raise VcellError(
-            f"challenge={challenge.name} wants {challenge.n_genes:,} genes; the model predicts {store.n_genes:,}. Train on "
-            "the challenge's gene list (data.genes=gene_names.csv), or use challenge=none"
-        )
-
-
-def make_request(config: DictConfig, identity: dict[str, Any], store: Cells, contexts: list[str]) -> list[Wanted]:
-    """What `targets` names; else the held-out test groups with as many cells as were measured; else the data's request."""
-    columns = Columns(**identity["config"]["data"]["columns"])
-    if config.targets is not None:
-        targets = config.targets if isinstance(config.targets, str) else OmegaConf.to_container(config.targets)
-        return read_request(targets, config.contexts, config.n_cells, contexts, store.control, columns)  # type: ignore[arg-type]
-    groups = [(c, p) for c, p, split in identity["split"] if split == "test"]
-    groups = [g for g in groups if g in store.groups and (not config.contexts or g[0] in config.contexts)]
-    usual = identity["config"]["data"]["request"]
-    if not groups and usual["targets"]:
-        contexts_of_it = config.contexts or usual["contexts"]
-        return read_request(usual["targets"], contexts_of_it, config.n_cells, contexts, store.control, columns)
-    if not groups:
-        raise VcellError(
-            "the run held out no test perturbations: say what to predict, targets=FILE.csv or targets=[A,B]"
-        )
-    return [Wanted(c, p, int(config.n_cells or len(store.groups[c, p]))) for c, p in groups]
+def prepare(resolved: Any, ckpt: Path, rank: Rank, claim: Callable[[], bool]) -> Prediction | None:
+    """Reads, checks and decides. Before `claim` nothing is written but what is made of control files, which goes there."""
+    config = OmegaConf.create(resolved)
+    challenge: Challenge = build(config.challenge)
+    module = load_module(ckpt, other_table(config.perturbation, ckpt))
+    identity, out = module.identity, Path(config.out)
+    genes = read_gene_list(config.genes) if config.genes else list(identity["genes"])
+    challenge.check_genes(genes, f"{config.genes} has" if config.genes else "the model predicts")
+    from_files = config.controls is not None and not is_store(plain(config.controls))
+    if from_files and not claim():
+        return None
+    store = open_controls(config, challenge, identity, ckpt, genes, parts_folder(out) / "controls")
+    request = requested(config, challenge, identity, store)
+    uses_model = "model" in predictors_of(config)
+    if uses_model:
+        module.table.require([w.perturbation for w in request])
+    challenge.phase(w.context for w in request)
+    challenge.check_labels({(w.context, w.perturbation): w.n_cells for w in request}, None)
+    source = make_source(store, identity, {w.context for w in request}, config.sets_per_step, config.seed)
+    for group in request:
+        source.plan(group)  # batches that cannot be had are found before the first cell is predicted
+    device = choose_device(config.device, rank.local)
+    form = make_form(config, challenge, genes, source, request)
+    drawn = challenge.drawn if config.draw is None else config.draw or challenge.values == "counts"
+    maker = make_maker(make_predictor(config, module, source.gather, ckpt, device), source, form, device, drawn)
+    controls = chosen_controls(challenge, source, request, config.max_controls)
+    notes = gene_notes(source, form) + fallback_notes(predictors_of(config), identity, request)
+    if uses_model:
+        notes += [note for note in (unknown_covariates(module, source), silent_targets(module, request)) if note]
+    if not from_files and not claim():
+        return None
+    about = {
+        "vcell": __version__, "ckpt": str(ckpt.resolve()), "predictor": plain(config.predictor), "seed": config.seed,
+        "store": [str(Path(p).resolve()) for p in store_of(config.store, identity)], "challenge": challenge.name,
+        "scale": form.values, "target_sum": form.target_sum if form.values == "log1p" else None, "drawn": drawn,
+    }  # fmt: skip
+    trained = {p for _, p, split in identity["split"] if split == "train"}
+    unseen = len({w.perturbation for w in request} - trained)
+    said = [f"checkpoint   {ckpt}{chosen_for(identity)}", f"targets      {unseen:,} of them never trained on"]
+    return Prediction(out, request, controls, maker, source, form, challenge, about, said, notes)
 
 
 def make_source(store: Cells, identity: dict[str, Any], contexts: set[str], sets_per_step: int, seed: int) -> Source:
     """Control cells of `contexts`, in sets of the size trained with."""
     covariates = Covariates(**identity["covariates"]) if identity["covariates"] else None
-    gather = Gather(store, identity["target_sum"], embedding_of(identity), covariates=covariates)
+    seen = store if store.genes == identity["genes"] else with_genes(store, identity["genes"])
+    gather = Gather(seen, identity["target_sum"], embedding_of(identity), covariates=covariates)
     set_size = identity["config"]["data"]["sets"]["set_size"]
-    return Source(gather, ControlPool(store, contexts), set_size, sets_per_step, seed)
+    return Source(gather, store, ControlPool(store, contexts), set_size, sets_per_step, seed)
 
 
-def embedding_of(identity: dict[str, Any]) -> str | None:
-    """The embedding that the model sees in place of control expression."""
-    seen = identity["config"]["data"]["input"]
-    return seen if isinstance(seen, str) else None
-
-
-def make_predictor(config: DictConfig, module: TransitionModule, gather: Gather) -> Predictor:
-    if config.predictor == "model":
-        return module
-    if config.controls is not None and config.predictor != "copied_controls":
-        raise VcellError(f"predictor={config.predictor} needs the run's training cells; leave out controls=")
-    return make_baselines(gather, split_of(module.identity))[0][config.predictor]
-
-
-def split_of(identity: dict[str, Any]) -> dict[Group, str]:
-    return {(context, perturbation): split for context, perturbation, split in identity["split"]}
-
-
-def chosen_controls(config: DictConfig, store: Cells, request: list[Wanted]) -> dict[str, np.ndarray]:
-    """Control cells that go into the file, by context."""
-    if not config.challenge.controls:
-        return {}
-    rng = np.random.default_rng(config.seed)
-    controls = {}
-    for context in dict.fromkeys(w.context for w in request):
-        cells = store.controls_of(context)
-        if config.max_controls is not None and config.max_controls < len(cells):
-            cells = np.sort(rng.choice(cells, config.max_controls, replace=False))
-        controls[context] = cells
-    total = sum(w.n_cells for w in request) + sum(map(len, controls.values()))
-    limit = config.challenge.max_cells
-    if limit and total > limit:
+def make_form(
+    config: DictConfig, challenge: Challenge, genes: Sequence[str], source: Source, request: Sequence[Wanted]
+) -> Form:
+    target_sum = config.target_sum or challenge.target_sum or source.gather.target_sum
+    if target_sum == "median":
+        contexts = dict.fromkeys(w.context for w in request)
+        controls = np.concatenate([source.store.controls_of(context) for context in contexts])
+        target_sum = np.median(source.store.library_size[controls])
+    form = Form.of(genes, source.store, challenge.values, float(target_sum))
+    shared = int((form.source_genes >= 0).sum())
+    if shared < LEAST_SHARED * len(genes):
         raise VcellError(
-            f"{total:,} cells are more than challenge={config.challenge.name} takes ({limit:,}): "
-            f"{total - limit:,} too many. Write fewer controls with max_controls=N, or ask for fewer cells"
+            f"{source.store.name} has {shared:,} of the {len(genes):,} genes of {config.genes}. Give control cells with the same "
+            "genes (controls=FILE.h5ad), or the model's own list"
         )
-    return controls
+    return form
+
+
+def make_maker(
+    predictor: Predictor, source: Source, form: Form, device: torch.device, drawn: bool
+) -> ExpectedCells | DrawnCells:
+    """Cells as the predictor expects them, or drawn around what it predicts."""
+    if not drawn:
+        return ExpectedCells(predictor, source, form, device)
+    models = CountModels(source.store, source.gather.target_sum)
+    return DrawnCells(PredictedEffects(predictor, source, models, device), source, form, models)
+
+
+def fallback_notes(names: Mapping[str, float], identity: dict[str, Any], request: Sequence[Wanted]) -> list[str]:
+    """What stands in where a baseline has no training cells to speak from."""
+    groups = [(context, perturbation) for context, perturbation, split in identity["split"] if split == "train"]
+    contexts, perturbations = {c for c, _ in groups}, {p for _, p in groups}
+    unseen = {w.perturbation for w in request if w.perturbation not in perturbations}
+    new = sorted({w.context for w in request if w.context not in contexts})
+    notes = []
+    if "perturbation_mean" in names and unseen:
+        notes.append(
+            f"{len(unseen):,} targets were never trained on: the context mean stands in for their perturbation mean"
+        )
+    if new and ("context_mean" in names or ("perturbation_mean" in names and unseen)):
+        notes.append(
+            f"no cells of {shortlist(new)} were trained on: the mean of all contexts stands in for the context mean"
+        )
+    return notes
+
+
+def silent_targets(module: TransitionModule, request: Sequence[Wanted]) -> str | None:
+    """Targets that a one-hot table knows nothing of."""
+    silent = module.table.silent_on([w.perturbation for w in request])
+    if not silent:
+        return None
+    return (
+        f"{len(silent):,} targets were never trained on, and a one-hot table says nothing of them: they all get a mean "
+        f"response ({shortlist(silent)})"
+    )
 
 
 def unknown_covariates(module: TransitionModule, source: Source) -> str | None:
@@ -204,55 +180,20 @@ def unknown_covariates(module: TransitionModule, source: Source) -> str | None:
     covariates, pool = source.gather.covariates, source.pool
     if covariates is None:
         return None
-    parts = []
+    found = []
     if "context" in module.model.covariates and (new := sorted(set(pool.of_context) - set(covariates.contexts))):
-        parts.append(f"the contexts {shortlist(new)}")
+        found.append(f"the contexts {shortlist(new)}")
     if "batch" in module.model.covariates:
         cells = np.concatenate(list(pool.of_context.values()))
         unknown = int((source.gather.batch_number_of_cell[cells] == len(covariates.batches)).sum())
         if unknown:
-            parts.append(f"the batches of {unknown:,} of {len(cells):,} control cells")
-    if not parts:
+            found.append(f"the batches of {unknown:,} of {len(cells):,} control cells")
+    if not found:
         return None
-    return f"{' and '.join(parts)} were not trained on: their embedding is the mean of those that were"
-
-
-def choose_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise VcellError(f"device={device} is not here: use auto, cpu or (with a GPU) cuda")
-    return torch.device(device)
-
-
-def report(
-    out: Path,
-    ckpt: Path,
-    identity: dict[str, Any],
-    request: list[Wanted],
-    controls: dict[str, np.ndarray],
-    scale: float,
-) -> str:
-    trained = {p for _, p, split in identity["split"] if split == "train"}
-    unseen = {w.perturbation for w in request} - trained
-    return (
-        f"checkpoint   {ckpt}{chosen_for(identity)}\n"
-        f"predicted    {sum(w.n_cells for w in request):,} cells of {len({w.perturbation for w in request}):,} "
-        f"perturbations ({len(unseen):,} never trained on) in {', '.join(dict.fromkeys(w.context for w in request))}\n"
-        f"controls     {sum(map(len, controls.values())):,} cells\n"
-        f"scale        log1p of counts per {scale:,.0f}\n"
-        f"written      {out} ({out.stat().st_size / 1e6:,.1f} MB)"
-    )
+    return f"{' and '.join(found)} were not trained on: their embedding is the mean of those that were"
 
 
 def chosen_for(identity: dict[str, Any]) -> str:
     """The score that a best checkpoint was kept for."""
     chosen = identity["chosen_for"]
     return "" if chosen is None else f" (step {chosen['step']:,}, kept for {chosen['score']} {chosen['value']:.4f})"
-
-
-def _other_table(path: str | None, ckpt: Path) -> PerturbationTable | None:
-    if path is None:
-        return None
-    as_trained = read_checkpoint(ckpt)["vcell"]["config"]["perturbation"]
-    return load_table({**as_trained, "path": path}, [], [])

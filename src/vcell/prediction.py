@@ -1,215 +1,230 @@
-"""A request, its control cells and a predictor to predicted cells, perturbation by perturbation."""
+"""A request, its control cells and a predictor to predicted cells, perturbation by perturbation.
+
+Cells come in one of two ways. *As expected*: what the predictor says of each control cell, log1p. *Drawn*: the control cells
+themselves, their counts moved so that the mean of log1p is as predicted (`output.counts`).
+
+Shape legend: C cells, G genes of the control cells' store, P genes of the predictor.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
-import pandas as pd
 import torch
+from scipy import sparse
+from torch import Tensor
 
 from vcell.data.batch import CellSets
 from vcell.data.gather import Gather
-from vcell.data.h5ad import Columns, open_h5ad, read_obs
 from vcell.data.normalize import change_target_sum
-from vcell.data.sampler import ControlPool
-from vcell.errors import VcellError, nearest, shortlist
+from vcell.data.sampler import COUNTS, ControlPool
+from vcell.data.store import Cells, SparseCells
+from vcell.errors import VcellError
 from vcell.model.baselines import Predictor
-from vcell.output.writer import H5adWriter
-from vcell.progress import progress_bar
+from vcell.output.counts import CountModel, again
+from vcell.output.form import Form
+from vcell.request import Wanted
+from vcell.threads import in_threads
 
-DEFAULT_CELLS = 100
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Some cells of one perturbation in one context."""
-
-    context: str
-    perturbation: str
-    n_cells: int
+CELLS_AT_ONCE = 512  # drawn or copied by one thread
 
 
 @dataclass(frozen=True)
 class Source:
-    """Control cells to predict from, and how to draw them."""
+    """Control cells to predict from, and how to draw them.
+
+    Parameters
+    ----------
+    gather
+        Reads them in the predictor's genes.
+    store
+        The same cells in all genes at hand.
+    pool
+        Those that may be drawn.
+    set_size, sets_per_step, seed
+        Of the predictor's sets.
+    """
 
     gather: Gather
+    store: Cells
     pool: ControlPool
     set_size: int
     sets_per_step: int
     seed: int
 
+    @cached_property
+    def predicted_genes(self) -> np.ndarray:
+        """int64 ``(P)``: the store's number of each of the predictor's genes."""
+        number = {gene: i for i, gene in enumerate(self.store.genes)}
+        return np.array([number.get(gene, -1) for gene in self.gather.store.genes], dtype=np.int64)
 
-def read_request(
-    targets: str | Sequence[str],
-    contexts: Sequence[str] | None,
-    n_cells: int | None,
-    known_contexts: Sequence[str],
-    control: str,
-    columns: Columns,
-) -> list[Wanted]:
-    """The cells asked for.
+    def plan(self, wanted: Wanted) -> CellSets:
+        return self.pool.plan(
+            wanted.context, wanted.perturbation, wanted.n_cells, self.set_size, self.seed, wanted.batches
+        )
 
-    Parameters
-    ----------
-    targets
-        A CSV with `target_gene` and optionally `n_cells` and `context`; a template h5ad, whose labels count; or names.
-    contexts
-        Where to predict them; needed when there are several and the CSV does not say.
-    n_cells
-        Per target, where the CSV does not say.
-    known_contexts
-        Contexts with control cells.
-    control
-        The label of controls; a row of it is passed over.
-    columns
-        obs columns of a template.
+    def controls(self, wanted: Wanted) -> np.ndarray:
+        """The control cell behind each of the wanted cells."""
+        return self.plan(wanted).controls_SC.ravel()[: wanted.n_cells]
 
-    Raises
-    ------
-    VcellError
-        If the CSV cannot be read, names a target twice, or has cell numbers that are not whole and above 0.
-    """
-    if not isinstance(targets, str):
-        table = pd.DataFrame({"target_gene": [str(t) for t in targets]})
-    elif targets.endswith((".h5ad", ".h5")):
-        table = _read_template(Path(targets), columns, contexts)
-    else:
-        table = _read_targets(targets)
-    table = table[table["target_gene"] != control]
-    if table.empty:
-        raise VcellError(f"no targets are asked for in {targets}")
-    if "n_cells" not in table:
-        table = table.assign(n_cells=n_cells or DEFAULT_CELLS)
-    bad = table[~((table["n_cells"] > 0) & (table["n_cells"] % 1 == 0))]
-    if len(bad):
-        raise VcellError(f"{targets}: n_cells must be whole and above 0; it is not for {shortlist(bad['target_gene'])}")
-    if "context" not in table:
-        chosen = _contexts(contexts, known_contexts)
-        table = pd.concat([table.assign(context=context) for context in chosen])
-    twice = table[table.duplicated(["context", "target_gene"])]["target_gene"]
-    if len(twice):
-        raise VcellError(f"{targets} asks twice for {shortlist(twice.unique())}")
-    for context in table["context"].unique():
-        if context not in known_contexts:
-            raise VcellError(
-                f"there are no control cells of context {context!r} to predict from.{nearest(context, known_contexts)} "
-                f"Contexts with controls: {', '.join(known_contexts)}. Give controls=FILE.h5ad for another one"
+
+class CellMaker(Protocol):
+    """Cells of the file for some targets, in their order."""
+
+    def cells(self, wanted: Sequence[Wanted]) -> Iterator[sparse.csr_matrix]: ...
+
+
+@dataclass(frozen=True)
+class ExpectedCells:
+    """What the predictor says of each control cell. Genes that it does not predict keep the control cell's value."""
+
+    predictor: Predictor
+    source: Source
+    form: Form
+    device: torch.device | str = "cpu"
+
+    def cells(self, wanted: Sequence[Wanted]) -> Iterator[sparse.csr_matrix]:
+        source, predicted_genes = self.source, self.source.predicted_genes
+        whole = Gather(source.store, source.gather.target_sum)
+        for number, controls, _, predicted_CP in predicted_sets(self.predictor, source, wanted, self.device):
+            check_finite(predicted_CP, wanted[number])
+            if source.gather.store.genes == source.store.genes:
+                cells_CG = predicted_CP
+            else:
+                cells_CG = whole.log1p(controls, self.device)
+                known = torch.from_numpy(np.flatnonzero(predicted_genes >= 0))
+                cells_CG[:, predicted_genes[predicted_genes >= 0]] = predicted_CP[:, known]
+            yield self.form.of_log1p(
+                change_target_sum(cells_CG, source.gather.target_sum, self.form.target_sum).cpu().numpy()
             )
-    return [
-        Wanted(str(c), str(t), int(n))
-        for c, t, n in zip(table["context"], table["target_gene"], table["n_cells"], strict=True)
-    ]
 
 
-def _read_template(path: Path, columns: Columns, contexts: Sequence[str] | None) -> pd.DataFrame:
-    """Targets, contexts and cell numbers of a template: perturbed labels on whatever cells."""
-    with open_h5ad(path) as file:
-        constant = contexts[0] if contexts and len(contexts) == 1 else None
-        obs = read_obs(file, path, Columns(columns.perturbation, None, columns.context), constant)
-    counted = obs.groupby(["context", "perturbation"], sort=False).size().reset_index(name="n_cells")
-    return counted.rename(columns={"perturbation": "target_gene"})
+class Effects(Protocol):
+    """What is predicted of a group: the rate of each gene, as a share of the library, ``(genes)`` of the store."""
+
+    def rates(self, wanted: Sequence[Wanted]) -> list[np.ndarray]: ...
 
 
-def _read_targets(path: str) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path)
-    except FileNotFoundError as error:
-        raise VcellError(
-            f"no such file: {path} (looked from {Path.cwd()}). Give targets=FILE.csv with a column target_gene, or names: "
-            f"targets=[{Path(path).name}]"
-        ) from error
-    except (ValueError, OSError) as error:
-        raise VcellError(f"{path} cannot be read as CSV: {error}") from error
-    if "target_gene" not in table:
-        raise VcellError(f"{path} has no column target_gene; it has: {', '.join(map(str, table.columns))}")
-    # a gene called NA or NAN is a gene
-    table["target_gene"] = pd.read_csv(path, dtype=str, keep_default_na=False)["target_gene"]
-    return table
+@dataclass(frozen=True)
+class PredictedEffects:
+    """Rates whose counts have the mean log1p that a predictor gives the control cells of a group."""
+
+    predictor: Predictor
+    source: Source
+    models: CountModels
+    device: torch.device | str = "cpu"
+
+    def rates(self, wanted: Sequence[Wanted]) -> list[np.ndarray]:
+        store, predicted_genes = self.source.store, self.source.predicted_genes
+        known = predicted_genes >= 0
+        sums: dict[int, tuple[Tensor, Tensor]] = {}
+        for number, _, control_CP, predicted_CP in predicted_sets(self.predictor, self.source, wanted, self.device):
+            check_finite(predicted_CP, wanted[number])
+            here = (control_CP.double().sum(0), predicted_CP.double().sum(0))
+            before = sums.get(number)
+            sums[number] = here if before is None else (before[0] + here[0], before[1] + here[1])
+        found = []
+        for number, group in enumerate(wanted):
+            from_G, to_G = np.zeros(store.n_genes), np.zeros(store.n_genes)
+            for mean_G, sum_P in zip((from_G, to_G), sums[number], strict=True):
+                mean_G[predicted_genes[known]] = (sum_P.cpu().numpy() / group.n_cells)[known]
+            found.append(self.models.of(group.context).rates_of_log1p(to_G, from_G))
+        return found
 
 
-def _contexts(contexts: Sequence[str] | None, known: Sequence[str]) -> list[str]:
-    if contexts:
-        return [str(c) for c in contexts]
-    if len(known) == 1:
-        return list(known)
-    raise VcellError(f"say in which context to predict: contexts=[{known[-1]}]. There are {', '.join(known)}")
+class CountModels:
+    """The count model of each context, fitted when first asked for."""
+
+    def __init__(self, store: Cells, target_sum: float) -> None:
+        self.store, self.target_sum = store, target_sum
+        self._of: dict[str, CountModel] = {}
+
+    def of(self, context: str) -> CountModel:
+        if context not in self._of:
+            self._of[context] = CountModel.fit(self.store, self.store.controls_of(context), self.target_sum)
+        return self._of[context]
 
 
-def predicted_cells(
-    predictor: Predictor, source: Source, request: Sequence[Wanted], target_sum: float, device: torch.device | str
-) -> Iterator[np.ndarray]:
-    """Predicted cells in the request's order, log1p of counts per `target_sum`, blocks of ``(cells, genes)``."""
-    for wanted in request:
-        plan = source.pool.plan(wanted.context, wanted.perturbation, wanted.n_cells, source.set_size, source.seed)
-        left = wanted.n_cells
-        for start in range(0, len(plan), source.sets_per_step):
-            stop = start + source.sets_per_step
-            some = CellSets(
-                plan.contexts[start:stop], plan.perturbations[start:stop], plan.controls_SC[start:stop], None
-            )
-            batch = source.gather.to_device(source.gather.fetch(some), device)
-            with torch.inference_mode():
-                cells_CG = predictor.predict(batch).flatten(0, 1)[:left]
-                yield change_target_sum(cells_CG, source.gather.target_sum, target_sum).cpu().numpy()
-            left -= len(cells_CG)
+@dataclass(frozen=True)
+class DrawnCells:
+    """Control cells whose counts are moved to the rates predicted."""
+
+    effects: Effects
+    source: Source
+    form: Form
+    models: CountModels
+
+    def cells(self, wanted: Sequence[Wanted]) -> Iterator[sparse.csr_matrix]:
+        tasks = []
+        for group, rate_G in zip(wanted, self.effects.rates(wanted), strict=True):
+            controls = self.source.controls(group)
+            stands_already = again(controls)
+            for start in range(0, len(controls), CELLS_AT_ONCE):
+                block = slice(start, start + CELLS_AT_ONCE)
+                tasks.append((group, rate_G, controls[block], stands_already[block], start))
+        yield from in_threads(self._draw, tasks)
+
+    def _draw(self, task: tuple[Wanted, np.ndarray, np.ndarray, np.ndarray, int]) -> sparse.csr_matrix:
+        group, rate_G, cells, again_C, start = task
+        name = f"{group.context}\t{group.perturbation}\t{start}"
+        rng = np.random.default_rng([self.source.seed, COUNTS, *name.encode()])
+        rows = self.source.store.rows(cells)
+        counts = self.models.of(group.context).draw(rows, rate_G, rng, again_C)
+        before_C = np.bincount(np.repeat(np.arange(len(cells)), np.diff(rows.indptr)), rows.values, len(cells))
+        library_C = rows.library_size + np.asarray(counts.sum(axis=1)).ravel() - before_C
+        return self.form.of_counts(counts, library_C)
 
 
-def write_prediction(
-    out: Path,
-    predictor: Predictor,
-    source: Source,
-    request: Sequence[Wanted],
-    target_sum: float,
-    controls: dict[str, np.ndarray],
-    about: dict[str, Any],
-    device: torch.device | str = "cpu",
-) -> None:
-    """Streams predicted cells, then `controls` (store indices by context), to the h5ad `out`.
+def predicted_sets(
+    predictor: Predictor, source: Source, wanted: Sequence[Wanted], device: torch.device | str
+) -> Iterator[tuple[int, np.ndarray, Tensor, Tensor]]:
+    """Set by set: the number of its group in `wanted`, its control cells, these and the predicted cells as log1p.
 
-    obs holds `target_gene`, `cell_type` (the context) and `batch` (of the control cell); ``uns["vcell"]`` says, as
-    JSON, what made the file and on which scale it is.
+    Both are ``(cells, predictor's genes)``. A step of the predictor may hold sets of several groups.
     """
-    store = source.gather.store
-    obs = _obs_of(source, request, controls)
-    about = {**about, "scale": "log1p", "target_sum": target_sum}
-    writer = H5adWriter(out, obs, store.genes, {"vcell": json.dumps(about)})
-    with writer, progress_bar(len(obs), f"writing {out.name}", "cells") as progress:
-        for block in predicted_cells(predictor, source, request, target_sum, device):
-            _check_finite(block, writer.written, obs)
-            writer.write(block)
-            progress.update(len(block))
-        for cells in controls.values():
-            for start in range(0, len(cells), 1024):
-                log1p = source.gather.log1p(cells[start : start + 1024])
-                writer.write(change_target_sum(log1p, source.gather.target_sum, target_sum).numpy())
-                progress.update(len(log1p))
+    plans = [source.plan(group) for group in wanted]
+    of_set = [(number, s) for number, plan in enumerate(plans) for s in range(len(plan))]
+    for start in range(0, len(of_set), source.sets_per_step):
+        some = of_set[start : start + source.sets_per_step]
+        sets = CellSets(
+            [wanted[number].context for number, _ in some],
+            [wanted[number].perturbation for number, _ in some],
+            np.stack([plans[number].controls_SC[s] for number, s in some]),
+            None,
+        )
+        batch = source.gather.to_device(source.gather.fetch(sets), device)
+        with torch.inference_mode():
+            predicted_SCP = predictor.predict(batch)
+        for i, (number, s) in enumerate(some):
+            n = min(
+                source.set_size, wanted[number].n_cells - s * source.set_size
+            )  # the last set may be larger than asked for
+            yield number, sets.controls_SC[i, :n], batch.control_SCG[i, :n], predicted_SCP[i, :n]
 
 
-def _obs_of(source: Source, request: Sequence[Wanted], controls: dict[str, np.ndarray]) -> pd.DataFrame:
-    store = source.gather.store
-    batch = store.obs["batch"].astype(str).to_numpy()
-    parts = []
-    for wanted in request:
-        plan = source.pool.plan(wanted.context, wanted.perturbation, wanted.n_cells, source.set_size, source.seed)
-        cells = plan.controls_SC.ravel()[: wanted.n_cells]
-        parts.append((np.full(len(cells), wanted.perturbation), np.full(len(cells), wanted.context), batch[cells]))
-    parts += [(np.full(len(c), store.control), np.full(len(c), name), batch[c]) for name, c in controls.items()]
-    columns = [np.concatenate([part[i].astype(object) for part in parts]) for i in range(3)]
-    obs = pd.DataFrame(dict(zip(("target_gene", "cell_type", "batch"), columns, strict=True))).astype("category")
-    obs.index = pd.Index([f"cell_{i}" for i in range(len(obs))])
-    return obs
+def copied_cells(store: Cells, form: Form, cells: np.ndarray) -> Iterator[sparse.csr_matrix]:
+    """Measured cells of the store, in the file's form."""
+
+    def block(start: int) -> sparse.csr_matrix:
+        rows = store.rows(cells[start : start + CELLS_AT_ONCE])
+        return form.of_counts(as_csr(rows, store.n_genes), rows.library_size.astype(np.float64))
+
+    yield from in_threads(block, range(0, len(cells), CELLS_AT_ONCE))
 
 
-def _check_finite(block: np.ndarray, start: int, obs: pd.DataFrame) -> None:
-    bad = ~np.isfinite(block).all(axis=1)
-    if bad.any():
-        target = obs["target_gene"].iloc[start + int(np.flatnonzero(bad)[0])]
+def as_csr(rows: SparseCells, n_genes: int) -> sparse.csr_matrix:
+    return sparse.csr_matrix(
+        (rows.values, rows.indices.astype(np.int32), rows.indptr), (len(rows.library_size), n_genes)
+    )
+
+
+def check_finite(predicted_CP: Tensor, wanted: Wanted) -> None:
+    if not torch.isfinite(predicted_CP).all():
         raise VcellError(
-            f"the prediction of {target} holds NaN or infinity: the model has diverged; use an earlier ckpt"
+            f"the prediction of {wanted.perturbation} in {wanted.context} holds NaN or infinity: the model has diverged; use an "
+            "earlier ckpt"
         )

@@ -21,10 +21,10 @@ from vcell.data.batch import CellSets
 from vcell.data.permute import key, permuted
 from vcell.data.splits import Group, check_known
 from vcell.data.store import BATCH_COLUMNS, Cells
-from vcell.errors import VcellError
+from vcell.errors import VcellError, nearest, shortlist
 
 # first word of every random key, so that draws for different purposes never share a stream
-EPOCH, CELLS, CONTROLS, PLAN, VALIDATION, FILL = range(6)
+EPOCH, CELLS, CONTROLS, PLAN, VALIDATION, FILL, COUNTS = range(7)
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,7 @@ class ControlPool:
 
     def __init__(self, store: Cells, contexts: Iterable[str]) -> None:
         self.batch_of_cell = store.obs.groupby(BATCH_COLUMNS, observed=True, sort=True).ngroup().to_numpy()
+        self.batch_names = store.obs["batch"].astype(str).to_numpy()
         self.of_context = {context: store.controls_of(context) for context in sorted(contexts)}
         self.of_batch: dict[int, np.ndarray] = {}
         for cells in self.of_context.values():
@@ -219,18 +220,52 @@ class ControlPool:
         """How many of `cells` lie in a batch without controls."""
         return int((~np.isin(self.batch_of_cell[cells], list(self.of_batch))).sum())
 
-    def plan(self, context: str, perturbation: str, n_cells: int, set_size: int, seed: int) -> CellSets:
+    def plan(
+        self,
+        context: str,
+        perturbation: str,
+        n_cells: int,
+        set_size: int,
+        seed: int,
+        batches: Mapping[str, int] | None = None,
+    ) -> CellSets:
         """Control cells to predict `n_cells` of one perturbation from, in as many full sets as that takes.
 
-        Controls are drawn over the context's batches as they come, none twice while they last. A function of the
-        seed, the context and the perturbation only: what else is asked for changes nothing.
+        Controls are drawn over the context's batches as they come, or as many from each as `batches` says; none twice while
+        they last. A function of the seed, the context and the perturbation only: what else is asked for changes nothing.
+
+        Raises
+        ------
+        VcellError
+            If a batch of `batches` has no control cells in the context.
         """
         n_sets = -(-n_cells // set_size)
         pool = self.of_context[context]
         rng = np.random.default_rng([seed, PLAN, *f"{context}\t{perturbation}".encode()])
-        rounds = [rng.permutation(pool) for _ in range(-(-n_sets * set_size // len(pool)))]
-        controls = np.concatenate(rounds)[: n_sets * set_size]
+        if batches is None:
+            controls = _rounds(pool, n_sets * set_size, rng)
+        else:
+            chosen = [_rounds(self._in_batch(context, batch), n, rng) for batch, n in batches.items()]
+            rest = _rounds(pool, n_sets * set_size - n_cells, rng)
+            controls = np.concatenate([rng.permutation(np.concatenate(chosen)), rest])
         return CellSets([context] * n_sets, [perturbation] * n_sets, controls.reshape(n_sets, set_size), None)
+
+    def _in_batch(self, context: str, batch: str) -> np.ndarray:
+        pool = self.of_context[context]
+        cells = pool[self.batch_names[pool] == batch]
+        if not len(cells):
+            known = sorted(set(self.batch_names[pool].tolist()))
+            raise VcellError(
+                f"batch {batch!r} has no control cells in context {context!r}.{nearest(batch, known)} Batches with controls: "
+                f"{shortlist(known)}. To draw from all of the context's controls: batches=false"
+            )
+        return cells
+
+
+def _rounds(pool: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """`n` cells of the pool, none twice before all were taken."""
+    rounds = [rng.permutation(pool) for _ in range(-(-n // len(pool)))]
+    return np.concatenate(rounds)[:n] if rounds else pool[:0]
 
 
 def ordinals(of_SC: np.ndarray) -> np.ndarray:

@@ -31,6 +31,8 @@ class H5adWriter:
         What the file says of its cells, its genes and itself.
     compression
         Of the matrix: ``None``, ``"lzf"`` or ``"gzip"``.
+    stored
+        The number of stored values, where it is known: an uncompressed matrix then lies in one piece.
     """
 
     def __init__(
@@ -40,11 +42,12 @@ class H5adWriter:
         genes: list[str],
         uns: dict[str, Any] | None = None,
         compression: str | None = None,
+        stored: int | None = None,
     ) -> None:
         self.path, self.scratch = Path(path), Path(path).with_name(Path(path).name + ".tmp")
         self.n_cells, self.n_genes = len(obs), len(genes)
-        self.indptr = [np.zeros(1, dtype=np.int64)]
-        self.written = 0
+        self.lengths = [np.zeros(1, dtype=np.int64)]
+        self.written = self.stored = 0
         skeleton = ad.AnnData(obs=obs, var=pd.DataFrame(index=pd.Index(genes, dtype=object)), uns=uns or {})
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,21 +61,33 @@ class H5adWriter:
         matrix.attrs.update(
             {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [self.n_cells, self.n_genes]}
         )
-        grow: dict[str, Any] = {"shape": (0,), "maxshape": (None,), "chunks": (CHUNK,), "compression": compression}
-        self.data = matrix.create_dataset("data", dtype=np.float32, **grow)
-        index_type = np.int32 if self.n_genes < 2**31 else np.int64
-        self.indices = matrix.create_dataset("indices", dtype=index_type, **grow)
+        self.in_one_piece = stored is not None and compression is None and stored > 0
+        layout: dict[str, Any] = {"shape": (0,), "maxshape": (None,), "chunks": (CHUNK,), "compression": compression}
+        if self.in_one_piece:
+            layout = {"shape": (stored,)}
+        self.data = matrix.create_dataset("data", dtype=np.float32, **layout)
+        self.indices = matrix.create_dataset("indices", dtype=np.int32, **layout)
 
     def write(self, cells: np.ndarray | sparse.csr_matrix) -> None:
         """Appends cells, dense or CSR, ``(cells, genes)``; zeros are not stored."""
         block = sparse.csr_matrix(cells)
         block.eliminate_zeros()
-        start = self.data.shape[0]
-        for dataset, values in ((self.data, block.data), (self.indices, block.indices)):
-            dataset.resize((start + len(values),))
-            dataset[start:] = values
-        self.indptr.append(start + block.indptr[1:].astype(np.int64))
-        self.written += block.shape[0]
+        self.append(block.indices, block.data)
+        self.end_rows(np.diff(block.indptr))
+
+    def append(self, indices: np.ndarray, values: np.ndarray) -> None:
+        """Appends stored values, sorted by gene within each cell; `end_rows` says which cells they are."""
+        start, stop = self.stored, self.stored + len(values)
+        for dataset, array in ((self.data, values), (self.indices, indices)):
+            if not self.in_one_piece:
+                dataset.resize((stop,))
+            dataset[start:stop] = array
+        self.stored = stop
+
+    def end_rows(self, lengths: np.ndarray) -> None:
+        """The next cells, by how many of the values appended belong to each."""
+        self.lengths.append(lengths.astype(np.int64))
+        self.written += len(lengths)
 
     def __enter__(self) -> H5adWriter:
         return self
@@ -81,7 +96,7 @@ class H5adWriter:
         if error is None and self.written != self.n_cells:
             error = VcellError(f"{self.written:,} of {self.n_cells:,} cells of {self.path} came")
         if error is None:
-            self.file["X"].create_dataset("indptr", data=np.concatenate(self.indptr))
+            self.file["X"].create_dataset("indptr", data=np.cumsum(np.concatenate(self.lengths)))
         self.file.close()
         if error is not None:
             self.scratch.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from vcell import __version__
 from vcell.errors import VcellError
+from vcell.machine import cores
 from vcell.progress import progress_bar
 from vcell.score.cells import Columns, match, read_cells, same_scale
 from vcell.score.official import METRICS, OfficialScorer
@@ -120,7 +120,3 @@ def label_of(about: dict[str, Any]) -> str:
 def from_here(path: Path) -> Path:
     """`path` as one would type it from the working folder."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,22 +8,27 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
+import torch
 from omegaconf import DictConfig
 from scipy import sparse
 
+from vcell.controls import open_run_store
 from vcell.errors import VcellError, shortlist
-from vcell.inference import make_source, open_run_store, split_of
+from vcell.inference import make_maker, make_source
 from vcell.model.baselines import Predictor, TrainingDeltas, make_baselines
 from vcell.model.checkpoint import find_checkpoint, read_checkpoint
-from vcell.prediction import Source, Wanted, predicted_cells
+from vcell.output.form import Form
+from vcell.prediction import Source
+from vcell.predictors import split_of
+from vcell.request import Wanted
 from vcell.score.cells import Columns
 
 
 class References:
     """Baselines from the training cells of a run, or copied controls only where no run is at hand."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, drawn: bool) -> None:
+        self.seed, self.drawn = seed, drawn  # cells are made as those of the prediction were
         self.predictors: dict[str, Predictor] = {}
         self.deltas: TrainingDeltas | None = None
         self.source: Source | None = None
@@ -33,7 +38,7 @@ class References:
     @classmethod
     def find(cls, config: DictConfig, about: dict[str, Any]) -> tuple[References, list[str]]:
         """From the run that made the prediction, or the one given; and a note where there is none."""
-        references = cls(int(about.get("seed", 0)))
+        references = cls(int(about.get("seed", 0)), bool(about.get("drawn", False)))
         ckpt = config.ckpt or about.get("ckpt")
         if ckpt is None:
             return references, [
@@ -70,9 +75,19 @@ class References:
             return {"copied_controls": copied(controls, numbers, columns, self.seed)}
         request = [Wanted(context, str(p), int(n)) for p, n in numbers.items()]
         return {
-            name: assemble(source, predictor, request, target_sum, controls, columns)
+            name: self._assemble(predictor, request, target_sum, controls, columns)
             for name, predictor in self.predictors.items()
         }
+
+    def _assemble(
+        self, predictor: Predictor, request: list[Wanted], target_sum: float, controls: ad.AnnData, columns: Columns
+    ) -> ad.AnnData:
+        """A predictor's cells followed by `controls`."""
+        assert self.source is not None
+        form = Form.of(controls.var_names.tolist(), self.source.store, "log1p", target_sum)
+        blocks = list(make_maker(predictor, self.source, form, torch.device("cpu"), self.drawn).cells(request))
+        labels = np.repeat([w.perturbation for w in request], [w.n_cells for w in request])
+        return stacked(blocks, labels, controls, columns)
 
     def _only_context(self) -> str | None:
         contexts = list(self.source.pool.of_context) if self.source else []
@@ -91,20 +106,6 @@ class References:
                 "has no control cells of that context, or other genes"
             )
         return notes
-
-
-def assemble(
-    source: Source,
-    predictor: Predictor,
-    request: list[Wanted],
-    target_sum: float,
-    controls: ad.AnnData,
-    columns: Columns,
-) -> ad.AnnData:
-    """A predictor's cells followed by `controls`."""
-    blocks = [sparse.csr_matrix(b) for b in predicted_cells(predictor, source, request, target_sum, "cpu")]
-    labels = np.repeat([w.perturbation for w in request], [w.n_cells for w in request])
-    return stacked(blocks, labels, controls, columns)
 
 
 def copied(controls: ad.AnnData, numbers: pd.Series, columns: Columns, seed: int) -> ad.AnnData:

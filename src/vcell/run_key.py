@@ -1,0 +1,34 @@
+"""What tells one command's result from another's: its configuration, and the state of the files it names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vcell import __version__
+from vcell.data.files import expand
+from vcell.errors import VcellError
+
+# how to do it, not what: these may differ when an interrupted command goes on
+FREE_KEYS = {"out", "overwrite", "check", "by", "device", "devices", "threads", "runs"}
+
+
+def key_of(resolved: dict[str, Any], files: Sequence[str], *more: Path) -> str:
+    """A checksum of the configuration, and of size and time of the files that it names under the keys `files`."""
+    what = {key: value for key, value in resolved.items() if key not in FREE_KEYS}
+    paths = list(more)
+    for value in (resolved[key] for key in files):
+        named = [value] if isinstance(value, str) else value or []
+        paths += [path for name in named for path in _files(name)]
+    states = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    return hashlib.blake2b(json.dumps([__version__, what, states], sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _files(name: str) -> list[Path]:
+    try:
+        return expand(name)
+    except VcellError:  # a target's name, or a file whose absence is said where it is read
+        return []
