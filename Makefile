@@ -3,21 +3,24 @@
 # make lint    ruff and mypy
 # make bench   benchmarks of the loader, tables to benchmarks/results/
 # make bench-train   of training, beside arc-state
+# make bench-infer   from checkpoint to submission, beside arc-state and cell-eval; whole counts
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test lint bench bench-train env clean
+.PHONY: demo test lint bench bench-train bench-infer env clean
 .DELETE_ON_ERROR:
 
 demo: env
-	@echo "== 1/4 simulate a screen in three cell lines and read it into a cell store"
+	@echo "== 1/5 simulate a screen in three cell lines and read it into a cell store"
 	$(RUN) -m vcell.prepare data=demo
-	@echo "== 2/4 train (continues where it stopped, if it was stopped)"
+	@echo "== 2/5 train (continues where it stopped, if it was stopped)"
 	$(RUN) -m vcell.train experiment=demo
-	@echo "== 3/4 predict the 30 withheld targets of simC"
+	@echo "== 3/5 predict the 30 withheld targets of simC"
 	$(RUN) -m vcell.infer ckpt=runs/demo/checkpoints/last.ckpt out=runs/demo/pred.h5ad overwrite=true
-	@echo "== 4/4 score against the withheld cells, beside three baselines"
+	@echo "== 4/5 check it against a challenge's rules, and pack it (a simulated screen has genes of its own)"
+	$(RUN) -m vcell.package pred=runs/demo/pred.h5ad challenge=vcc2025 challenge.n_genes=null genes=data/demo/screen/gene_names.csv overwrite=true
+	@echo "== 5/5 score against the withheld cells, beside three baselines"
 	@$(RUN) -m vcell.evaluate pred=runs/demo/pred.h5ad real=data/demo/screen/truth/simC_test.h5ad out=runs/demo/scores
 
 # two processes of one thread each: faster than one of two, and they do not fight over the cores
@@ -37,11 +40,18 @@ bench: env
 	$(RUN) benchmarks/loader.py --genes 18080 --peers $(PEERS)/bin/python
 
 STATE = $(VENV)-state
-bench-train: env
-	@test -x $(STATE)/bin/python || $(PYTHON) -m venv $(STATE)
-	$(STATE)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt arc-state==0.11.1
+bench-train: env $(STATE)/.ready
 	$(RUN) benchmarks/train_step.py
 	$(RUN) benchmarks/vs_state.py --peer $(STATE)/bin/python
+
+bench-infer: env $(STATE)/.ready
+	$(RUN) benchmarks/counts.py
+	$(RUN) benchmarks/infer.py --peer $(STATE)/bin/python
+
+$(STATE)/.ready: constraints.txt
+	$(PYTHON) -m venv $(STATE)
+	$(STATE)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt arc-state==0.11.1
+	@touch $@
 
 env: $(VENV)/.ready
 

@@ -1,4 +1,4 @@
-"""The SLURM script: the configuration is checked once, then every rank runs the same command."""
+"""The SLURM scripts: the configuration is checked once, then every rank runs the same command."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from omegaconf import OmegaConf
 
 from vcell.cli import compose
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "train.slurm"
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-def submit(folder: Path, *arguments: str) -> tuple[int, str]:
-    """Runs the script as a job would, with an srun that only notes what it is asked to run."""
+def submit(folder: Path, *arguments: str, script: str = "train.slurm") -> tuple[int, str]:
+    """Runs a script as a job would, with an srun that only notes what it is asked to run."""
     srun = folder / "bin" / "srun"
     srun.parent.mkdir()
     srun.write_text(f'#!/bin/sh\necho "$@" > {folder}/asked\n')
     srun.chmod(0o755)
     path = f"{srun.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(["bash", SCRIPT, *arguments], cwd=folder, env={**os.environ, "PATH": path}, timeout=120)
+    done = subprocess.run(["bash", SCRIPTS / script, *arguments], cwd=folder, env={**os.environ, "PATH": path}, timeout=120)
     asked = folder / "asked"
     return done.returncode, asked.read_text() if asked.exists() else ""
 
@@ -40,6 +40,11 @@ def test_another_trainer_is_kept(tmp_path: Path):
 
 def test_a_mistyped_key_never_reaches_the_ranks(tmp_path: Path):
     assert submit(tmp_path, "experiment=demo", "sed=3") == (2, "")
+
+
+def test_a_prediction_is_shared_by_the_ranks(tmp_path: Path):
+    code, asked = submit(tmp_path, "challenge=vcc2026", "out=p.h5ad", script="infer.slurm")
+    assert code == 0 and asked == "python -m vcell.infer challenge=vcc2026 out=p.h5ad\n"
 
 
 def test_the_trainer_takes_the_shape_of_the_job(monkeypatch: pytest.MonkeyPatch):
