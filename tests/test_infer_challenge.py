@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -261,9 +260,9 @@ def test_parts_of_another_prediction_are_not_taken_up(
     assert (tmp_path / "p.h5ad").read_bytes() == (tmp_path / "whole.h5ad").read_bytes()
 
 
-def start(folder: Path, out: Path, *overrides: str, **environment: str) -> subprocess.Popen:
+def start(folder: Path, out: Path, *overrides: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "vcell.infer", f"out={out}", *overrides]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment})  # fmt: skip
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.slow
@@ -284,20 +283,38 @@ def test_a_killed_prediction_goes_on_to_the_same_file(in_trained: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_processes_share_the_targets_and_write_the_same_file(in_trained: Path, tmp_path: Path):
-    """As torchrun starts them: each with its rank. And as `devices` does."""
-    large = ["targets=[GENE0001,GENE0005,GENE0009,GENE0012]", "contexts=[simC]", "n_cells=2000", "device=cpu"]
+def test_processes_of_this_machine_share_the_targets(in_trained: Path, tmp_path: Path):
+    large = ["targets=[GENE0001,GENE0005,GENE0009]", "contexts=[simC]", "n_cells=2000", "device=cpu"]
     predict(tmp_path / "alone.h5ad", *large)
-    ranks = [
-        start(in_trained, tmp_path / "p.h5ad", *large, RANK=str(i), WORLD_SIZE="2", LOCAL_RANK=str(i)) for i in range(2)
-    ]
-    said = [process.communicate(timeout=200)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], said
-    assert "written" in said[0] and "written" not in said[1]
-    predict(tmp_path / "q.h5ad", *large, "devices=2")
-    for name in ("p.h5ad", "q.h5ad"):
-        assert (tmp_path / name).read_bytes() == (tmp_path / "alone.h5ad").read_bytes()
+    predict(tmp_path / "p.h5ad", *large, "devices=2")
+    assert (tmp_path / "p.h5ad").read_bytes() == (tmp_path / "alone.h5ad").read_bytes()
     assert not list(tmp_path.glob("*.parts"))
+
+
+def test_ranks_share_the_targets_whatever_becomes_of_one(
+    in_trained: Path, tmp_path: Path, small_parts: None, monkeypatch
+):
+    """As torchrun and srun start them: rank 1 begins once rank 0 has, writes its share and dies; rank 0 ends alone."""
+    predict(tmp_path / "alone.h5ad", *MANY)
+    write, written = Parts.write, []
+
+    def stopped(self, number, blocks):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(number)
+        write(self, number, blocks)
+
+    for rank in (0, 1):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Parts, "write", stopped)
+            patch.setenv("RANK", str(rank))
+            patch.setenv("WORLD_SIZE", "2")
+            patch.setenv("LOCAL_RANK", str(rank))
+            written[:] = [None] if rank == 0 else []  # rank 0 writes one part, rank 1 two
+            predict(tmp_path / "p.h5ad", *MANY)
+        assert [n for n in written if n is not None] == ([0] if rank == 0 else [1, 3])
+    predict(tmp_path / "p.h5ad", *MANY)
+    assert (tmp_path / "p.h5ad").read_bytes() == (tmp_path / "alone.h5ad").read_bytes()
 
 
 def test_a_disk_too_small_is_said_after_the_first_part(

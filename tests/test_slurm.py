@@ -22,7 +22,9 @@ def submit(folder: Path, *arguments: str, script: str = "train.slurm") -> tuple[
     srun.write_text(f'#!/bin/sh\necho "$@" > {folder}/asked\n')
     srun.chmod(0o755)
     path = f"{srun.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(["bash", SCRIPTS / script, *arguments], cwd=folder, env={**os.environ, "PATH": path}, timeout=120)
+    done = subprocess.run(
+        ["bash", SCRIPTS / script, *arguments], cwd=folder, env={**os.environ, "PATH": path}, timeout=120
+    )
     asked = folder / "asked"
     return done.returncode, asked.read_text() if asked.exists() else ""
 

@@ -19,7 +19,6 @@ from vcell.data.recipe import Recipe
 from vcell.data.store import Cells, CellStore
 from vcell.data.view import open_stores
 from vcell.errors import VcellError, shortlist
-from vcell.model.checkpoint import embedding_of
 
 LEAST_SHARED = 0.5  # of a model's genes, or of a challenge's, that control cells must have
 
@@ -52,6 +51,12 @@ def open_controls(
             "from. Give control cells with the same genes"
         )
     return store
+
+
+def embedding_of(identity: dict[str, Any]) -> str | None:
+    """The embedding that the model sees in place of control expression."""
+    seen = identity["config"]["data"]["input"]
+    return seen if isinstance(seen, str) else None
 
 
 def open_run_store(store: Any, identity: dict[str, Any], ckpt: Path) -> Cells:

@@ -20,13 +20,12 @@ from vcell.data.h5ad import Columns
 from vcell.data.sampler import ControlPool
 from vcell.data.store import Cells, CellStore
 from vcell.errors import VcellError, shortlist
-from vcell.inference import make_form
 from vcell.model.baselines import MeanEffect
 from vcell.output.kinds import ControlSample, Kind, TableEffects, recognise
 from vcell.output.parts import parts_folder
 from vcell.output.tables import Table, read_table
 from vcell.prediction import CountModels, DrawnCells, ExpectedCells, Source
-from vcell.production import Place, Prediction, chosen_controls, gene_notes, produce
+from vcell.production import Place, Prediction, chosen_controls, gene_notes, make_form, produce
 from vcell.ranks import Rank
 from vcell.request import Wanted, read_request
 from vcell.run_key import key_of

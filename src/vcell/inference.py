@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from vcell import __version__
 from vcell.challenge import Challenge
 from vcell.cli import build, plain
-from vcell.controls import LEAST_SHARED, is_store, open_controls, store_of
+from vcell.controls import embedding_of, is_store, open_controls, store_of
 from vcell.data.covariates import Covariates
 from vcell.data.files import read_gene_list
 from vcell.data.gather import Gather
@@ -23,13 +23,13 @@ from vcell.data.store import Cells
 from vcell.data.view import with_genes
 from vcell.errors import VcellError, shortlist
 from vcell.model.baselines import Predictor
-from vcell.model.checkpoint import embedding_of, find_checkpoint, load_module
+from vcell.model.checkpoint import find_checkpoint, load_module
 from vcell.model.module import TransitionModule
 from vcell.output.form import Form
 from vcell.output.parts import parts_folder
 from vcell.prediction import CountModels, DrawnCells, ExpectedCells, PredictedEffects, Source
 from vcell.predictors import check_predictors, choose_device, make_predictor, other_table, predictors_of
-from vcell.production import Place, Prediction, chosen_controls, gene_notes, produce
+from vcell.production import Place, Prediction, chosen_controls, gene_notes, make_form, produce
 from vcell.ranks import Rank
 from vcell.request import Wanted, requested
 from vcell.run_key import key_of
@@ -116,24 +116,6 @@ def make_source(store: Cells, identity: dict[str, Any], contexts: set[str], sets
     gather = Gather(seen, identity["target_sum"], embedding_of(identity), covariates=covariates)
     set_size = identity["config"]["data"]["sets"]["set_size"]
     return Source(gather, store, ControlPool(store, contexts), set_size, sets_per_step, seed)
-
-
-def make_form(
-    config: DictConfig, challenge: Challenge, genes: Sequence[str], source: Source, request: Sequence[Wanted]
-) -> Form:
-    target_sum = config.target_sum or challenge.target_sum or source.gather.target_sum
-    if target_sum == "median":
-        contexts = dict.fromkeys(w.context for w in request)
-        controls = np.concatenate([source.store.controls_of(context) for context in contexts])
-        target_sum = np.median(source.store.library_size[controls])
-    form = Form.of(genes, source.store, challenge.values, float(target_sum))
-    shared = int((form.source_genes >= 0).sum())
-    if shared < LEAST_SHARED * len(genes):
-        raise VcellError(
-            f"{source.store.name} has {shared:,} of the {len(genes):,} genes of {config.genes}. Give control cells with the same "
-            "genes (controls=FILE.h5ad), or the model's own list"
-        )
-    return form
 
 
 def make_maker(

@@ -10,14 +10,14 @@ import torch
 from omegaconf import DictConfig
 
 from vcell.cli import plain
-from vcell.controls import open_run_store
+from vcell.controls import embedding_of, open_run_store
 from vcell.data.gather import Gather
 from vcell.data.splits import Group
 from vcell.data.view import with_genes
 from vcell.errors import VcellError, nearest
 from vcell.model.baselines import Predictor, make_baselines
 from vcell.model.blend import Blend
-from vcell.model.checkpoint import embedding_of, find_checkpoint, load_module, load_table, read_checkpoint
+from vcell.model.checkpoint import find_checkpoint, load_module, load_table, read_checkpoint
 from vcell.model.module import TransitionModule
 from vcell.perturbation.table import PerturbationTable
 

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from omegaconf import DictConfig
 from scipy import sparse
 
 from vcell.challenge import Challenge
+from vcell.controls import LEAST_SHARED
 from vcell.errors import VcellError, shortlist
 from vcell.output.form import Form
 from vcell.output.parts import Parts, begin, is_begun, parts_folder
@@ -253,6 +255,24 @@ def report(prediction: Prediction) -> str:
         f"written      {out} ({out.stat().st_size / 1e6:,.1f} MB)",
     ]
     return "\n".join(lines)
+
+
+def make_form(
+    config: DictConfig, challenge: Challenge, genes: Sequence[str], source: Source, request: Sequence[Wanted]
+) -> Form:
+    target_sum = config.target_sum or challenge.target_sum or source.gather.target_sum
+    if target_sum == "median":
+        contexts = dict.fromkeys(w.context for w in request)
+        controls = np.concatenate([source.store.controls_of(context) for context in contexts])
+        target_sum = np.median(source.store.library_size[controls])
+    form = Form.of(genes, source.store, challenge.values, float(target_sum))
+    shared = int((form.source_genes >= 0).sum())
+    if shared < LEAST_SHARED * len(genes):
+        raise VcellError(
+            f"{source.store.name} has {shared:,} of the {len(genes):,} genes of {config.genes}. Give control cells with the same "
+            "genes (controls=FILE.h5ad), or the model's own list"
+        )
+    return form
 
 
 def chosen_controls(

@@ -98,12 +98,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def embedding_of(identity: dict[str, Any]) -> str | None:
-    """The embedding that the model sees in place of control expression."""
-    seen = identity["config"]["data"]["input"]
-    return seen if isinstance(seen, str) else None
-
-
 def find_checkpoint(ckpt: str, runs: str | Path = "runs") -> Path:
     """The file `ckpt` names; a bare name that is no file here means the newest run's ``checkpoints/NAME``.
 
