@@ -13,6 +13,7 @@ from vcell.errors import VcellError, nearest, shortlist
 CONTROLS = ("required", "allowed", "forbidden")
 VALUES = ("log1p", "counts")
 CONTAINERS = ("cell-eval", "vcc-cli", None)
+SCORERS = ("cell-eval", "cell-eval2")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Challenge:
         Limits on cells, stored values, counts of one cell, and log1p values.
     container
         Whose ``.vcc`` it is: ``cell-eval`` or ``vcc-cli``.
+    scorer
+        Whose scores count: ``cell-eval`` (2025) or ``cell-eval2`` (2026).
     """
 
     name: str
@@ -66,9 +69,10 @@ class Challenge:
     max_counts_per_cell: int | None = None
     below_log1p: float | None = None
     container: str | None = None
+    scorer: str = "cell-eval"
 
     def __post_init__(self) -> None:
-        for key, known in (("controls", CONTROLS), ("values", VALUES), ("container", CONTAINERS)):
+        for key, known in (("controls", CONTROLS), ("values", VALUES), ("container", CONTAINERS), ("scorer", SCORERS)):
             if (value := getattr(self, key)) not in known:
                 raise VcellError(f"challenge.{key}={value} must be one of {', '.join(map(str, known))}")
         if self.target_sum is not None and self.target_sum != "median" and not isinstance(self.target_sum, int | float):

@@ -1,20 +1,25 @@
-"""Predicted and measured cells made comparable: same genes, same targets, same scale."""
+"""Predicted and measured cells made comparable: same context, same genes, same targets, same scale."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from vcell.data.h5ad import open_h5ad
 from vcell.data.scale import Scale, detect_scale, recover_counts
 from vcell.errors import VcellError, nearest, shortlist
+from vcell.score.grouped import GroupedCells
 
 SAMPLE_CELLS = 500
+CONTEXT_COLUMNS = ("context", "cell_type", "cell_line")
 
 
 @dataclass(frozen=True)
@@ -26,57 +31,199 @@ class Columns:
     control: str
 
 
-def read_cells(path: Path, columns: Columns) -> ad.AnnData:
-    """An h5ad in memory, X as CSR; its labels checked."""
-    with open_h5ad(path):
-        pass
-    try:
-        cells = ad.read_h5ad(path)
-    except Exception as error:
-        raise VcellError(f"{path} cannot be read as h5ad ({type(error).__name__}: {error})") from error
-    if cells.X is None:
-        raise VcellError(f"{path} has no X")
-    cells.X = sparse.csr_matrix(cells.X)
-    if not np.isfinite(cells.X.data).all() or (cells.X.data < 0).any():
-        raise VcellError(f"{path}: X holds NaN, infinite or negative values")
-    if columns.perturbation not in cells.obs:
-        raise VcellError(
-            f"{path} has no obs column {columns.perturbation!r}.{nearest(columns.perturbation, cells.obs)} "
-            f"It has: {', '.join(map(str, cells.obs))}. Set columns.perturbation=NAME"
-        )
-    labels = cells.obs[columns.perturbation].astype(str)
-    if not (labels == columns.control).any():
-        raise VcellError(
-            f"{path} has no control cells {columns.control!r}: scores are differences from controls."
-            f"{nearest(columns.control, labels.unique())} Set control=LABEL"
-        )
-    cells.obs[columns.perturbation] = labels.to_numpy()
-    return cells
+@dataclass(frozen=True)
+class Pair:
+    """Predicted and measured cells of one context, on one scale, with the targets and genes they share.
+
+    Attributes
+    ----------
+    context
+        Its name, "" where the files have one without a name.
+    pred, real
+        log1p for the scores of 2025, whole counts for those of 2026; a prediction without control cells has the measured ones.
+    target_sum
+        Counts per cell of log1p values; None for counts.
+    own_controls
+        Whether the prediction brought control cells.
+    """
+
+    context: str
+    pred: GroupedCells
+    real: GroupedCells
+    target_sum: float | None
+    own_controls: bool
 
 
-def match(pred: ad.AnnData, real: ad.AnnData, columns: Columns) -> tuple[ad.AnnData, ad.AnnData, list[str]]:
-    """Both restricted to common targets, `real` in the gene order of `pred`; and notes on what was left out."""
-    if set(pred.var_names) != set(real.var_names):
-        only_pred, only_real = set(pred.var_names) - set(real.var_names), set(real.var_names) - set(pred.var_names)
+class CellFile:
+    """An h5ad whose labels are read at once and whose cells are read context by context.
+
+    Raises
+    ------
+    VcellError
+        If it cannot be read, or has no column or control cells of that name.
+    """
+
+    def __init__(self, path: Path, columns: Columns, needs_controls: bool) -> None:
+        with open_h5ad(path):
+            pass
+        try:
+            self.backed = ad.read_h5ad(path, backed="r")
+        except Exception as error:
+            raise VcellError(f"{path} cannot be read as h5ad ({type(error).__name__}: {error})") from error
+        if self.backed.X is None:
+            raise VcellError(f"{path} has no X")
+        self.path, self.columns, self.genes = path, columns, list(map(str, self.backed.var_names))
+        obs = self.backed.obs
+        if columns.perturbation not in obs:
+            raise VcellError(
+                f"{path} has no obs column {columns.perturbation!r}.{nearest(columns.perturbation, obs)} "
+                f"It has: {', '.join(map(str, obs))}. Set columns.perturbation=NAME"
+            )
+        if len(set(self.genes)) < len(self.genes):
+            twice = shortlist(sorted({g for g in self.genes if self.genes.count(g) > 1}), 3)
+            raise VcellError(f"{path}: genes appear twice: {twice}")
+        self.labels = obs[columns.perturbation].astype(str).to_numpy()
+        if needs_controls and columns.control not in set(self.labels):
+            raise VcellError(
+                f"{path} has no control cells {columns.control!r}: scores are differences from controls."
+                f"{nearest(columns.control, np.unique(self.labels))} Set control=LABEL"
+            )
+        wanted = (columns.context, *CONTEXT_COLUMNS) if columns.context is not None else ()
+        self.context_column = next((c for c in wanted if c in obs), None)
+        self.contexts = None if self.context_column is None else obs[self.context_column].astype(str).to_numpy()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a file written by vcell says of itself; nothing for other files."""
+        try:
+            about = json.loads(str(self.backed.uns.get("vcell", "{}")))
+        except json.JSONDecodeError:
+            return {}
+        return about if isinstance(about, dict) else {}
+
+    def rows(self, context: str | None) -> np.ndarray:
+        """Rows of a context, all where it is None."""
+        if context is None or self.contexts is None:
+            return np.arange(self.backed.n_obs)
+        return np.flatnonzero(self.contexts == context)
+
+    def read(self, rows: np.ndarray) -> ad.AnnData:
+        """Cells in memory, X as CSR, values checked."""
+        together = len(rows) and rows[-1] - rows[0] == len(rows) - 1
+        try:
+            cells = self.backed[slice(rows[0], rows[-1] + 1) if together else rows].to_memory()
+        except Exception as error:
+            raise VcellError(f"{self.path}: X cannot be read ({type(error).__name__}: {error})") from error
+        matrix = sparse.csr_matrix(cells.X)
+        if not np.isfinite(matrix.data).all() or (matrix.data < 0).any():
+            raise VcellError(f"{self.path}: X holds NaN, infinite or negative values")
+        obs = pd.DataFrame({self.columns.perturbation: self.labels[rows]}, index=pd.Index(rows.astype(str)))
+        return ad.AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes)))
+
+
+def pairs(pred: CellFile, real: CellFile, columns: Columns, counts: bool, notes: list[str]) -> Iterator[Pair]:
+    """Every context that was predicted, one after the other; remarks are added to `notes`."""
+    same_genes(pred, real)
+    for context in scored_contexts(pred, real, columns):
+        pred_rows, real_rows = pred.rows(context), real.rows(context)
+        predicted, measured = pred.read(pred_rows), real.read(real_rows)[:, pred.genes]
+        where = f"{context}: " if context and pred.contexts is not None else ""
+        targets = common_targets(predicted, measured, columns, where, notes)
+        predicted, measured = (
+            c[c.obs[columns.perturbation].isin([*targets, columns.control]).to_numpy()].copy()
+            for c in (predicted, measured)
+        )
+        target_sum = None
+        if counts:
+            whole_counts(predicted, pred.path, "the prediction")
+            whole_counts(measured, real.path, "the measured cells")
+        else:
+            target_sum = same_scale(predicted, measured, pred.about, columns)
+        yield pair_of(str(context or ""), predicted, measured, columns, target_sum)
+
+
+def pair_of(
+    context: str, predicted: ad.AnnData, measured: ad.AnnData, columns: Columns, target_sum: float | None
+) -> Pair:
+    """From cells that are comparable."""
+    made = GroupedCells.of(predicted, columns.perturbation, columns.control)
+    real = GroupedCells.of(measured, columns.perturbation, columns.control)
+    own = columns.control in made.cells
+    return Pair(context, made if own else made.with_controls(real.controls), real, target_sum, own)
+
+
+def same_genes(pred: CellFile, real: CellFile) -> None:
+    """Refuses files of different genes; their order may differ."""
+    if set(pred.genes) != set(real.genes):
+        only_pred, only_real = set(pred.genes) - set(real.genes), set(real.genes) - set(pred.genes)
         raise VcellError(
             f"prediction and measured cells have different genes: {len(only_pred):,} only in the prediction "
             f"({shortlist(sorted(only_pred), 3)}), {len(only_real):,} only in the measured ({shortlist(sorted(only_real), 3)})"
         )
-    notes = []
+
+
+def scored_contexts(pred: CellFile, real: CellFile, columns: Columns) -> list[str | None]:
+    """Contexts of the prediction; one without a name where its file does not tell them apart."""
+    if pred.contexts is None:
+        if real.contexts is not None and len(measured := np.unique(real.contexts)) > 1:
+            raise VcellError(
+                f"the measured cells are of {len(measured)} contexts ({shortlist(measured.tolist(), 5)}); the prediction has no "
+                "column that says of which it is. Set columns.context=NAME, or give measured cells of that context alone"
+            )
+        return [None]
+    contexts = list(dict.fromkeys(pred.contexts[pred.labels != columns.control]))
+    if real.contexts is None:
+        if len(contexts) > 1:
+            raise VcellError(
+                f"the prediction has {len(contexts)} contexts, the measured cells no column {columns.context!r}"
+            )
+        return list(contexts)
+    known = np.unique(real.contexts).tolist()
+    for context in contexts:
+        if context not in known:
+            raise VcellError(f"the measured cells have no context {context!r}; they have {', '.join(known)}")
+    return list(contexts)
+
+
+def common_targets(pred: ad.AnnData, real: ad.AnnData, columns: Columns, where: str, notes: list[str]) -> list[str]:
+    """Targets that were predicted and measured."""
     in_pred, in_real = (set(cells.obs[columns.perturbation]) - {columns.control} for cells in (pred, real))
     common = in_pred & in_real
+    if columns.control not in set(real.obs[columns.perturbation]):
+        raise VcellError(f"{where}the measured cells have no control cells {columns.control!r} of this context")
     if not common:
         raise VcellError(
-            f"no predicted target is among the measured ones: predicted {shortlist(sorted(in_pred), 5)}; measured "
+            f"{where}no predicted target is among the measured ones: predicted {shortlist(sorted(in_pred), 5)}; measured "
             f"{shortlist(sorted(in_real), 5)}"
         )
     if in_pred - common:
-        notes.append(f"{len(in_pred - common):,} predicted targets were not measured and are not scored")
+        notes.append(f"{where}{len(in_pred - common):,} predicted targets were not measured and are not scored")
     if in_real - common:
-        notes.append(f"{len(in_real - common):,} measured targets were not predicted and are not scored")
-    keep = [*common, columns.control]
-    pred, real = (cells[cells.obs[columns.perturbation].isin(keep)] for cells in (pred, real))
-    return pred.copy(), real[:, pred.var_names].copy(), notes
+        notes.append(f"{where}{len(in_real - common):,} measured targets were not predicted and are not scored")
+    return sorted(common)
+
+
+def only(pair: Pair, targets: list[str]) -> Pair:
+    """A pair with some of its targets."""
+    return replace(pair, pred=pair.pred.only(targets), real=pair.real.only(targets))
+
+
+def whole_counts(cells: ad.AnnData, path: Path, what: str) -> None:
+    """Refuses anything but whole counts, which the scores of 2026 take; measured log1p counts come back as counts."""
+    scale = scale_of(cells)
+    if scale is not Scale.COUNTS:
+        if what == "the prediction" or not scale.recoverable:
+            hint = (
+                " python -m vcell.infer challenge=vcc2026 writes them; python -m vcell.package pred=FILE challenge=vcc2026 makes "
+                "them of other predictions"
+            )
+            raise VcellError(
+                f"{path}: the scores of 2026 take whole counts, and {what} are {scale.words}."
+                f"{hint if what == 'the prediction' else ' Give the file with their raw counts'}"
+            )
+        cells.X = recovered(cells, scale, what)
+    elif not (cells.X.data == np.rint(cells.X.data)).all():
+        raise VcellError(f"{path}: X holds counts that are not whole; the scores of 2026 take whole counts")
 
 
 def scale_of(cells: ad.AnnData) -> Scale:
@@ -92,13 +239,25 @@ def log1p_target_sum(cells: ad.AnnData, about: dict[str, Any], columns: Columns)
     Raises
     ------
     VcellError
-        If control cells have totals so different that they were not scaled to one.
+        If control cells have totals so different that they were not scaled to one, or not to what the file says.
     """
-    if about.get("target_sum"):
-        return float(about["target_sum"])
-    controls = cells.X[(cells.obs[columns.perturbation] == columns.control).to_numpy()].copy()
+    rows = (cells.obs[columns.perturbation] == columns.control).to_numpy()
+    if not rows.any():
+        raise VcellError(
+            f"the prediction has no control cells {columns.control!r}, which show what its values were scaled to"
+        )
+    controls = cells.X[rows].copy()
     controls.data = np.expm1(controls.data.astype(np.float64))
     totals = np.asarray(controls.sum(axis=1)).ravel()
+    if about.get("target_sum"):
+        stated = float(about["target_sum"])
+        # genes may have been dropped after scaling, so totals may lie below
+        if np.median(totals) > 1.05 * stated:
+            raise VcellError(
+                f"the prediction says it is scaled to {stated:,.0f} counts per cell; its control cells sum to "
+                f"{np.median(totals):,.0f}: it was changed after it was written"
+            )
+        return stated
     low, middle, high = np.quantile(totals, [0.05, 0.5, 0.95])
     if high > 1.05 * low:
         raise VcellError(
@@ -108,14 +267,20 @@ def log1p_target_sum(cells: ad.AnnData, about: dict[str, Any], columns: Columns)
     return float(middle)
 
 
+def recovered(cells: ad.AnnData, scale: Scale, what: str) -> sparse.csr_matrix:
+    """Whole counts, float32; every cell must give them back."""
+    found = recover_counts(cells.X.data, cells.X.indptr, scale)
+    if not found.fine.all():
+        raise VcellError(f"{what}: {int((~found.fine).sum()):,} cells do not come back as counts: {scale.words}")
+    parts = (found.counts.astype(np.float32), cells.X.indices, cells.X.indptr)
+    return sparse.csr_matrix(parts, shape=cells.X.shape)
+
+
 def counts_to_log1p(cells: ad.AnnData, scale: Scale, target_sum: float, what: str) -> None:
     """X, in place, to log1p of counts per `target_sum`; through the counts, which every cell must give back."""
     import scanpy
 
-    found = recover_counts(cells.X.data, cells.X.indptr, scale)
-    if not found.fine.all():
-        raise VcellError(f"{what}: {int((~found.fine).sum()):,} cells do not come back as counts: {scale.words}")
-    cells.X = sparse.csr_matrix((found.counts.astype(np.float32), cells.X.indices, cells.X.indptr), shape=cells.X.shape)
+    cells.X = recovered(cells, scale, what)
     scanpy.pp.normalize_total(cells, target_sum=target_sum)
     scanpy.pp.log1p(cells)
 

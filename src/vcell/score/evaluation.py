@@ -1,24 +1,98 @@
-"""Scoring: a prediction and measured cells to a table, beside three baselines."""
+"""Scoring: predictions and measured cells to a table with intervals, beside what they have to beat and what can be reached."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
 import pandas as pd
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue
 
 from vcell import __version__
+from vcell.challenge import Challenge
+from vcell.cli import build, plain
 from vcell.errors import VcellError
 from vcell.machine import cores
-from vcell.progress import progress_bar
-from vcell.score.cells import Columns, match, read_cells, same_scale
-from vcell.score.official import METRICS, OfficialScorer
-from vcell.score.references import References
-from vcell.score.report import table_text, write_report
+from vcell.score import figures, traps
+from vcell.score.cells import CellFile, Columns, Pair, only, pairs
+from vcell.score.grouped import GroupedCells
+from vcell.score.references import References, wrong_targets
+from vcell.score.report import OVERALL, Report, table_text, write_report
+from vcell.score.scoring import CEILING, SCORERS, ContextScores, Scorer, all_metrics, score_context
+from vcell.score.statistics import Interval, Resampled, better_by
+
+
+@dataclass
+class Evaluation:
+    """All contexts scored.
+
+    Attributes
+    ----------
+    name
+        Of the prediction in the tables.
+    others
+        Names of the predictions it is compared with.
+    """
+
+    scorer: Scorer
+    name: str
+    others: list[str]
+    contexts: list[ContextScores] = field(default_factory=list)
+    pictures: list[figures.Shown] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def predictors(self) -> list[str]:
+        """Those scored in every context, the prediction first, the split halves last."""
+        names = [n for n in self.contexts[0].tables if all(n in c.tables for c in self.contexts)]
+        return [*(n for n in names if n != CEILING), CEILING]
+
+    def resampled(self, predictor: str) -> Resampled:
+        """Of the official members and ours."""
+        return Resampled.of([c.tables[predictor] for c in self.contexts], all_metrics(self.scorer))
+
+    def overall(self, found: Resampled) -> Any:
+        """The overall score on the official scale, and its resamples."""
+        return found.overall([c.floor for c in self.contexts], [c.top for c in self.contexts], self.scorer.metrics)
+
+    def summary(self) -> pd.DataFrame:
+        """Predictors (rows) by overall score and metrics, means over contexts."""
+        rows = {}
+        for predictor in self.predictors():
+            found = self.resampled(predictor)
+            values = {m.key: found.of_metric(m.key)[0] for m in found.metrics}
+            if predictor == CEILING:  # the mean over splits, where there are several
+                for metric in self.scorer.metrics:
+                    values[metric.key] = sum(c.ceiling[metric.key] for c in self.contexts) / len(self.contexts)
+            rows[predictor] = {OVERALL: self.overall(found)[0], **values}
+            if predictor == CEILING and self.scorer.perfect is None:
+                rows[predictor][OVERALL] = 1.0
+        return pd.DataFrame(rows).T.rename_axis("predictor")
+
+    def intervals(self, predictor: str) -> dict[str, Interval]:
+        found = self.resampled(predictor)
+        return {OVERALL: Interval.of(self.overall(found))} | {
+            m.key: Interval.of(found.of_metric(m.key)) for m in found.metrics
+        }
+
+    def compared(self, other: str) -> dict[str, Interval]:
+        """By how much the prediction beats another, metric by metric; positive is better."""
+        one, two = self.resampled(self.name), self.resampled(other)
+        return {OVERALL: better_by(self.overall(one), self.overall(two), True)} | {
+            m.key: better_by(one.of_metric(m.key), two.of_metric(m.key), m.higher) for m in one.metrics
+        }
+
+    def per_perturbation(self) -> pd.DataFrame:
+        """A row a predictor, context and target."""
+        tables = [
+            table.reset_index().assign(predictor=name, context=c.context)
+            for c in self.contexts
+            for name, table in c.tables.items()
+        ]
+        table = pd.concat(tables, ignore_index=True)
+        first = ["predictor", "context", "perturbation"]
+        return table[[*first, *(c for c in table if c not in first)]]
 
 
 def evaluate(config: DictConfig) -> None:
@@ -28,87 +102,159 @@ def evaluate(config: DictConfig) -> None:
     except MissingMandatoryValue as error:
         raise VcellError("say what was measured: python -m vcell.evaluate pred=PRED.h5ad real=MEASURED.h5ad") from error
     out = Path(config.out) if config.out else pred_path.with_name(f"{pred_path.stem}_scores")
-    columns = Columns(config.columns.perturbation, config.columns.context, config.control)
-    pred, real = read_cells(pred_path, columns), read_cells(real_path, columns)
-    about = read_about(pred)
-    pred, real, notes = match(pred, real, columns)
-    target_sum = same_scale(pred, real, about, columns)
-    references, reference_notes = References.find(config, about)
-    notes += reference_notes
-    per_perturbation, parameters = score_contexts(pred, real, label_of(about), references, target_sum, columns, config)
-    notes += references.notes()
-    # contexts weigh the same, whatever their number of targets
-    by = per_perturbation.groupby(["predictor", "context"], sort=False)[list(METRICS.values())].mean()
-    scores = by.groupby("predictor", sort=False).mean()
+    challenge: Challenge = build(config.challenge)
+    found, references, about = run_evaluation(config, challenge, pred_path, real_path)
+    intervals = {n: found.intervals(n) for n in [found.name, *found.others]}
     details = {
-        "pred": str(pred_path), "real": str(real_path), "vcell": __version__, "scorer": parameters,
-        "target_sum": target_sum, "prediction": about,
+        "pred": str(pred_path), "real": str(real_path), "vcell": __version__, "challenge": challenge.name,
+        "engine": config.engine, "scorer": found.contexts[0].parameters, "floor": {c.context: c.floor for c in found.contexts},
+        "top": {c.context: c.top for c in found.contexts}, "ceiling": {c.context: c.ceiling for c in found.contexts},
+        "fast_scorer_differs_by": max((c.difference for c in found.contexts if c.difference is not None), default=None),
+        **about,
     }  # fmt: skip
-    write_report(out, scores, per_perturbation, details, notes)
-    n_targets = per_perturbation["perturbation"].nunique()
-    print(f"{parameters['package']}, profile vcc, {n_targets:,} targets, log1p of counts per {target_sum:,.0f}\n")
-    print(table_text(scores) + "\n")
-    for note in notes:
+    report = Report(
+        found.summary(), intervals, {o: found.compared(o) for o in found.others}, found.per_perturbation(),
+        all_metrics(found.scorer), found.scorer, found.notes, details, found.pictures, plain(config),
+    )  # fmt: skip
+    write_report(out, report)
+    say(report, references, pred_path, out)
+
+
+def run_evaluation(
+    config: DictConfig, challenge: Challenge, pred_path: Path, real_path: Path
+) -> tuple[Evaluation, References, dict[str, Any]]:
+    """Every context, one after the other."""
+    scorer = SCORERS[challenge.scorer]
+    columns = Columns(config.columns.perturbation, config.columns.context, config.control)
+    pred = CellFile(pred_path, columns, needs_controls=not scorer.counts)
+    real = CellFile(real_path, columns, needs_controls=True)
+    about = pred.about
+    references, notes = References.find(config, about)
+    other_paths = other_predictions(config)
+    others = {name: CellFile(path, columns, not scorer.counts) for name, path in other_paths.items()}
+    found = Evaluation(scorer, label_of(about), list(others), notes=notes)
+    target_sums = {}
+    for pair in pairs(pred, real, columns, scorer.counts, notes):
+        pair, made = with_others(pair, others, real, columns, scorer, notes)
+        leaked = {pair.context: references.trained_on(pair.context, pair.pred.targets)}
+        if not config.allow_leaks:
+            traps.refuse_leaks(leaked, "the run that made the prediction")
+        chosen = references.chosen_by(pair.context, pair.pred.targets)
+        if chosen:
+            notes.append(
+                f"{len(chosen):,} scored targets are those the run was validated on, by which its checkpoint was chosen"
+            )
+        notes += [n for n in (traps.control_note(pair), traps.library_note(pair) if scorer.counts else None) if n]
+        beside = references.predictions(pair)
+        if len(pair.pred.targets) > 1:
+            beside["wrong_target"] = wrong_targets(pair.pred, references.seed)
+        scores, side, judge = score_context(
+            pair, made, beside, found.name, scorer, config.engine, config.threads or cores()
+        )
+        found.contexts.append(scores)
+        found.pictures.append(figures.collect(pair, side, judge, plain(config.show)))
+        target_sums[pair.context] = pair.target_sum
+    notes += references.notes()
+    notes += remarks(found, config)
+    return found, references, {"target_sum": target_sums, "prediction": about}
+
+
+def other_predictions(config: DictConfig) -> dict[str, Path]:
+    """Files to compare with, by name."""
+    given = plain(config.against) or []
+    paths = [Path(p) for p in ([given] if isinstance(given, str) else given)]
+    names = [p.stem for p in paths]
+    return {n if names.count(n) == 1 else str(p): p for n, p in zip(names, paths, strict=True)}
+
+
+def with_others(
+    pair: Pair, others: dict[str, CellFile], real: CellFile, columns: Columns, scorer: Scorer, notes: list[str]
+) -> tuple[Pair, dict[str, GroupedCells]]:
+    """The same context of other predictions, all on the targets that every one of them has."""
+    found: dict[str, GroupedCells] = {}
+    targets = set(pair.pred.targets)
+    for name, file in others.items():
+        match = next((p for p in pairs(file, real, columns, scorer.counts, []) if p.context == pair.context), None)
+        if match is None:
+            raise VcellError(f"{file.path} has no context {pair.context!r}, which {name} is compared in")
+        if pair.target_sum is not None and abs(match.target_sum / pair.target_sum - 1) > 1e-3:  # type: ignore[operator]
+            raise VcellError(
+                f"{file.path} is scaled to {match.target_sum:,.0f} counts per cell, the other prediction to {pair.target_sum:,.0f}: "
+                "write both with the same target_sum, or both as whole counts"
+            )
+        if list(match.pred.genes) != list(pair.pred.genes):
+            raise VcellError(f"{file.path} has its genes in another order than the other prediction")
+        found[name] = match.pred
+        targets &= set(match.pred.targets)
+    if not targets:
+        raise VcellError(f"the predictions share no target of {pair.context or 'their context'}")
+    if len(targets) < len(pair.pred.targets):
+        notes.append(f"compared on the {len(targets):,} targets that all predictions have")
+    kept = sorted(targets)
+    return only(pair, kept), {name: cells.only(kept) for name, cells in found.items()}
+
+
+def remarks(found: Evaluation, config: DictConfig) -> list[str]:
+    """What a reader should know of these numbers."""
+    scorer = found.scorer
+    tables = [c.tables[found.name] for c in found.contexts]
+    notes = [traps.discrimination_note(tables, scorer.perfect is not None, config.pds_subset)]
+    notes.append(
+        "genes are called by Benjamini-Hochberg at 5 % within each target, as the official scorers do, not over all at once"
+    )
+    weak = traps.weak_metrics(found.resampled(scorer.floor), found.resampled(CEILING), scorer.metrics)
+    for key, gap in weak.items():
+        notes.append(
+            f"{key} cannot tell a repetition of the experiment from the floor on this data (the gap is {gap}): do not choose by it here"
+        )
+    left_out = {
+        key
+        for c in found.contexts
+        for key in c.floor
+        if not abs(c.top[key] - c.floor[key]) > 0 or c.top[key] != c.top[key]
+    }
+    if left_out:
+        notes.append(
+            f"{', '.join(sorted(left_out))} has no room between floor and top and is left out of the overall score"
+        )
+    worst = max((c.difference for c in found.contexts if c.difference is not None), default=None)
+    if worst is not None:
+        notes.append(f"our own scorer gives the official values to within {worst:.1e}; the references are scored by it"
+                     if worst < 1e-6 else
+                     f"our own scorer differs from the official one by {worst:.1e}: take engine=official, and report this")  # fmt: skip
+    return notes
+
+
+def say(report: Report, references: References, pred_path: Path, out: Path) -> None:
+    """The table, the comparison and the remarks, on the screen."""
+    details = report.details
+    package = details["scorer"].get("package", f"vcell {__version__}, equal to {report.scorer.package}")
+    n_targets = report.per_perturbation["perturbation"].nunique()
+    sums = {f"{s:,.0f}" for s in details["target_sum"].values() if s}
+    scale = f", log1p of counts per {', '.join(sorted(sums))}" if sums else ", whole counts"
+    print(f"{package}, {n_targets:,} targets{scale}\n")
+    print(table_text(report.scores, report.metrics) + "\n")
+    name = next(iter(report.intervals))
+    print(f"score        {name} {report.intervals[name][OVERALL]} (95 % over targets); 0 is {report.scorer.floor}, 1 is "
+          f"{'a perfect prediction' if report.scorer.perfect else 'a repetition of the experiment'}")  # fmt: skip
+    for other, differences in report.compared.items():
+        print(f"compared     {comparison_text(name, other, differences[OVERALL])}")
+    for note in report.notes:
         print(f"note         {note}")
     if references.run_folder is not None:
         print(f"run folder   {from_here(references.run_folder)}")
     print(f"prediction   {pred_path}\nreport       {out / 'report.html'}\ntables       {out / 'scores.csv'}, "
-          f"{out / 'per_perturbation.csv'}\nplot         {out / 'scores.png'}", flush=True)  # fmt: skip
+          f"{out / 'per_perturbation.csv'}\nplots        {out / 'scores.png'} and others beside it", flush=True)  # fmt: skip
 
 
-def score_contexts(
-    pred: ad.AnnData,
-    real: ad.AnnData,
-    name: str,
-    references: References,
-    target_sum: float,
-    columns: Columns,
-    config: DictConfig,
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Official scores of the prediction `name` and the baselines, a row a (predictor, context, target); and how made."""
-    tables = []
-    parameters: dict[str, Any] = {}
-    for context, pred_cells, real_cells in by_context(pred, real, columns):
-        scorer = OfficialScorer(real_cells, columns.perturbation, columns.control, config.threads or cores())
-        candidates = {name: pred_cells, **references.predictions(pred_cells, context, target_sum, columns)}
-        with progress_bar(len(candidates), f"scoring {context or ''}".strip(), "predictors") as progress:
-            for predictor, cells in candidates.items():
-                scores = scorer.score(cells).per_perturbation.reset_index()
-                tables.append(scores.assign(predictor=predictor, context=context or ""))
-                progress.update()
-        parameters = scorer.parameters
-    return pd.concat(tables)[["predictor", "context", "perturbation", *METRICS.values()]], parameters
-
-
-def by_context(pred: ad.AnnData, real: ad.AnnData, columns: Columns) -> list[tuple[str | None, ad.AnnData, ad.AnnData]]:
-    """Prediction and measured cells of each context; as they are where neither file tells contexts apart."""
-    column = columns.context
-    if column is None or column not in pred.obs:
-        return [(None, pred, real)]
-    contexts = pred.obs.loc[pred.obs[columns.perturbation] != columns.control, column].astype(str).unique()
-    if column not in real.obs:
-        if len(contexts) > 1:
-            raise VcellError(f"the prediction has {len(contexts)} contexts, the measured cells no column {column!r}")
-        return [(contexts[0], pred, real)]
-    pairs = []
-    for context in contexts:
-        pred_cells = pred[(pred.obs[column].astype(str) == context).to_numpy()]
-        real_cells = real[(real.obs[column].astype(str) == context).to_numpy()]
-        if real_cells.n_obs == 0:
-            known = real.obs[column].astype(str).unique()
-            raise VcellError(f"the measured cells have no context {context!r}; they have {', '.join(known)}")
-        pred_cells, real_cells, _ = match(pred_cells, real_cells, columns)
-        pairs.append((context, pred_cells, real_cells))
-    return pairs
-
-
-def read_about(pred: ad.AnnData) -> dict[str, Any]:
-    """What a file written by vcell says of itself; nothing for other files."""
-    try:
-        about = json.loads(str(pred.uns.get("vcell", "{}")))
-    except json.JSONDecodeError:
-        return {}
-    return about if isinstance(about, dict) else {}
+def comparison_text(name: str, other: str, difference: Interval) -> str:
+    """Which of two predictions is better, and whether that is sure."""
+    if not difference.excludes_zero:
+        return f"{name} and {other} cannot be told apart: {difference}"
+    better, worse = (name, other) if difference.value > 0 else (other, name)
+    sign = 1 if difference.value > 0 else -1
+    low, high = sorted((sign * difference.low, sign * difference.high))
+    return f"{better} beats {worse} by {Interval(abs(difference.value), low, high)}"
 
 
 def label_of(about: dict[str, Any]) -> str:

@@ -1,48 +1,35 @@
-"""The official scorer of the 2025 challenge, `cell-eval` (profile `vcc`), called in process.
+"""The official scorers, called in process: `cell-eval` (2025, profile vcc) and `cell-eval2` (2026, preset vcc2026).
 
-Every parameter that the package would default is stated here and recorded beside the scores.
+Every parameter that a package would default is stated here and recorded beside the scores.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import io
 import logging
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
 import pandas as pd
 
 from vcell.errors import VcellError
+from vcell.score.grouped import GroupedCells
+from vcell.score.metrics import METRICS_2025, METRICS_2026
 
-# official column -> what the field calls it; for the first two higher is better, for the last lower
-METRICS = {"overlap_at_N": "DES", "discrimination_score_l1": "PDS", "mae": "MAE"}
-
-
-@dataclass(frozen=True)
-class Official:
-    """Scores of one prediction: `per_perturbation` has one row a target, columns DES, PDS, MAE."""
-
-    per_perturbation: pd.DataFrame
-    parameters: dict[str, Any]
-
-    @property
-    def mean(self) -> pd.Series:
-        return self.per_perturbation.mean()
+PERTURBATION = "target_gene"
 
 
-class OfficialScorer:
-    """Scores predictions against one measured data set; its differential expression is computed once.
+class Official2025:
+    """`cell-eval`; the measured cells' differential expression is computed once.
 
     Parameters
     ----------
     real
-        Measured cells with controls, log1p, genes in order.
-    perturbation, control
-        The obs column of targets, and the label of controls.
+        Measured cells with controls, log1p.
     threads
         For the rank tests.
 
@@ -52,51 +39,50 @@ class OfficialScorer:
         If cell-eval is not installed.
     """
 
-    def __init__(self, real: ad.AnnData, perturbation: str, control: str, threads: int) -> None:
+    metrics = METRICS_2025
+
+    def __init__(self, real: GroupedCells, threads: int) -> None:
         try:
             import cell_eval
         except ImportError as error:
-            raise VcellError("scoring needs cell-eval: pip install 'vcell[score]'") from error
-        import importlib.metadata
-
+            raise VcellError(
+                "the official scores of 2025 need cell-eval: pip install 'vcell[score]', or engine=fast"
+            ) from error
         self.evaluator = cell_eval.MetricsEvaluator
-        self.real, self.perturbation, self.control, self.threads = real, perturbation, control, threads
+        self.real, self.control, self.threads = real.anndata(PERTURBATION), real.control, threads
         self.real_de: Any = None
-        self.parameters = {
+        self.parameters: dict[str, Any] = {
             "package": f"cell-eval {importlib.metadata.version('cell-eval')}",
             "profile": "vcc",
-            "pert_col": perturbation,
-            "control_pert": control,
+            "pert_col": PERTURBATION,
+            "control_pert": real.control,
             "allow_discrete": False,
-            "differential_expression": "pdex, Wilcoxon against controls, Benjamini-Hochberg per target, 5 %",
-            "targets": int(real.obs[perturbation].nunique() - 1),
+            "pdex": {"mode": "ref", "is_log1p": True, "epsilon": 0.0, "cpm_filter": None, "geometric_mean": True},
+            "differential_expression": "Wilcoxon against controls, Benjamini-Hochberg per target, 5 %",
+            "targets": len(real.targets),
         }
 
-    def score(self, predicted: ad.AnnData) -> Official:
-        """Official scores of `predicted`: same targets and genes as the measured cells, log1p on the same scale.
+    def score(self, pred: GroupedCells) -> pd.DataFrame:
+        """DES, PDS and MAE, a row a target: same targets and genes as the measured cells, log1p on the same scale.
 
         Raises
         ------
         VcellError
             With the scorer's reason, if it refuses.
         """
-        said = io.StringIO()
-        with tempfile.TemporaryDirectory(prefix="vcell-score-") as folder, quiet(said):
-            try:
-                evaluator = self.evaluator(
-                    adata_pred=predicted,
-                    adata_real=self.real,
-                    de_real=self.real_de,
-                    control_pert=self.control,
-                    pert_col=self.perturbation,
-                    num_threads=self.threads,
-                    outdir=str(Path(folder) / "out"),
-                    allow_discrete=False,
-                    pdex_kwargs={"cpm_filter": None, "epsilon": 0.0} if self.real_de is None else None,
-                )
-                results, _ = evaluator.compute(profile="vcc", write_csv=False, break_on_error=True)
-            except Exception as error:
-                raise VcellError(f"the official scorer cell-eval refused the input: {error}") from error
+        with tempfile.TemporaryDirectory(prefix="vcell-score-") as folder, quiet("cell-eval"):
+            evaluator = self.evaluator(
+                adata_pred=pred.anndata(PERTURBATION),
+                adata_real=self.real,
+                de_real=self.real_de,
+                control_pert=self.control,
+                pert_col=PERTURBATION,
+                num_threads=self.threads,
+                outdir=str(Path(folder) / "out"),
+                allow_discrete=False,
+                pdex_kwargs={k: v for k, v in self.parameters["pdex"].items() if k != "mode"},
+            )
+            results, _ = evaluator.compute(profile="vcc", write_csv=False, break_on_error=True)
             if self.real_de is None:
                 import polars
 
@@ -104,17 +90,91 @@ class OfficialScorer:
                     Path(folder) / "out" / "real_de.csv",
                     schema_overrides={"target": polars.Utf8, "feature": polars.Utf8},
                 )
-        table = results.to_pandas().set_index("perturbation")[list(METRICS)].rename(columns=METRICS)
-        return Official(table.astype(float).sort_index(), self.parameters)
+        names = {m.official: m.key for m in self.metrics}
+        return (
+            results.to_pandas().set_index("perturbation")[list(names)].rename(columns=names).astype(float).sort_index()
+        )
+
+
+class Official2026:
+    """`cell-eval2`.
+
+    Parameters
+    ----------
+    real
+        Measured whole counts with controls, which the predictions are held against too.
+    threads
+        For the rank tests.
+
+    Raises
+    ------
+    VcellError
+        If cell-eval2 is not installed.
+    """
+
+    metrics = METRICS_2026
+
+    def __init__(self, real: GroupedCells, threads: int) -> None:
+        try:
+            import cell_eval2
+        except ImportError as error:
+            raise VcellError(
+                "the official scores of 2026 need cell-eval2: pip install 'vcell[score]', or engine=fast"
+            ) from error
+        self.package, self.real = cell_eval2, real
+        preset = cell_eval2.EvalConfig.from_preset("vcc2026").to_dict()
+        settings = {
+            **preset,
+            "pert_col": PERTURBATION,
+            "control": real.control,
+            "num_threads": threads,
+            "device": "cpu",
+        }
+        settings["de"] = {**settings["de"], "backend": "pdex"}
+        self.config = cell_eval2.EvalConfig.from_dict(settings)
+        self.parameters: dict[str, Any] = {
+            "package": f"cell-eval2 {importlib.metadata.version('cell-eval2')}",
+            "preset": "vcc2026",
+            **self.config.to_dict(),
+            "targets": len(real.targets),
+        }
+
+    def score(self, pred: GroupedCells) -> pd.DataFrame:
+        """The six members, a row a target; of the ratio of sums its two parts.
+
+        Raises
+        ------
+        VcellError
+            With the scorer's reason, if it refuses.
+        """
+        measured = self.real.anndata(PERTURBATION)
+        # the scorer wants controls in the prediction and takes the measured ones all the same
+        made = pred.with_controls(self.real.controls).anndata(PERTURBATION)
+        with quiet("cell-eval2"):
+            rows = self.package.compute_metrics(made, measured, config=self.config).to_pandas()
+        table = rows.pivot(index="perturbation", columns="metric", values="value")
+        names = {m.official: m.key for m in self.metrics if m.over is None}
+        names |= {"expr_mse_unbiased_capped": "MSE_part", "expr_distance_unbiased": "MSE_whole"}
+        # a member that has no value for any target is absent
+        return table.reindex(index=sorted(pred.targets), columns=list(names)).rename(columns=names).astype(float)
 
 
 @contextlib.contextmanager
-def quiet(said: io.StringIO) -> Any:
-    """Keeps the scorer's bars and log lines off the screen."""
+def quiet(package: str) -> Iterator[None]:
+    """Keeps a scorer's bars and log lines off the screen, and turns its exceptions into one line.
+
+    Raises
+    ------
+    VcellError
+        With the scorer's reason.
+    """
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             yield
+    except Exception as error:
+        raise VcellError(f"the official scorer {package} refused the input: {error}") from error
     finally:
         logging.disable(disabled)

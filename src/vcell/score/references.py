@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
 import numpy as np
-import pandas as pd
 import torch
 from omegaconf import DictConfig
 from scipy import sparse
 
 from vcell.controls import open_run_store
+from vcell.data.splits import Group
 from vcell.errors import VcellError, shortlist
 from vcell.inference import make_maker, make_source
 from vcell.model.baselines import Predictor, TrainingDeltas, make_baselines
@@ -21,7 +20,8 @@ from vcell.output.form import Form
 from vcell.prediction import Source
 from vcell.predictors import split_of
 from vcell.request import Wanted
-from vcell.score.cells import Columns
+from vcell.score.cells import Pair
+from vcell.score.grouped import GroupedCells
 
 
 class References:
@@ -33,6 +33,7 @@ class References:
         self.deltas: TrainingDeltas | None = None
         self.source: Source | None = None
         self.run_folder: Path | None = None
+        self.split: dict[Group, str] = {}
         self.without: set[str] = set()  # contexts for which only copied controls could be made
 
     @classmethod
@@ -54,40 +55,44 @@ class References:
 
     def _train(self, ckpt: Path, store_path: str | None) -> None:
         identity = read_checkpoint(ckpt)["vcell"]
+        self.split = split_of(identity)
         store = open_run_store(store_path, identity, ckpt)
         self.source = make_source(store, identity, set(store.control_contexts), 8, self.seed)
         self.predictors, self.deltas = make_baselines(self.source.gather, split_of(identity))
         self.run_folder = ckpt.resolve().parents[1] if ckpt.resolve().parent.name == "checkpoints" else None
 
-    def predictions(
-        self, pred: ad.AnnData, context: str | None, target_sum: float, columns: Columns
-    ) -> dict[str, ad.AnnData]:
-        """Each baseline's cells, with the prediction's own controls, by name."""
-        labels = pred.obs[columns.perturbation].to_numpy(str)
-        controls = pred[labels == columns.control]
-        numbers = pd.Series(labels[labels != columns.control]).value_counts(sort=False)
-        source = self.source
-        context = context or self._only_context()
-        if source is None:
-            return {"copied_controls": copied(controls, numbers, columns, self.seed)}
-        if context not in source.pool.of_context or source.gather.store.genes != list(pred.var_names):
+    def predictions(self, pair: Pair) -> dict[str, GroupedCells]:
+        """Each baseline's cells by name: as many of every target as predicted, with the prediction's own controls."""
+        numbers = {t: pair.pred.cells[t].shape[0] for t in pair.pred.targets}
+        controls = pair.pred.controls
+        found = {"copied_controls": copied(pair.pred, self.seed)}
+        if self.source is None:
+            return found
+        context = pair.context or self._only_context()
+        if context not in self.source.pool.of_context or set(self.source.gather.store.genes) != set(pair.pred.genes):
             self.without.add(str(context))
-            return {"copied_controls": copied(controls, numbers, columns, self.seed)}
-        request = [Wanted(context, str(p), int(n)) for p, n in numbers.items()]
-        return {
-            name: self._assemble(predictor, request, target_sum, controls, columns)
-            for name, predictor in self.predictors.items()
-        }
+            return found
+        values = "counts" if pair.target_sum is None else "log1p"
+        form = Form.of(pair.pred.genes, self.source.store, values, pair.target_sum or self.source.gather.target_sum)
+        request = [Wanted(context, target, number) for target, number in numbers.items()]
+        drawn = self.drawn or values == "counts"
+        for name, predictor in self.predictors.items():
+            if name == "copied_controls":
+                continue
+            blocks = make_maker(predictor, self.source, form, torch.device("cpu"), drawn).cells(request)
+            made = sparse.csr_matrix(sparse.vstack(list(blocks), format="csr"))
+            ends = np.cumsum(list(numbers.values()))
+            cells = {t: made[e - n : e] for (t, n), e in zip(numbers.items(), ends, strict=True)}
+            found[name] = GroupedCells(cells, pair.pred.genes, pair.pred.control).with_controls(controls)
+        return found
 
-    def _assemble(
-        self, predictor: Predictor, request: list[Wanted], target_sum: float, controls: ad.AnnData, columns: Columns
-    ) -> ad.AnnData:
-        """A predictor's cells followed by `controls`."""
-        assert self.source is not None
-        form = Form.of(controls.var_names.tolist(), self.source.store, "log1p", target_sum)
-        blocks = list(make_maker(predictor, self.source, form, torch.device("cpu"), self.drawn).cells(request))
-        labels = np.repeat([w.perturbation for w in request], [w.n_cells for w in request])
-        return stacked(blocks, labels, controls, columns)
+    def trained_on(self, context: str, targets: list[str]) -> list[str]:
+        """Targets whose measured cells of this context the run was trained on: a score on them says nothing."""
+        return [t for t in targets if self.split.get((context or str(self._only_context()), t)) == "train"]
+
+    def chosen_by(self, context: str, targets: list[str]) -> list[str]:
+        """Targets that the run was validated on."""
+        return [t for t in targets if self.split.get((context or str(self._only_context()), t)) == "val"]
 
     def _only_context(self) -> str | None:
         contexts = list(self.source.pool.of_context) if self.source else []
@@ -108,15 +113,18 @@ class References:
         return notes
 
 
-def copied(controls: ad.AnnData, numbers: pd.Series, columns: Columns, seed: int) -> ad.AnnData:
+def copied(cells: GroupedCells, seed: int) -> GroupedCells:
     """The prediction's own controls, drawn again under every target's label."""
     rng = np.random.default_rng(seed)
-    blocks = [controls.X[rng.choice(controls.n_obs, n, replace=n > controls.n_obs)] for n in numbers]
-    return stacked(blocks, np.repeat(numbers.index.astype(str), numbers), controls, columns)
+    controls = cells.controls
+    drawn = {}
+    for target in cells.targets:
+        number = cells.cells[target].shape[0]
+        drawn[target] = controls[rng.choice(controls.shape[0], number, replace=number > controls.shape[0])]
+    return GroupedCells(drawn, cells.genes, cells.control).with_controls(controls)
 
 
-def stacked(blocks: list[Any], labels: np.ndarray, controls: ad.AnnData, columns: Columns) -> ad.AnnData:
-    labels = np.concatenate([np.asarray(labels, dtype=object), np.full(controls.n_obs, columns.control, dtype=object)])
-    obs = pd.DataFrame({columns.perturbation: labels}, index=pd.Index([str(i) for i in range(len(labels))]))
-    matrix = sparse.csr_matrix(sparse.vstack([*blocks, controls.X]))
-    return ad.AnnData(matrix, obs=obs, var=pd.DataFrame(index=controls.var_names))
+def wrong_targets(cells: GroupedCells, seed: int) -> GroupedCells:
+    """The prediction with each target's cells under the name of another: what it scores without knowing which is which."""
+    order = np.random.default_rng(seed).permutation(cells.targets).tolist()
+    return cells.relabelled(dict(zip(order, [*order[1:], order[0]], strict=True)))

@@ -4,96 +4,227 @@ from __future__ import annotations
 
 import base64
 import html
-import io
+import importlib.metadata
 import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-DIRECTION = {"DES": "higher is better", "PDS": "higher is better", "MAE": "lower is better"}
-MEANING = {
-    "DES": "share of the truly changed genes that the prediction calls changed (differential expression score)",
-    "PDS": "how near the true profile of its own target a prediction lies, among those of all targets; 0.5 is chance "
-    "(perturbation discrimination score)",
-    "MAE": "mean absolute error of the mean log1p profile",
-}
+from vcell.score import figures
+from vcell.score.figures import Shown
+from vcell.score.metrics import Metric
+from vcell.score.scoring import CEILING, Scorer
+from vcell.score.statistics import Interval
+
+OVERALL = "SCORE"
+VERSIONS = ("torch", "lightning", "numpy", "scipy", "anndata", "scanpy", "pdex", "numba", "cell-eval", "cell-eval2")
 
 
-def table_text(scores: pd.DataFrame) -> str:
-    """The table for the terminal: one row a predictor, the best of each column marked."""
+@dataclass(frozen=True)
+class Report:
+    """All that is written.
+
+    Attributes
+    ----------
+    scores
+        Predictors (rows) by overall score and metrics.
+    intervals
+        Of the predictions, by name and metric.
+    compared
+        By how much the first prediction beats another, by the other's name and by metric.
+    per_perturbation
+        A row a predictor, context and target.
+    details
+        Recorded in scores.json.
+    pictures
+        One a context.
+    config
+        The configuration of the command.
+    """
+
+    scores: pd.DataFrame
+    intervals: Mapping[str, Mapping[str, Interval]]
+    compared: Mapping[str, Mapping[str, Interval]]
+    per_perturbation: pd.DataFrame
+    metrics: Sequence[Metric]
+    scorer: Scorer
+    notes: Sequence[str]
+    details: Mapping[str, Any]
+    pictures: Sequence[Shown]
+    config: Mapping[str, Any]
+
+
+def table_text(scores: pd.DataFrame, metrics: Sequence[Metric]) -> str:
+    """The table for the terminal: one row a predictor, the best of each column marked (the measured halves aside)."""
+    higher = {m.key: m.higher for m in metrics} | {OVERALL: True}
+    rivals = scores.drop(index=CEILING, errors="ignore")
     shown = scores.copy().astype(object)
-    for metric in scores:
-        best = scores[metric].min() if DIRECTION[str(metric)].startswith("lower") else scores[metric].max()
-        shown[metric] = [f"{v:.4f}{'*' if v == best else ' '}" for v in scores[metric]]
+    for key in scores:
+        best = rivals[key].max() if higher[str(key)] else rivals[key].min()
+        shown[key] = [f"{v:.4f}{'*' if v == best and n in rivals.index else ' '}" for n, v in scores[key].items()]
     width = max(len(str(name)) for name in shown.index)
-    head = " " * width + "".join(f"{m:>11} " for m in shown)
-    rows = [f"{name!s:<{width}}" + "".join(f"{v:>12}" for v in shown.loc[name]) for name in shown.index]
+    head = " " * width + "".join(f"{m:>10} " for m in shown)
+    rows = [f"{name!s:<{width}}" + "".join(f"{v:>11}" for v in shown.loc[name]) for name in shown.index]
     return "\n".join([head, *rows])
 
 
-def write_report(
-    folder: Path, scores: pd.DataFrame, per_perturbation: pd.DataFrame, about: dict[str, Any], notes: list[str]
-) -> None:
-    """scores.csv, per_perturbation.csv, scores.json, scores.png and report.html in `folder`."""
+def write_report(folder: Path, report: Report) -> None:
+    """scores.csv, per_perturbation.csv, scores.json, PNG and report.html in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    scores.to_csv(folder / "scores.csv", index_label="predictor")
-    per_perturbation.to_csv(folder / "per_perturbation.csv", index=False)
-    content = {"scores": scores.to_dict(orient="index"), "notes": notes, **about}
-    (folder / "scores.json").write_text(json.dumps(content, indent=1))
-    picture = plot(scores, per_perturbation)
-    (folder / "scores.png").write_bytes(picture)
-    (folder / "report.html").write_text(page(scores, about, notes, picture))
+    report.scores.to_csv(folder / "scores.csv", index_label="predictor")
+    report.per_perturbation.to_csv(folder / "per_perturbation.csv", index=False)
+    (folder / "scores.json").write_text(json.dumps(_plain(as_json(report)), indent=1))
+    drawn = draw(report)
+    for name, (_, picture) in drawn.items():
+        (folder / f"{name}.png").write_bytes(picture)
+    (folder / "report.html").write_text(page(report, drawn))
 
 
-def plot(scores: pd.DataFrame, per_perturbation: pd.DataFrame) -> bytes:
-    """One panel a metric: the mean of each predictor as a bar, each target as a dot. PNG."""
-    from matplotlib.figure import Figure
+def as_json(report: Report) -> dict[str, Any]:
+    def ranges(found: Mapping[str, Interval]) -> dict[str, Any]:
+        return {k: {"value": i.value, "low": i.low, "high": i.high} for k, i in found.items()}
 
-    figure = Figure(figsize=(4.0 * len(scores.columns), 3.4), layout="constrained")
-    names = list(scores.index)
-    axes = figure.subplots(1, len(scores.columns), squeeze=False, sharey=True)[0]
-    axes[0].invert_yaxis()
-    for axis, metric in zip(axes, scores, strict=True):
-        colours = ["#2a6fbb"] + ["#b8bec7"] * (len(names) - 1)
-        axis.barh(names, scores[metric], color=colours)
-        for row, name in enumerate(names):
-            values = per_perturbation.loc[per_perturbation["predictor"] == name, str(metric)]
-            jitter = [row + 0.25 * ((i * 0.618) % 1 - 0.5) for i in range(len(values))]
-            axis.plot(values, jitter, "o", color="black", alpha=0.35, markersize=2)
-        axis.set_title(f"{metric} ({DIRECTION[str(metric)]})", fontsize=10)
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    return {
+        "scores": report.scores.to_dict(orient="index"),
+        "intervals": {n: ranges(i) for n, i in report.intervals.items()},
+        "compared": {n: ranges(i) for n, i in report.compared.items()},
+        "metrics": {m.key: {"official": m.official, "higher_is_better": m.higher} for m in report.metrics},
+        "notes": list(report.notes),
+        **report.details,
+        "versions": versions(),
+        "config": report.config,
+    }
 
 
-def page(scores: pd.DataFrame, about: dict[str, Any], notes: list[str], picture: bytes) -> str:
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def draw(report: Report) -> dict[str, tuple[str, bytes]]:
+    """Caption and PNG of every picture, by file name."""
+    floor = floors(report)
+    ceiling = report.scores.loc[CEILING].to_dict()
+    ends = (report.scorer.floor, CEILING)
+    found = {
+        "scores": (
+            f"From floor (the official baseline {report.scorer.floor} for official scores, copied controls for the others) to ceiling "
+            "(one half of the measured cells predicting the other). Lines are 95 % intervals over targets; marks far outside are "
+            "cut off.",
+            figures.png(
+                figures.floor_to_ceiling(report.scores, report.intervals, floor, CEILING, ends, report.metrics)
+            ),
+        )
+    }
+    name = next(iter(report.intervals))
+    for shown in report.pictures:
+        end = f"_{shown.context}" if shown.context and len(report.pictures) > 1 else ""
+        where = f" {shown.context}." if end else ""
+        table = report.per_perturbation
+        table = table[(table["predictor"] == name) & (table["context"] == shown.context)].set_index("perturbation")
+        pictures = {
+            "heatmap": ("Every target, the strongest measured effect first.", figures.heat_map(table, shown, floor, ceiling, report.metrics)),
+            "deltas": ("Predicted against measured effect of every gene; genes truly changed in blue.", figures.deltas(shown)),
+            "called": ("Genes called changed, in measured and predicted cells.", figures.called_genes(shown)),
+            "knockdown": ("The target's own gene.", figures.knock_down(shown)),
+            "embedding": ("Measured and predicted cells in principal components of the measured ones.", figures.embedding(shown)),
+        }  # fmt: skip
+        for key, (caption, figure) in pictures.items():
+            if figure is not None:
+                found[f"{key}{end}"] = (caption + where, figures.png(figure))
+    return found
+
+
+def floors(report: Report) -> dict[str, float]:
+    """What a prediction must beat, metric by metric."""
+    copied = "copied_controls" if "copied_controls" in report.scores.index else report.scorer.floor
+    return {
+        m.key: float(report.scores.loc[report.scorer.floor if m.official else copied, m.key]) for m in report.metrics
+    }
+
+
+def page(report: Report, drawn: Mapping[str, tuple[str, bytes]]) -> str:
     """The report as one HTML file without anything from the network."""
-    head = "".join(f"<th>{m}</th>" for m in scores)
-    rows = "".join(
-        f"<tr><td>{html.escape(str(name))}</td>" + "".join(f"<td>{v:.4f}</td>" for v in scores.loc[name]) + "</tr>"
-        for name in scores.index
+    name = next(iter(report.intervals))
+    overall = report.intervals[name][OVERALL]
+    ends = "a perfect prediction" if report.scorer.perfect else "a repetition of the experiment"
+    compared = "".join(
+        f"<p>Against <b>{html.escape(other)}</b>: {'better' if d[OVERALL].value > 0 else 'worse'} by {abs(d[OVERALL].value):.3f} "
+        f"(95 % of the difference {d[OVERALL].low:.3f} to {d[OVERALL].high:.3f}).</p>"
+        for other, d in report.compared.items()
     )
-    meaning = "".join(f"<li><b>{m}</b>: {MEANING[str(m)]}; {DIRECTION[str(m)]}.</li>" for m in scores)
-    remarks = "".join(f"<li>{html.escape(note)}</li>" for note in notes) or "<li>none</li>"
-    details = html.escape(json.dumps(about, indent=1))
-    image = base64.b64encode(picture).decode()
+    pictures = "".join(
+        f'<figure><div class="wide"><img class="{key.split("_")[0]}" alt="{html.escape(caption)}" '
+        f'src="data:image/png;base64,{base64.b64encode(picture).decode()}"></div><figcaption>{html.escape(caption)}</figcaption></figure>'
+        for key, (caption, picture) in drawn.items()
+    )
+    meaning = "".join(f"<li><b>{m.key}</b>: {html.escape(m.meaning)}; {m.direction}.</li>" for m in report.metrics)
+    remarks = "".join(f"<li>{html.escape(note)}</li>" for note in report.notes) or "<li>none</li>"
+    details = html.escape(json.dumps(_plain({**report.details, "versions": versions()}), indent=1))
+    config = html.escape(json.dumps(_plain(report.config), indent=1))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>vcell scores</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430; }}
-table {{ border-collapse: collapse; }} th, td {{ padding: .3rem .9rem; text-align: right; border-bottom: 1px solid #d5dae1; }}
-td:first-child, th:first-child {{ text-align: left; }} tbody tr:first-child {{ font-weight: 600; color: #2a6fbb; }}
-img {{ max-width: 100%; height: auto; }} pre {{ overflow-x: auto; background: #f3f5f8; padding: 1rem; font-size: .85rem; }}
-@media (max-width: 30rem) {{ th, td {{ padding: .3rem .4rem; font-size: .9rem; }} }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430; }}
+.wide {{ overflow-x: auto; }} table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #d5dae1; white-space: nowrap; }}
+td:first-child, th:first-child {{ text-align: left; position: sticky; left: 0; background: white; }}
+tr.scored {{ font-weight: 600; color: #2a6fbb; }} .big {{ font-size: 1.6rem; font-weight: 600; margin: .2rem 0; }}
+small, figcaption {{ color: #5a6472; }} figure {{ margin: 1.5rem 0; }} img {{ max-width: 100%; height: auto; }}
+pre {{ overflow-x: auto; background: #f3f5f8; padding: 1rem; font-size: .8rem; }}
+@media (max-width: 34rem) {{ figure img {{ max-width: none; width: 42rem; }} img.knockdown {{ width: 100%; }} th, td {{ padding: .3rem .4rem; font-size: .85rem; }} body {{ margin: 1rem auto; }} }}
 </style></head><body>
-<h1>Scores</h1>
-<table><thead><tr><th>predictor</th>{head}</tr></thead><tbody>{rows}</tbody></table>
-<ul>{meaning}</ul>
-<img alt="Scores by metric: bars are means, dots are single targets" src="data:image/png;base64,{image}">
-<h2>Notes</h2><ul>{remarks}</ul>
-<h2>How these were made</h2><pre>{details}</pre>
+<h1>Scores of {html.escape(str(report.details.get("pred", name)))}</h1>
+<p class="big">{overall.value:.3f} <small>[{overall.low:.3f}, {overall.high:.3f}]</small></p>
+<p>Overall score with its 95 % interval over targets. 0 is the official baseline ({report.scorer.floor}), 1 is {ends}.</p>{compared}
+<div class="wide">{score_table(report)}</div>
+<h2>Pictures</h2>{pictures}
+<h2>What to know of these numbers</h2><ul>{remarks}</ul>
+<h2>What the columns mean</h2><ul>{meaning}</ul>
+<h2>How these were made</h2><details><summary>scorer, versions, prediction</summary><pre>{details}</pre></details>
+<details><summary>configuration of this command</summary><pre>{config}</pre></details>
 </body></html>
 """
+
+
+def score_table(report: Report) -> str:
+    """Predictors by metrics; the predictions with their intervals."""
+    keys = list(report.scores)
+    head = "".join(f"<th>{key}</th>" for key in keys)
+    rows = []
+    for name, values in report.scores.iterrows():
+        found = report.intervals.get(str(name), {})
+        cells = "".join(
+            f"<td>{_number(values[k])}"
+            + (f"<br><small>{_number(found[k].low)} to {_number(found[k].high)}</small>" if k in found else "")
+            + "</td>"
+            for k in keys
+        )
+        mark = ' class="scored"' if str(name) in report.intervals else ""
+        rows.append(f"<tr{mark}><td>{html.escape(str(name))}</td>{cells}</tr>")
+    return f"<table><thead><tr><th>predictor</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _number(value: float) -> str:
+    return "–" if not np.isfinite(value) else f"{value:.4f}"
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, which has no NaN, and for numpy's numbers."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,85 @@
+"""Cells in principal components of the measured ones: for distances between sets of cells, and to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from vcell.score.grouped import GroupedCells
+
+FITTED_CELLS = 2_000
+FITTED_GENES = 2_000
+COMPONENTS = 50
+CELLS_A_SET = 200
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Principal components of measured log1p cells.
+
+    Attributes
+    ----------
+    genes
+        Columns taken: the most variable ones.
+    mean_G, axes_GK
+        Of those genes.
+    target_sum
+        Counts are brought to log1p of counts per this; None: cells are log1p already.
+    """
+
+    genes: np.ndarray
+    mean_G: np.ndarray
+    axes_GK: np.ndarray
+    target_sum: float | None
+
+    @classmethod
+    def of(cls, cells: GroupedCells, target_sum: float | None) -> Embedding:
+        """From some cells of every label, deterministic."""
+        each = max(2, FITTED_CELLS // len(cells.cells))
+        sample = _log1p(sparse.vstack([spread(c, each) for c in cells.cells.values()], format="csr"), target_sum)
+        square = np.asarray(sample.multiply(sample).mean(axis=0)).ravel()
+        variance = square - np.asarray(sample.mean(axis=0)).ravel() ** 2
+        genes = np.sort(np.argsort(-variance, kind="stable")[:FITTED_GENES])
+        dense = sample[:, genes].toarray().astype(np.float64)
+        mean_G = dense.mean(0)
+        # eigenvectors of the smaller of the two products
+        centred = dense - mean_G
+        wide = centred.shape[1] > centred.shape[0]
+        values, vectors = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+        kept = np.argsort(-values)[: min(COMPONENTS, int((values > 1e-9 * values.max()).sum()))]
+        axes = vectors[:, kept]
+        if wide:
+            axes = centred.T @ axes / np.sqrt(values[kept])
+        axes *= np.sign(
+            axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])]
+        )  # a sign that does not hang on the library
+        return cls(genes, mean_G, axes, target_sum)
+
+    def place(self, cells: sparse.csr_matrix) -> np.ndarray:
+        """Coordinates ``(cells, components)``."""
+        return (_log1p(cells, self.target_sum)[:, self.genes].toarray() - self.mean_G) @ self.axes_GK
+
+
+def energy_distance(x_CK: np.ndarray, y_CK: np.ndarray) -> float:
+    """E|x - y| - E|x - x'| / 2 - E|y - y'| / 2 (Székely and Rizzo 2013), a cell with itself left out: about 0 for two samples
+    of one population."""
+    from scipy.spatial.distance import cdist, pdist
+
+    within = [pdist(z).mean() if len(z) > 1 else 0.0 for z in (x_CK, y_CK)]
+    return float(cdist(x_CK, y_CK).mean() - sum(within) / 2)
+
+
+def spread(cells: sparse.csr_matrix, number: int) -> sparse.csr_matrix:
+    """At most `number` cells, evenly from first to last."""
+    return cells[np.unique(np.linspace(0, cells.shape[0] - 1, min(number, cells.shape[0])).astype(int))]
+
+
+def _log1p(cells: sparse.csr_matrix, target_sum: float | None) -> sparse.csr_matrix:
+    if target_sum is None:
+        return cells
+    totals = np.asarray(cells.sum(axis=1, dtype=np.float64)).ravel()
+    factor = target_sum / np.where(totals > 0, totals, 1.0)
+    data = np.log1p(cells.data * np.repeat(factor, np.diff(cells.indptr)))
+    return sparse.csr_matrix((data, cells.indices, cells.indptr), shape=cells.shape)

@@ -1,0 +1,74 @@
+"""What the official scores leave out: correlations of effects, recovery of the strongest genes, distance between cell sets.
+
+Shape legend: P targets, G genes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from vcell.score import vcc2025, vcc2026
+from vcell.score.differential import Calls
+from vcell.score.embedding import CELLS_A_SET, Embedding, energy_distance, spread
+
+TOP = 50
+FEWEST_GENES = 3
+Side = vcc2025.Side | vcc2026.Side
+
+
+def extra_scores(pred: Side, real: Side, embedding: Embedding) -> pd.DataFrame:
+    """PEARSON, TOP50, LFC and ENERGY of every target, NaN where one is not defined.
+
+    Parameters
+    ----------
+    pred, real
+        Same targets and genes.
+    embedding
+        Of the measured cells.
+    """
+    targets = pred.cells.targets
+    real_P = [real.calls.of(t) for t in targets]
+    table = {
+        "PEARSON": correlation(pred.delta_PG, real.delta_PG[real_P]),
+        "TOP50": [top_recovery(pred.calls, p, real.calls, r) for p, r in enumerate(real_P)],
+        "LFC": [fold_correlation(pred.calls, p, real.calls, r) for p, r in enumerate(real_P)],
+        "ENERGY": [
+            energy_distance(*(embedding.place(spread(side.cells.cells[t], CELLS_A_SET)) for side in (pred, real)))
+            for t in targets
+        ],
+    }
+    return pd.DataFrame(table, index=pd.Index(targets, name="perturbation"))
+
+
+def correlation(x_PG: np.ndarray, y_PG: np.ndarray) -> np.ndarray:
+    """Pearson correlation over genes ``(targets)``; 0 for an effect that is the same for all genes."""
+    x_PG, y_PG = (z - z.mean(1, keepdims=True) for z in (x_PG.astype(float), y_PG.astype(float)))
+    sizes = np.sqrt((x_PG**2).sum(1) * (y_PG**2).sum(1))
+    return np.divide((x_PG * y_PG).sum(1), sizes, out=np.zeros(len(sizes)), where=sizes > 0)
+
+
+def top_recovery(pred: Calls, pred_row: int, real: Calls, real_row: int) -> float:
+    """Share of the measured top genes, called and by absolute fold change, that are among the prediction's."""
+    wanted = strongest(real, real_row)
+    if len(wanted) == 0:
+        return float("nan")
+    return len(np.intersect1d(wanted, strongest(pred, pred_row)[: len(wanted)])) / len(wanted)
+
+
+def strongest(calls: Calls, row: int) -> np.ndarray:
+    """Called genes, the largest absolute fold changes first, no more than 50."""
+    called = np.flatnonzero(calls.called_PG[row])
+    return called[np.argsort(-np.abs(calls.fold_PG[row, called]), kind="stable")[:TOP]]
+
+
+def fold_correlation(pred: Calls, pred_row: int, real: Calls, real_row: int) -> float:
+    """Spearman correlation of fold changes over the genes truly changed; 0 where the prediction's are all the same."""
+    genes = np.flatnonzero(real.called_PG[real_row])
+    if len(genes) < FEWEST_GENES:
+        return float("nan")
+    x, y = pred.fold_PG[pred_row, genes], real.fold_PG[real_row, genes]
+    if np.ptp(x[np.isfinite(x)]) == 0 if np.isfinite(x).any() else True:
+        return 0.0
+    return float(stats.spearmanr(x, y).statistic)

@@ -1,0 +1,165 @@
+"""One context scored: the prediction and its references by one yardstick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from vcell.errors import VcellError
+from vcell.progress import progress_bar
+from vcell.score.cells import Pair
+from vcell.score.embedding import Embedding
+from vcell.score.extra import Side, extra_scores
+from vcell.score.grouped import GroupedCells
+from vcell.score.metrics import EXTRA, METRICS_2025, METRICS_2026, Metric, summary
+from vcell.score.official import Official2025, Official2026
+from vcell.score.vcc2025 import Fast2025
+from vcell.score.vcc2026 import BULK_SUM, Fast2026
+
+ENGINES = ("auto", "official", "fast")
+CEILING = "split_half"
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How the predictions of a year are scored.
+
+    Attributes
+    ----------
+    metrics
+        The official members.
+    fast, official
+        Ours and the package's.
+    counts
+        Whether they take whole counts; otherwise log1p.
+    floor
+        Name of the official baseline, which scores 0.
+    perfect
+        The end of the official scale, where that is a constant; None: the split-half replicate.
+    """
+
+    package: str
+    metrics: tuple[Metric, ...]
+    fast: Callable[[GroupedCells], Any]
+    official: Callable[[GroupedCells, int], Any]
+    counts: bool
+    floor: str
+    perfect: Mapping[str, float] | None
+
+
+SCORERS = {
+    "cell-eval": Scorer(
+        "cell-eval", METRICS_2025, Fast2025, Official2025, False, "cell_mean", {"DES": 1.0, "PDS": 1.0, "MAE": 0.0}
+    ),
+    "cell-eval2": Scorer("cell-eval2", METRICS_2026, Fast2026, Official2026, True, "mean_response", None),
+}
+
+
+@dataclass
+class ContextScores:
+    """Scores of one context.
+
+    Attributes
+    ----------
+    tables
+        By predictor, a row a target.
+    floor, top
+        Values of the official scale's ends.
+    ceiling
+        Values of the split-half replicate.
+    difference
+        Largest difference of the official values and ours, where both were computed.
+    """
+
+    context: str
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    floor: dict[str, float] = field(default_factory=dict)
+    top: dict[str, float] = field(default_factory=dict)
+    ceiling: dict[str, float] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    difference: float | None = None
+
+
+class ContextScorer:
+    """Scores predictions of one context.
+
+    Parameters
+    ----------
+    pair
+        The measured cells, and the prediction whose scale they share.
+    engine
+        ``official``: everything by the package; ``fast``: nothing; ``auto``: the predictions by the package, references by ours.
+    threads
+        Of the package.
+    """
+
+    def __init__(self, pair: Pair, scorer: Scorer, engine: str, threads: int) -> None:
+        if engine not in ENGINES:
+            raise VcellError(f"engine={engine} must be one of {', '.join(ENGINES)}")
+        self.scorer, self.engine = scorer, engine
+        self.fast = scorer.fast(pair.real)
+        self.official = None if engine == "fast" else scorer.official(pair.real, threads)
+        self.embedding = Embedding.of(pair.real, BULK_SUM if scorer.counts else None)
+        self.scores = ContextScores(pair.context)
+        if self.official is not None:
+            self.scores.parameters = self.official.parameters
+
+    def add(self, name: str, cells: GroupedCells, reference: bool) -> Side:
+        """Scores `cells` under `name`; gives what was computed of them."""
+        side = self.fast.side(cells)
+        table = self.fast.score(side)
+        if self.official is not None and (not reference or self.engine == "official"):
+            ours, table = table, self.official.score(cells).loc[table.index, table.columns]
+            apart = (ours - table).abs().max().max()
+            self.scores.difference = max(self.scores.difference or 0.0, float(apart))
+        self.scores.tables[name] = table.join(extra_scores(side, self.fast.real, self.embedding))
+        return side
+
+    def add_ends(self) -> None:
+        """The official scale's floor, and the split-half replicate."""
+        self.add(self.scorer.floor, self.fast.floor(), reference=True)
+        self.scores.floor = summary(self.scores.tables[self.scorer.floor], self.scorer.metrics)
+        halves = self.fast.replicates()
+        found = pd.DataFrame([summary(table, self.scorer.metrics) for table in halves])
+        self.scores.ceiling = {str(k): float(v) for k, v in found.mean().items()}
+        self.scores.tables[CEILING] = halves[0].join(self._extra_of_halves())
+        self.scores.top = dict(self.scorer.perfect) if self.scorer.perfect is not None else self.scores.ceiling
+
+    def _extra_of_halves(self) -> pd.DataFrame:
+        first, second = self.fast.real.cells.halves(0)
+        inner = type(self.fast)(first)
+        return extra_scores(inner.side(second), inner.real, self.embedding)
+
+
+def score_context(
+    pair: Pair,
+    others: Mapping[str, GroupedCells],
+    references: Mapping[str, GroupedCells],
+    name: str,
+    scorer: Scorer,
+    engine: str,
+    threads: int,
+) -> tuple[ContextScores, Side, ContextScorer]:
+    """The prediction `name`, other predictions of the same targets, references, floor and ceiling; and the prediction's side."""
+    judge = ContextScorer(pair, scorer, engine, threads)
+    number = 2 + len(others) + len(references)
+    with progress_bar(number, f"scoring {pair.context}".strip(), "predictors") as progress:
+        side = judge.add(name, pair.pred, reference=False)
+        progress.update()
+        for other, cells in others.items():
+            judge.add(other, cells, reference=False)
+            progress.update()
+        for reference, cells in references.items():
+            judge.add(reference, cells, reference=True)
+            progress.update()
+        judge.add_ends()
+        progress.update()
+    return judge.scores, side, judge
+
+
+def all_metrics(scorer: Scorer) -> list[Metric]:
+    """The official members and ours."""
+    return [*scorer.metrics, *EXTRA]

@@ -1,0 +1,340 @@
+"""The six scores of 2026 (`cell-eval2` 0.20.0, preset vcc2026), computed fast and equal to the package's.
+
+Pseudobulks are log1p of summed counts per 50,000. Effects are differences from the *measured* controls, whatever controls the
+prediction holds; only the two halves of a replicate are each held against their own.
+
+Shape legend: P targets, G genes, C cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numba
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from vcell.score.differential import Calls, calls_2026
+from vcell.score.grouped import GroupedCells
+from vcell.score.metrics import METRICS_2026
+from vcell.threads import in_threads
+
+BULK_SUM = 50_000.0
+PURITY = 0.9
+FEWEST_GENES = 10  # truly changed, for a target's fold changes to count
+TERMS, SMALL = 9, 0.02  # of the jackknife's series, whose error is below 1e-15
+SPLITS = 5  # of the replicate, seeds derived from 0 as the package derives them
+
+
+@dataclass(frozen=True)
+class Side:
+    """What the scores need of one set of whole counts, held against `controls`."""
+
+    cells: GroupedCells
+    controls: sparse.csr_matrix
+
+    @cached_property
+    def calls(self) -> Calls:
+        return calls_2026(self.cells, self.controls)
+
+    @cached_property
+    def bulk_PG(self) -> np.ndarray:
+        return np.array([pseudobulk(self.cells.cells[t]) for t in self.cells.targets])
+
+    @cached_property
+    def control_G(self) -> np.ndarray:
+        return pseudobulk(self.controls)
+
+    @property
+    def delta_PG(self) -> np.ndarray:
+        """Effects on the pseudobulk."""
+        return self.bulk_PG - self.control_G
+
+    @cached_property
+    def noise_P(self) -> np.ndarray:
+        """Sampling variance of each pseudobulk, summed over genes."""
+        return np.fromiter(in_threads(lambda t: jackknife(self.cells.cells[t]), self.cells.targets), float)
+
+    @cached_property
+    def control_noise(self) -> float:
+        return jackknife(self.controls)
+
+
+class Fast2026:
+    """Scores predictions of one context against the measured cells; these are analysed once.
+
+    Parameters
+    ----------
+    real
+        Measured whole counts with controls.
+    own_controls
+        Predictions are held against their own controls instead of the measured ones, as the halves of a replicate are.
+    """
+
+    metrics = METRICS_2026
+
+    def __init__(self, real: GroupedCells, own_controls: bool = False) -> None:
+        self.real = Side(real, real.controls)
+        self.own_controls = own_controls
+
+    def side(self, pred: GroupedCells) -> Side:
+        """The prediction's side."""
+        return Side(pred, pred.controls if self.own_controls else self.real.controls)
+
+    def score(self, pred: Side) -> pd.DataFrame:
+        """The six members for every target, NaN where one is not defined; same targets and genes as measured."""
+        real = self.real
+        targets, genes = pred.cells.targets, pred.cells.genes
+        own_P = own_genes(targets, genes)
+        part, whole = squared_error(pred, real, own_P)
+        called = {"pred": without_own(pred.calls.called_PG, own_P), "real": without_own(real.calls.called_PG, own_P)}
+        table = {
+            "PDS": discrimination(pred.delta_PG, real.delta_PG, own_P),
+            "MSE_part": part,
+            "MSE_whole": whole,
+            "FIDELITY": fidelity(called["pred"], called["real"], pred.calls, real.calls),
+            "REACH": reach(called["real"], pred.calls, real.calls, genes),
+            "JACCARD": jaccard(called["pred"], called["real"]),
+            "NMAE": fold_error(called["real"], real.calls.fold_PG, pred.calls.fold_PG, real.calls.fold_PG),
+        }
+        return pd.DataFrame(table, index=pd.Index(targets, name="perturbation"))
+
+    def replicates(self) -> list[pd.DataFrame]:
+        """Scores of splits of the measured cells into halves: in their mean, what a repetition of the experiment would score."""
+        seeds = np.random.SeedSequence(0).generate_state(SPLITS)
+        return list(map(self.split, seeds.tolist()))
+
+    def split(self, seed: int) -> pd.DataFrame:
+        """One half of the measured cells scored as a prediction of the other, a row a target.
+
+        Fold changes are judged on the genes that all cells call; every other member on those of one half.
+        """
+        first, second = self.real.cells.halves(seed)
+        inner = Fast2026(first, own_controls=True)
+        pred = inner.side(second)
+        table = inner.score(pred)
+        rows = [self.real.calls.of(t) for t in table.index]
+        own_P = own_genes(list(table.index), self.real.cells.genes)
+        called = without_own(self.real.calls.called_PG[rows], own_P)
+        # a gene too rare in a half's controls to be tested there counts as unchanged
+        one_PG, other_PG = (np.where(np.isnan(c.p_PG), 0.0, c.fold_PG) for c in (inner.real.calls, pred.calls))
+        table["NMAE"] = fold_error(called, one_PG, other_PG, self.real.calls.fold_PG[rows])
+        return table
+
+    def floor(self) -> GroupedCells:
+        """The official baseline: the mean response of the context, which no submission can know, as cells.
+
+        Control cells drawn with replacement, each gene scaled so that its expectation is the mean over targets of their mean
+        counts (a gene's own target left out); as many cells of each target as measured.
+        """
+        cells = self.real.cells
+        means_PG = np.array([_mean(cells.cells[t]) for t in cells.targets])
+        total_G, number_G = means_PG.sum(0), np.full(means_PG.shape[1], float(len(means_PG)))
+        for row, gene in enumerate(own_genes(cells.targets, cells.genes)):
+            if gene >= 0 and len(cells.targets) > 1:
+                total_G[gene] -= means_PG[row, gene]
+                number_G[gene] -= 1
+        control_G = _mean(cells.controls)
+        scale_G = np.divide(total_G / number_G, control_G, out=np.zeros_like(control_G), where=control_G > 0)
+        rng = np.random.default_rng(0)
+        made = {}
+        for target in cells.targets:
+            drawn = cells.controls[rng.integers(0, cells.controls.shape[0], cells.cells[target].shape[0])]
+            drawn.data = (drawn.data * scale_G[drawn.indices]).astype(np.float32)
+            drawn.eliminate_zeros()
+            made[target] = drawn
+        return GroupedCells({**made, cells.control: cells.controls}, cells.genes, cells.control).only(cells.targets)
+
+
+def pseudobulk(counts: sparse.csr_matrix) -> np.ndarray:
+    """log1p of summed counts per 50,000, ``(genes)``."""
+    sum_G = np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
+    total = sum_G.sum()
+    return np.log1p(sum_G * (BULK_SUM / total if total > 0 else 0.0))
+
+
+def own_genes(targets: Sequence[str], genes: Sequence[str]) -> np.ndarray:
+    """Each target's own column, -1 for none."""
+    place = {gene: i for i, gene in enumerate(genes)}
+    return np.array([place.get(target, -1) for target in targets], dtype=np.int64)
+
+
+def without_own(called_PG: np.ndarray, own_P: np.ndarray) -> np.ndarray:
+    called_PG = called_PG.copy()
+    rows = np.flatnonzero(own_P >= 0)
+    called_PG[rows, own_P[rows]] = False
+    return called_PG
+
+
+def discrimination(pred_PG: np.ndarray, real_PG: np.ndarray, own_P: np.ndarray) -> np.ndarray:
+    """`pds_cosine` ``(targets)``: genes of all targets left out, equals share their places, over the number of others."""
+    kept = np.ones(pred_PG.shape[1], bool)
+    kept[own_P[own_P >= 0]] = False
+    pred_PG, real_PG = pred_PG[:, kept], real_PG[:, kept]
+    sizes = np.outer(np.sqrt((pred_PG**2).sum(1)), np.sqrt((real_PG**2).sum(1)))
+    likeness = np.divide(pred_PG @ real_PG.T, sizes, out=np.zeros_like(sizes), where=sizes != 0)
+    distance_PP = np.clip(1.0 - likeness, 0.0, 2.0)
+    own = np.diag(distance_PP)[:, None]
+    rank = (distance_PP < own).sum(1) + ((distance_PP == own).sum(1) - 1) / 2
+    others = len(pred_PG) - 1
+    return 1 - rank / others if others else np.ones(len(pred_PG))
+
+
+def squared_error(pred: Side, real: Side, own_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each target, the noise-free squared error of its pseudobulk and the noise-free squared size of its effect, per gene.
+
+    The prediction's noise counts up to the measured one's, and in sum up to what the predictions differ by.
+    """
+    weight_P = 1.0 / np.maximum(pred.bulk_PG.shape[1] - (own_P >= 0), 1)
+    noise_P = np.minimum(pred.noise_P, real.noise_P)
+    claim = float((noise_P * weight_P).sum())
+    if claim > 0:
+        noise_P = noise_P * min(1.0, spread(pred.bulk_PG, own_P, weight_P) / claim)
+    error_PG, effect_PG = pred.bulk_PG - real.bulk_PG, real.bulk_PG - real.control_G
+    rows = np.flatnonzero(own_P >= 0)
+    error_P, effect_P = (error_PG**2).sum(1), (effect_PG**2).sum(1)
+    error_P[rows] -= error_PG[rows, own_P[rows]] ** 2
+    effect_P[rows] -= effect_PG[rows, own_P[rows]] ** 2
+    return (error_P - noise_P - real.noise_P) * weight_P, (effect_P - real.noise_P - real.control_noise) * weight_P
+
+
+def spread(bulk_PG: np.ndarray, own_P: np.ndarray, weight_P: np.ndarray) -> float:
+    """Weighted sum of squared differences of the predicted pseudobulks from their mean, own genes left out."""
+    deviation_PG = bulk_PG - bulk_PG.mean(0)
+    weight_PG = np.repeat(weight_P[:, None], bulk_PG.shape[1], 1)
+    rows = np.flatnonzero(own_P >= 0)
+    weight_PG[rows, own_P[rows]] = 0.0
+    weight_G = weight_PG.sum(0)
+    enough_G = ((weight_PG > 0).sum(0) >= 2) & (weight_G > 0)
+    first_G, second_G = (weight_PG * deviation_PG).sum(0), (weight_PG * deviation_PG**2).sum(0)
+    variance_G = second_G[enough_G] - first_G[enough_G] ** 2 / weight_G[enough_G]
+    return float(np.maximum(variance_G, 0).sum())
+
+
+def fidelity(pred_PG: np.ndarray, real_PG: np.ndarray, pred: Calls, real: Calls) -> np.ndarray:
+    """`direction_fidelity_yield_raw` ``(targets)``; NaN where neither calls a gene."""
+    judged_PG = pred_PG & (real.fold_PG != 0) & ~np.isnan(real.p_PG)
+    right_PG = judged_PG & (np.sign(pred.fold_PG) == np.sign(real.fold_PG))
+    number_P = np.maximum(judged_PG.sum(1), real_PG.sum(1)).astype(float)
+    return np.divide(right_PG.sum(1), number_P, out=np.full(len(number_P), np.nan), where=number_P > 0)
+
+
+def reach(real_PG: np.ndarray, pred: Calls, real: Calls, genes: Sequence[str]) -> np.ndarray:
+    """`direction_reach_raw` ``(targets)``: of the truly changed genes in the prediction's order, the longest beginning of which
+    nine in ten have the right direction; NaN where none is truly changed."""
+    name_G = np.argsort(np.argsort(np.asarray(genes, dtype=object)))
+    found = np.full(len(real.targets), np.nan)
+    for row in range(len(found)):
+        number_changed = int(real_PG[row].sum())
+        if number_changed == 0:
+            continue
+        changed = np.flatnonzero(real_PG[row] & ~np.isnan(pred.p_PG[row]))
+        fold, p, adjusted = pred.fold_PG[row, changed], pred.p_PG[row, changed], pred.adjusted_PG[row, changed]
+        called = pred.called_PG[row, changed]
+        order = np.lexsort((name_G[changed], -np.abs(fold), p, adjusted, ~called))
+        right = (np.sign(fold) == np.sign(real.fold_PG[row, changed])) & (fold != 0)
+        counted = real.fold_PG[row, changed][order] != 0
+        length, number = np.cumsum(counted), np.cumsum((right & (real.fold_PG[row, changed] != 0))[order])
+        pure = (length > 0) & (number / np.maximum(length, 1) >= PURITY)
+        found[row] = (length[pure].max() if pure.any() else 0) / number_changed
+    return found
+
+
+def jaccard(pred_PG: np.ndarray, real_PG: np.ndarray) -> np.ndarray:
+    """`sig_jaccard` ``(targets)``: 1 where neither calls a gene."""
+    either_P = (pred_PG | real_PG).sum(1)
+    return np.where(either_P == 0, 1.0, (pred_PG & real_PG).sum(1) / np.maximum(either_P, 1))
+
+
+def fold_error(called_PG: np.ndarray, one_PG: np.ndarray, other_PG: np.ndarray, size_PG: np.ndarray) -> np.ndarray:
+    """`lfc_nmae` ``(targets)``: mean difference of two fold changes over the mean size of a third, on the genes called; NaN
+    where they are fewer than ten."""
+    found = np.full(len(called_PG), np.nan)
+    for row in range(len(found)):
+        genes = np.flatnonzero(called_PG[row])
+        size = np.abs(size_PG[row, genes]).mean() if len(genes) >= FEWEST_GENES else 0.0
+        if size > 0:
+            found[row] = np.abs(one_PG[row, genes] - other_PG[row, genes]).mean() / size
+    return found
+
+
+def jackknife(counts: sparse.csr_matrix) -> float:
+    """Sampling variance of a pseudobulk, summed over genes, by leaving out one cell at a time; 0 for a single cell."""
+    n = counts.shape[0]
+    data = counts.data.astype(np.float64)
+    sum_G = np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
+    if n < 2 or sum_G.sum() <= 0:
+        return 0.0
+    return max((n - 1) / n * _left_out(counts.indptr, counts.indices, data, sum_G, BULK_SUM), 0.0)
+
+
+@numba.njit(nogil=True, cache=True)
+def _left_out(starts, genes, values, sum_G, target):
+    """Sum over genes of the squared deviations of the pseudobulks without one cell from their mean.
+
+    Every such pseudobulk is close to that of all cells, so what is summed is its difference d from that one. For a gene of which
+    the cell holds nothing, d = log1p(e q) with q = T sum / (total + T sum) and e = mass of the cell / mass of the others. Where e
+    is small, d and d² are power series in e q, so that their sums over cells need no loop over cells and genes.
+    """
+    n, n_genes = len(starts) - 1, len(sum_G)
+    total = sum_G.sum()
+    base_G, q_G = np.empty(n_genes), np.empty(n_genes)
+    for g in range(n_genes):
+        base_G[g] = np.log1p(target * sum_G[g] / total)
+        q_G[g] = target * sum_G[g] / (total + target * sum_G[g])
+    first_G, second_G = np.zeros(n_genes), np.zeros(n_genes)
+    powers = np.zeros(TERMS + 1)  # sums over cells of e to the k
+    for i in range(n):
+        mass = 0.0
+        for k in range(starts[i], starts[i + 1]):
+            mass += values[k]
+        rest = total - mass
+        if rest <= 0.0:  # this cell is all there is
+            for g in range(n_genes):
+                first_G[g] -= base_G[g]
+                second_G[g] += base_G[g] * base_G[g]
+            continue
+        excess = mass / rest
+        small = excess < SMALL
+        if small:
+            power = 1.0
+            for k in range(1, TERMS + 1):
+                power *= excess
+                powers[k] += power
+        else:
+            for g in range(n_genes):
+                d = np.log1p(excess * q_G[g])
+                first_G[g] += d
+                second_G[g] += d * d
+        for k in range(starts[i], starts[i + 1]):
+            g = genes[k]
+            d = _log1p_series(excess * q_G[g]) if small else np.log1p(excess * q_G[g])
+            own = np.log1p(target * (sum_G[g] - values[k]) / rest) - base_G[g]
+            first_G[g] += own - d
+            second_G[g] += own * own - d * d
+    found = 0.0
+    for g in range(n_genes):
+        first, second, power, harmonic, sign = first_G[g], second_G[g], 1.0, 0.0, 1.0
+        for k in range(1, TERMS + 1):
+            power *= q_G[g]
+            first += sign * powers[k] * power / k
+            second -= sign * powers[k] * power * 2.0 * harmonic / k
+            harmonic += 1.0 / k
+            sign = -sign
+        found += second - first * first / n
+    return found
+
+
+@numba.njit(nogil=True, cache=True)
+def _log1p_series(x):
+    found = 0.0
+    for k in range(TERMS, 0, -1):
+        found = x * (1.0 / k - found)
+    return found
+
+
+def _mean(cells: sparse.csr_matrix) -> np.ndarray:
+    return np.asarray(cells.astype(np.float64).mean(axis=0)).ravel()
