@@ -14,7 +14,8 @@ from vcell.errors import VcellError
 from vcell.evaluate import run as vcell_evaluate
 from vcell.infer import run as vcell_infer
 
-VERBS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
+# training.yaml is what two of them share
+VERBS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml") if "app_name" in path.read_text())
 OPTIONS = sorted(
     f"{path.parent.name}={path.stem}"
     for path in CONFIG_DIR.glob("*/*.yaml")

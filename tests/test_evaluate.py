@@ -1,4 +1,4 @@
-"""Scores: equal to the official command's, the truth on top, copied controls at the bottom."""
+"""Scores: equal to the official command's; truth, controls and wrong labels where they belong; traps refused or named."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from scipy import sparse
 
 from tests.conftest import infer_here
+from tests.score.test_parity import effects, screen
 from vcell.cli import compose
 from vcell.errors import VcellError
 from vcell.score.evaluation import evaluate
@@ -47,7 +48,7 @@ def test_table_equals_the_official_command(
     in_trained: Path, pred: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     scores = score(tmp_path / "ours", f"pred={pred}", f"real={REAL}")
-    target_sum = json.loads((tmp_path / "ours" / "scores.json").read_text())["target_sum"]
+    target_sum = json.loads((tmp_path / "ours" / "scores.json").read_text())["target_sum"]["simC"]
     real_as_log1p(target_sum).write_h5ad(tmp_path / "real.h5ad")
     command = [sys.executable, "-m", "cell_eval", "run", "-ap", str(pred), "-ar", str(tmp_path / "real.h5ad"), "--pert-col", "target_gene", "--profile", "vcc", "-o", str(tmp_path / "official")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -55,43 +56,172 @@ def test_table_equals_the_official_command(
     official = pd.read_csv(tmp_path / "official" / "results.csv").drop(columns="perturbation").mean()
     for ours, theirs in (("DES", "overlap_at_N"), ("PDS", "discrimination_score_l1"), ("MAE", "mae")):
         assert scores.loc["model", ours] == pytest.approx(official[theirs], abs=1e-5)
-    assert list(scores.index) == ["model", "copied_controls", "context_mean", "perturbation_mean"]
+    assert list(scores.index) == [
+        "model", "copied_controls", "context_mean", "perturbation_mean", "wrong_target", "cell_mean", "split_half"
+    ]  # fmt: skip
     said = capsys.readouterr().out
     assert "perturbation_mean" in said and "report.html" in said and "runs/demo" in said
+    assert "our own scorer gives the official values" in said
 
 
 def test_everything_promised_is_written(in_trained: Path, pred: Path, tmp_path: Path):
-    score(tmp_path / "s", f"pred={pred}", f"real={REAL}")
+    score(tmp_path / "s", f"pred={pred}", f"real={REAL}", "engine=fast")
     files = {p.name for p in (tmp_path / "s").iterdir()}
-    assert files == {"scores.csv", "per_perturbation.csv", "scores.json", "scores.png", "report.html"}
+    pictures = {"scores.png", "heatmap.png", "deltas.png", "called.png", "knockdown.png", "embedding.png"}
+    assert files == {"scores.csv", "per_perturbation.csv", "scores.json", "report.html", *pictures}
     table = pd.read_csv(tmp_path / "s" / "per_perturbation.csv")
-    assert len(table) == 4 * 4 and set(table["context"]) == {"simC"}
+    assert len(table) == 7 * 4 and set(table["context"]) == {"simC"}
     page = (tmp_path / "s" / "report.html").read_text()
-    assert "data:image/png;base64" in page and "http" not in page.replace("http-equiv", "")
+    assert page.count("data:image/png;base64") == len(pictures) and "http" not in page
+    assert "split_half" in page and "95 %" in page and "cell-eval" in page
+    about = json.loads((tmp_path / "s" / "scores.json").read_text())
+    assert about["config"]["engine"] == "fast" and about["versions"]["numpy"] == np.__version__
+    interval = about["intervals"]["model"]["SCORE"]
+    assert interval["low"] <= interval["value"] <= interval["high"]
+    assert about["intervals"]["model"]["SCORE"]["value"] == about["scores"]["model"]["SCORE"]
+
+
+def test_every_parameter_of_the_official_scorer_is_recorded(in_trained: Path, pred: Path, tmp_path: Path):
+    score(tmp_path / "s", f"pred={pred}", f"real={REAL}")
     about = json.loads((tmp_path / "s" / "scores.json").read_text())
     assert about["scorer"]["package"].startswith("cell-eval") and about["scorer"]["targets"] == 4
+    assert about["scorer"]["pdex"]["geometric_mean"] is True and about["fast_scorer_differs_by"] < 1e-6
 
 
-def test_the_truth_gets_the_best_score_and_copied_controls_the_worst(in_trained: Path, tmp_path: Path):
+def test_the_truth_gets_the_best_score_copied_controls_the_worst_and_wrong_labels_chance(
+    in_trained: Path, tmp_path: Path
+):
     real_as_log1p(700.0).write_h5ad(tmp_path / "truth.h5ad")
     scores = score(tmp_path / "s", f"pred={tmp_path / 'truth.h5ad'}", f"real={REAL}")
     assert scores.loc["prediction", "PDS"] == 1.0 and scores.loc["prediction", "MAE"] == pytest.approx(0, abs=1e-6)
     assert scores.loc["prediction", "DES"] == scores["DES"].max()
-    assert scores.loc["copied_controls", "DES"] < 0.2
-    assert set(scores.index) == {"prediction", "copied_controls"}  # no run is known to make the others from
+    assert scores.loc["prediction", "SCORE"] == scores["SCORE"].max()
+    assert scores.loc["copied_controls", "DES"] < 0.2 and scores.loc["cell_mean", "SCORE"] == 0
+    assert (
+        scores.loc["wrong_target", "PDS"] < 0.8 and scores.loc["split_half", "PDS"] > scores.loc["wrong_target", "PDS"]
+    )
+    # no run is known to make the others from
+    assert list(scores.index) == ["prediction", "copied_controls", "wrong_target", "cell_mean", "split_half"]
+
+
+def as_2026(cells: ad.AnnData) -> ad.AnnData:
+    """Whole counts of one context named A, without controls."""
+    kept = cells[cells.obs["target_gene"] != "non-targeting"].copy()
+    kept.obs["context"] = "A"
+    return kept
+
+
+@pytest.fixture()
+def real_2026(tmp_path: Path) -> Path:
+    """Measured counts of ten targets, with effects that a repetition would find again."""
+    rng = np.random.default_rng(3)
+    cells = screen(rng, effects(rng), 60, 150).anndata("target_gene")
+    cells.obs["context"] = "A"
+    cells.write_h5ad(tmp_path / "real26.h5ad")
+    return tmp_path / "real26.h5ad"
+
+
+def test_2026_the_truth_is_at_the_ceiling_and_the_mean_response_at_the_floor(real_2026: Path, tmp_path: Path):
+    as_2026(ad.read_h5ad(real_2026)).write_h5ad(tmp_path / "truth.h5ad")
+    scores = score(tmp_path / "s", f"pred={tmp_path / 'truth.h5ad'}", f"real={real_2026}", "challenge=vcc2026")
+    assert scores.loc["prediction", "SCORE"] > 1 == scores.loc["split_half", "SCORE"]
+    assert scores.loc["prediction", ["PDS", "FIDELITY", "REACH", "JACCARD"]].tolist() == [1.0] * 4
+    assert scores.loc["prediction", "NMAE"] == 0 and scores.loc["prediction", "MSE"] < 0.01
+    assert scores.loc["mean_response", "SCORE"] == pytest.approx(0, abs=1e-12)
+    assert scores.loc["copied_controls", "SCORE"] < 0.1 and scores.loc["wrong_target", "SCORE"] < 0.1
+    assert scores.loc["wrong_target", "PDS"] < 0.7
+    about = json.loads((tmp_path / "s" / "scores.json").read_text())
+    assert about["scorer"]["package"].startswith("cell-eval2") and about["scorer"]["de"]["fdr_scope"] == "per_pert"
+
+
+def test_2026_takes_whole_counts_only(real_2026: Path, tmp_path: Path):
+    cells = as_2026(ad.read_h5ad(real_2026))
+    cells.X = cells.X.log1p()
+    cells.write_h5ad(tmp_path / "p.h5ad")
+    with pytest.raises(VcellError, match="whole counts"):
+        score(tmp_path / "s", f"pred={tmp_path / 'p.h5ad'}", f"real={real_2026}", "challenge=vcc2026")
+
+
+def test_contexts_weigh_the_same(real_2026: Path, tmp_path: Path):
+    real = ad.read_h5ad(real_2026)
+    few = real[real.obs["target_gene"].isin(["G0", "G7", "non-targeting"])].copy()
+    few.obs["context"] = "B"
+    both = ad.concat([real, few], index_unique="-")
+    both.write_h5ad(tmp_path / "r.h5ad")
+    both[both.obs["target_gene"] != "non-targeting"].copy().write_h5ad(tmp_path / "p.h5ad")
+    options = [f"pred={tmp_path / 'p.h5ad'}", f"real={tmp_path / 'r.h5ad'}", "challenge=vcc2026", "engine=fast"]
+    scores = score(tmp_path / "s", *options)
+    table = pd.read_csv(tmp_path / "s" / "per_perturbation.csv")
+    wrong = table[table["predictor"] == "wrong_target"].groupby("context")["PDS"].mean()
+    assert set(wrong.index) == {"A", "B"} and scores.loc["wrong_target", "PDS"] == pytest.approx(wrong.mean())
+
+
+def test_two_predictions_are_compared_on_the_same_targets(in_trained: Path, pred: Path, tmp_path: Path, capsys):
+    worse = ad.read_h5ad(pred)
+    labels = worse.obs["target_gene"].astype(str).to_numpy()
+    targets = sorted(set(labels) - {"non-targeting"})
+    swap = dict(zip(targets, [*targets[1:], targets[0]], strict=True))
+    worse.obs["target_gene"] = [swap.get(label, label) for label in labels]
+    worse.write_h5ad(tmp_path / "shuffled.h5ad")
+    score(tmp_path / "s", f"pred={pred}", f"against={tmp_path / 'shuffled.h5ad'}", f"real={REAL}", "engine=fast")
+    about = json.loads((tmp_path / "s" / "scores.json").read_text())
+    difference = about["compared"]["shuffled"]["PDS"]
+    assert difference["value"] == pytest.approx(about["scores"]["model"]["PDS"] - about["scores"]["shuffled"]["PDS"])
+    assert difference["low"] <= difference["value"] <= difference["high"]
+    assert "compared " in capsys.readouterr().out
+    # against itself, nothing
+    copy = tmp_path / "same.h5ad"
+    copy.write_bytes(pred.read_bytes())
+    score(tmp_path / "t", f"pred={pred}", f"against={copy}", f"real={REAL}", "engine=fast")
+    same = json.loads((tmp_path / "t" / "scores.json").read_text())["compared"]["same"]["SCORE"]
+    assert same == {"value": 0, "low": 0, "high": 0}
+    assert "cannot be told apart" in capsys.readouterr().out
+
+
+def test_targets_that_were_trained_on_are_refused(in_trained: Path, tmp_path: Path):
+    infer_here(f"out={tmp_path / 'p.h5ad'}", "targets=data/demo/screen/pert_counts_Training.csv", "contexts=[simA]")
+    options = [f"pred={tmp_path / 'p.h5ad'}", "real=data/demo/screen/simA.h5ad", "engine=fast"]
+    with pytest.raises(VcellError, match=r"was trained on the measured cells of targets to be scored.*simA"):
+        score(tmp_path / "s", *options)
+    assert not (tmp_path / "s").exists()
+    score(tmp_path / "s", *options, "allow_leaks=true")
+
+
+def test_shifted_controls_are_reported(in_trained: Path, pred: Path, tmp_path: Path, capsys):
+    cells = ad.read_h5ad(pred)
+    rows = np.flatnonzero(cells.obs["target_gene"] == "non-targeting")
+    x = cells.X.toarray()
+    x[np.ix_(rows, np.arange(40))] += 0.4
+    x[rows] = np.log1p(np.expm1(x[rows]) * (np.expm1(x[rows[:1]]).sum() / np.expm1(x[rows]).sum(1, keepdims=True)))
+    cells.X = sparse.csr_matrix(x)
+    del cells.uns["vcell"]
+    cells.write_h5ad(tmp_path / "p.h5ad")
+    score(tmp_path / "s", f"pred={tmp_path / 'p.h5ad'}", f"real={REAL}", "engine=fast")
+    assert "control cells of the prediction differ from the measured ones" in capsys.readouterr().out
+    score(tmp_path / "t", f"pred={pred}", f"real={REAL}", "engine=fast")
+    assert "control cells of the prediction are the measured ones" in capsys.readouterr().out
+
+
+def test_the_discrimination_score_among_fewer_targets(in_trained: Path, pred: Path, tmp_path: Path, capsys):
+    score(tmp_path / "s", f"pred={pred}", f"real={REAL}", "engine=fast", "pds_subset=4")
+    same = float(pd.read_csv(tmp_path / "s" / "scores.csv", index_col=0).loc["model", "PDS"])
+    assert f"Among 4 of them, drawn at random, {same:.4f} is to be expected" in capsys.readouterr().out
+    with pytest.raises(VcellError, match="pds_subset=5 is more than the 4 targets"):
+        score(tmp_path / "s", f"pred={pred}", f"real={REAL}", "engine=fast", "pds_subset=5")
 
 
 def test_measured_cells_may_be_on_any_scale(in_trained: Path, pred: Path, tmp_path: Path):
     real_as_log1p(5e4).write_h5ad(tmp_path / "real.h5ad")
-    first = score(tmp_path / "a", f"pred={pred}", f"real={REAL}")
-    second = score(tmp_path / "b", f"pred={pred}", f"real={tmp_path / 'real.h5ad'}")
+    first = score(tmp_path / "a", f"pred={pred}", f"real={REAL}", "engine=fast")
+    second = score(tmp_path / "b", f"pred={pred}", f"real={tmp_path / 'real.h5ad'}", "engine=fast")
     pd.testing.assert_frame_equal(first, second, atol=1e-4)
 
 
 def test_measured_genes_may_be_in_another_order(in_trained: Path, pred: Path, tmp_path: Path):
     ad.read_h5ad(REAL)[:, ::-1].copy().write_h5ad(tmp_path / "real.h5ad")
-    first = score(tmp_path / "a", f"pred={pred}", f"real={REAL}")
-    pd.testing.assert_frame_equal(first, score(tmp_path / "b", f"pred={pred}", f"real={tmp_path / 'real.h5ad'}"))
+    first = score(tmp_path / "a", f"pred={pred}", f"real={REAL}", "engine=fast")
+    second = score(tmp_path / "b", f"pred={pred}", f"real={tmp_path / 'real.h5ad'}", "engine=fast")
+    pd.testing.assert_frame_equal(first, second)
 
 
 def change(path: Path, pred: Path, how) -> Path:

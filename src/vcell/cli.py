@@ -122,7 +122,9 @@ def fail(error: VcellError) -> None:
 
 
 def compose(verb: str, overrides: list[str]) -> DictConfig:
-    """The configuration a command would run with."""
+    """The configuration a command would run with; also from within another command."""
+    if GlobalHydra.instance().is_initialized():
+        return hydra.compose(verb, overrides)
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
         return hydra.compose(verb, overrides)
 

@@ -118,7 +118,13 @@ def log1p(cells: GroupedCells) -> GroupedCells:
 
 def assert_equal(ours: pd.DataFrame, official: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(
-        ours, official[ours.columns], check_names=False, check_index_type=False, check_column_type=False, rtol=1e-6, atol=1e-6
+        ours,
+        official[ours.columns],
+        check_names=False,
+        check_index_type=False,
+        check_column_type=False,
+        rtol=1e-6,
+        atol=1e-6,
     )
 
 
@@ -222,5 +228,6 @@ def test_p_values_are_scipys():
     # zeros that are stored are zeros all the same
     full = sparse.csr_matrix((x.ravel(), np.tile(np.arange(60), 23), np.arange(24) * 60), shape=x.shape)
     np.testing.assert_array_equal(
-        rank_sum_p(full, SortedControls.of(sparse.csr_matrix(y))), rank_sum_p(stored, SortedControls.of(sparse.csr_matrix(y)))
+        rank_sum_p(full, SortedControls.of(sparse.csr_matrix(y))),
+        rank_sum_p(stored, SortedControls.of(sparse.csr_matrix(y))),
     )
