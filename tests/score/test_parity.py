@@ -7,14 +7,16 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import sparse, stats
 
+from vcell.score.device import dense_jackknife, dense_rank_test
 from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import METRICS_2025, METRICS_2026, summary
 from vcell.score.official import PERTURBATION, Official2025, Official2026, quiet
 from vcell.score.ranksum import SortedControls, rank_sum_p
 from vcell.score.vcc2025 import Fast2025
-from vcell.score.vcc2026 import Fast2026
+from vcell.score.vcc2026 import Fast2026, jackknife
 
 GENES = [f"G{i}" for i in range(100)]
 TARGETS = [*(f"G{i}" for i in range(0, 63, 7)), "UNKNOWN"]
@@ -231,3 +233,26 @@ def test_p_values_are_scipys():
         rank_sum_p(full, SortedControls.of(sparse.csr_matrix(y))),
         rank_sum_p(stored, SortedControls.of(sparse.csr_matrix(y))),
     )
+
+
+@pytest.mark.parametrize("how", AWKWARD)
+def test_tensors_give_the_same_as_stored_values(how: Callable[[Cells, Cells], None]):
+    """What a GPU computes, here on the CPU."""
+    pred, real = two_screens(how)
+    test = dense_rank_test(real.controls, torch.device("cpu"))
+    controls = SortedControls.of(real.controls)
+    for target in pred.targets:
+        np.testing.assert_allclose(test(pred.cells[target]), rank_sum_p(pred.cells[target], controls), rtol=1e-12)
+        dense = dense_jackknife(pred.cells[target], 5e4, torch.device("cpu"))
+        assert jackknife(pred.cells[target]) == pytest.approx(dense, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("how", AWKWARD)
+def test_a_gpu_gives_the_same(how: Callable[[Cells, Cells], None]):
+    pred, real = two_screens(how)
+    for scorer, cells in ((Fast2026, (pred, real)), (Fast2025, (log1p(pred), log1p(real)))):
+        here, there = scorer(cells[1]), scorer(cells[1], torch.device("cuda"))
+        assert_equal(there.score(there.side(cells[0])), here.score(here.side(cells[0])))
+        assert (there.real.calls.called_PG == here.real.calls.called_PG).all()

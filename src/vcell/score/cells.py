@@ -126,13 +126,12 @@ def pairs(pred: CellFile, real: CellFile, columns: Columns, counts: bool, notes:
     same_genes(pred, real)
     for context in scored_contexts(pred, real, columns):
         pred_rows, real_rows = pred.rows(context), real.rows(context)
-        predicted, measured = pred.read(pred_rows), real.read(real_rows)[:, pred.genes]
+        predicted, measured = pred.read(pred_rows), real.read(real_rows)
+        if real.genes != pred.genes:
+            measured = measured[:, pred.genes].copy()
         where = f"{context}: " if context and pred.contexts is not None else ""
         targets = common_targets(predicted, measured, columns, where, notes)
-        predicted, measured = (
-            c[c.obs[columns.perturbation].isin([*targets, columns.control]).to_numpy()].copy()
-            for c in (predicted, measured)
-        )
+        predicted, measured = (kept_only(c, [*targets, columns.control], columns) for c in (predicted, measured))
         target_sum = None
         if counts:
             whole_counts(predicted, pred.path, "the prediction")
@@ -140,6 +139,12 @@ def pairs(pred: CellFile, real: CellFile, columns: Columns, counts: bool, notes:
         else:
             target_sum = same_scale(predicted, measured, pred.about, columns)
         yield pair_of(str(context or ""), predicted, measured, columns, target_sum)
+
+
+def kept_only(cells: ad.AnnData, labels: list[str], columns: Columns) -> ad.AnnData:
+    """Cells of these labels; the same object where that is all of them."""
+    kept = cells.obs[columns.perturbation].isin(labels).to_numpy()
+    return cells if kept.all() else cells[kept].copy()
 
 
 def pair_of(

@@ -21,11 +21,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy import sparse
 from scipy.stats import false_discovery_control
 
+from vcell.score.device import rank_test
 from vcell.score.grouped import GroupedCells
-from vcell.score.ranksum import SortedControls, rank_sum_p
 from vcell.threads import in_threads
 
 SIGNIFICANT = 0.05
@@ -59,16 +60,16 @@ class Calls:
         return self.targets.index(target)
 
 
-def calls_2025(cells: GroupedCells) -> Calls:
+def calls_2025(cells: GroupedCells, device: torch.device) -> Calls:
     """Of log1p cells against their own controls."""
     control_mean = np.expm1(_mean(cells.controls))
-    reference = SortedControls.of(cells.controls)
+    p_of = rank_test(cells.controls, device)
 
     def test(target: str) -> tuple[np.ndarray, np.ndarray]:
         group = cells.cells[target]
         with np.errstate(divide="ignore", invalid="ignore"):
             fold = np.log2(np.expm1(_mean(group)) / control_mean)
-        return rank_sum_p(group, reference), np.nan_to_num(fold, nan=0.0, posinf=np.inf, neginf=-np.inf)
+        return p_of(group), np.nan_to_num(fold, nan=0.0, posinf=np.inf, neginf=-np.inf)
 
     targets, p_PG, fold_PG = _all(cells, test)
     adjusted_PG = _adjusted(p_PG)
@@ -77,17 +78,17 @@ def calls_2025(cells: GroupedCells) -> Calls:
     return Calls(targets, p_PG, adjusted_PG, fold_PG, called_PG)
 
 
-def calls_2026(cells: GroupedCells, controls: sparse.csr_matrix) -> Calls:
+def calls_2026(cells: GroupedCells, controls: sparse.csr_matrix, device: torch.device) -> Calls:
     """Of whole counts against the measured controls given."""
     per_million = cpm(controls)
     control_mean = _mean(per_million)
     tested_G = control_mean > LEAST_CPM
-    reference = SortedControls.of(_log1p(per_million))
+    p_of = rank_test(_log1p(per_million), device)
 
     def test(target: str) -> tuple[np.ndarray, np.ndarray]:
         group = cpm(cells.cells[target])
         fold = np.log2((_mean(group) + EPSILON) / (control_mean + EPSILON))
-        return np.where(tested_G, rank_sum_p(_log1p(group), reference), np.nan), fold
+        return np.where(tested_G, p_of(_log1p(group)), np.nan), fold
 
     targets, p_PG, fold_PG = _all(cells, test)
     adjusted_PG = np.full_like(p_PG, np.nan)

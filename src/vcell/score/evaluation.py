@@ -17,6 +17,7 @@ from vcell.errors import VcellError
 from vcell.machine import cores
 from vcell.score import figures, traps
 from vcell.score.cells import CellFile, Columns, Pair, only, pairs
+from vcell.score.device import choose
 from vcell.score.grouped import GroupedCells
 from vcell.score.references import References, wrong_targets
 from vcell.score.report import OVERALL, Report, table_text, write_report
@@ -124,7 +125,7 @@ def run_evaluation(
     config: DictConfig, challenge: Challenge, pred_path: Path, real_path: Path
 ) -> tuple[Evaluation, References, dict[str, Any]]:
     """Every context, one after the other."""
-    scorer = SCORERS[challenge.scorer]
+    scorer, device = SCORERS[challenge.scorer], choose(config.device)
     columns = Columns(config.columns.perturbation, config.columns.context, config.control)
     pred = CellFile(pred_path, columns, needs_controls=not scorer.counts)
     real = CellFile(real_path, columns, needs_controls=True)
@@ -149,10 +150,11 @@ def run_evaluation(
         if len(pair.pred.targets) > 1:
             beside["wrong_target"] = wrong_targets(pair.pred, references.seed)
         scores, side, judge = score_context(
-            pair, made, beside, found.name, scorer, config.engine, config.threads or cores()
+            pair, made, beside, found.name, scorer, config.engine, config.threads or cores(), device
         )
         found.contexts.append(scores)
-        found.pictures.append(figures.collect(pair, side, judge, plain(config.show)))
+        if config.pictures:
+            found.pictures.append(figures.collect(pair, side, judge, plain(config.show)))
         target_sums[pair.context] = pair.target_sum
     notes += references.notes()
     notes += remarks(found, config)
@@ -243,8 +245,9 @@ def say(report: Report, references: References, pred_path: Path, out: Path) -> N
         print(f"note         {note}")
     if references.run_folder is not None:
         print(f"run folder   {from_here(references.run_folder)}")
+    pictures = f"\nplots        {out / 'scores.png'} and others beside it" if report.pictures else ""
     print(f"prediction   {pred_path}\nreport       {out / 'report.html'}\ntables       {out / 'scores.csv'}, "
-          f"{out / 'per_perturbation.csv'}\nplots        {out / 'scores.png'} and others beside it", flush=True)  # fmt: skip
+          f"{out / 'per_perturbation.csv'}{pictures}", flush=True)  # fmt: skip
 
 
 def comparison_text(name: str, other: str, difference: Interval) -> str:

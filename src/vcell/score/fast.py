@@ -36,29 +36,56 @@ def differential(cells_CG: Tensor, control_CG: Tensor) -> Differential:
 def rank_sum_p(x_CG: Tensor, y_CG: Tensor) -> Tensor:
     """Two-sided p-values of the Wilcoxon rank-sum test, float64 ``(genes)``; 1 for a gene that is constant."""
     parts = zip(x_CG.t().split(GENES_AT_A_TIME), y_CG.t().split(GENES_AT_A_TIME), strict=True)
-    return torch.cat([_rank_sum_p(x_GC.contiguous(), y_GC.contiguous()) for x_GC, y_GC in parts])
+    return torch.cat([Reference.of(y_GC).rank_sum_p(x_GC) for x_GC, y_GC in parts])
 
 
-def _rank_sum_p(x_GC: Tensor, y_GC: Tensor) -> Tensor:
-    n_x, n_y = x_GC.shape[1], y_GC.shape[1]
-    n = n_x + n_y
-    pooled_GC = torch.cat([x_GC, y_GC], dim=1).sort(dim=1).values
-    below_GC, up_to_GC = _ranks(pooled_GC, x_GC)
-    # rank of a value among all: those below it, and half of its equals
-    ranks_G = (below_GC + up_to_GC + 1).double().sum(1) / 2
-    u_G = ranks_G - n_x * (n_x + 1) / 2
-    below_GC, up_to_GC = _ranks(pooled_GC, pooled_GC)
-    equal_GC = (up_to_GC - below_GC).double()
-    ties_G = (equal_GC.square() - 1).sum(1)  # the sum over groups of equals of t³ - t
-    spread_G = (n_x * n_y / 12 * ((n + 1) - ties_G / (n * (n - 1)))).clamp(min=0).sqrt()
-    distance_G = ((u_G - n_x * n_y / 2).abs() - 0.5) / spread_G
-    p_G = torch.special.erfc(distance_G / 2**0.5)
-    return torch.where(spread_G > 0, p_G.clamp(max=1.0), 1.0)
+@dataclass(frozen=True)
+class Reference:
+    """Cells that others are tested against, sorted once.
+
+    Attributes
+    ----------
+    sorted_GC
+        Values ascending, gene by gene.
+    ties_G
+        Sum of t³ - t over equal values, float64.
+    """
+
+    sorted_GC: Tensor
+    ties_G: Tensor
+
+    @classmethod
+    def of(cls, cells_GC: Tensor) -> Reference:
+        sorted_GC = cells_GC.contiguous().sort(dim=1).values
+        below_GC, up_to_GC = _ranks(sorted_GC, sorted_GC)
+        equal_GC = (up_to_GC - below_GC).double()
+        return cls(sorted_GC, (equal_GC.square() - 1).sum(1))
+
+    def rank_sum_p(self, x_GC: Tensor) -> Tensor:
+        """p-values ``(genes)`` of cells ``(genes, cells)``."""
+        n_x, n_y = x_GC.shape[1], self.sorted_GC.shape[1]
+        n = n_x + n_y
+        x_GC = x_GC.contiguous().sort(dim=1).values
+        below_GC, up_to_GC = _ranks(x_GC, x_GC)
+        below_y_GC, up_to_y_GC = _ranks(self.sorted_GC, x_GC)
+        # rank of a value among all: those below it, and half of its equals
+        ranks_G = (below_GC + below_y_GC + up_to_GC + up_to_y_GC + 1).double().sum(1) / 2
+        u_G = ranks_G - n_x * (n_x + 1) / 2
+        # groups of equals that the cells join, each counted at its first
+        first_GC = below_GC == torch.arange(n_x, device=x_GC.device)
+        own_GC, others_GC = (up_to_GC - below_GC).double(), (up_to_y_GC - below_y_GC).double()
+        both_GC = own_GC + others_GC
+        joined_GC = (both_GC**3 - both_GC) - (others_GC**3 - others_GC)
+        ties_G = self.ties_G + (joined_GC * first_GC).sum(1)
+        spread_G = (n_x * n_y / 12 * ((n + 1) - ties_G / (n * (n - 1)))).clamp(min=0).sqrt()
+        distance_G = ((u_G - n_x * n_y / 2).abs() - 0.5) / spread_G
+        p_G = torch.special.erfc(distance_G / 2**0.5)
+        return torch.where(spread_G > 0, p_G.clamp(max=1.0), 1.0)
 
 
-def _ranks(pooled_GC: Tensor, values_GC: Tensor) -> tuple[Tensor, Tensor]:
+def _ranks(sorted_GC: Tensor, values_GC: Tensor) -> tuple[Tensor, Tensor]:
     """How many of the sorted are below each value, and how many are not above it."""
-    return torch.searchsorted(pooled_GC, values_GC), torch.searchsorted(pooled_GC, values_GC, right=True)
+    return torch.searchsorted(sorted_GC, values_GC), torch.searchsorted(sorted_GC, values_GC, right=True)
 
 
 def false_discovery_rate(p_G: Tensor) -> Tensor:

@@ -113,6 +113,8 @@ def versions() -> dict[str, str]:
 
 def draw(report: Report) -> dict[str, tuple[str, bytes]]:
     """Caption and PNG of every picture, by file name."""
+    if not report.pictures:
+        return {}
     floor = floors(report)
     ceiling = report.scores.loc[CEILING].to_dict()
     ends = (report.scorer.floor, CEILING)
@@ -188,7 +190,7 @@ pre {{ overflow-x: auto; background: #f3f5f8; padding: 1rem; font-size: .8rem; }
 <p class="big">{overall.value:.3f} <small>[{overall.low:.3f}, {overall.high:.3f}]</small></p>
 <p>Overall score with its 95 % interval over targets. 0 is the official baseline ({report.scorer.floor}), 1 is {ends}.</p>{compared}
 <div class="wide">{score_table(report)}</div>
-<h2>Pictures</h2>{pictures}
+{f"<h2>Pictures</h2>{pictures}" if pictures else ""}
 <h2>What to know of these numbers</h2><ul>{remarks}</ul>
 <h2>What the columns mean</h2><ul>{meaning}</ul>
 <h2>How these were made</h2><details><summary>scorer, versions, prediction</summary><pre>{details}</pre></details>

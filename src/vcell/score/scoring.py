@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
+import torch
 
 from vcell.errors import VcellError
 from vcell.progress import progress_bar
@@ -43,7 +44,7 @@ class Scorer:
 
     package: str
     metrics: tuple[Metric, ...]
-    fast: Callable[[GroupedCells], Any]
+    fast: Callable[[GroupedCells, torch.device], Any]
     official: Callable[[GroupedCells, int], Any]
     counts: bool
     floor: str
@@ -94,13 +95,15 @@ class ContextScorer:
         ``official``: everything by the package; ``fast``: nothing; ``auto``: the predictions by the package, references by ours.
     threads
         Of the package.
+    device
+        Of our scorer.
     """
 
-    def __init__(self, pair: Pair, scorer: Scorer, engine: str, threads: int) -> None:
+    def __init__(self, pair: Pair, scorer: Scorer, engine: str, threads: int, device: torch.device) -> None:
         if engine not in ENGINES:
             raise VcellError(f"engine={engine} must be one of {', '.join(ENGINES)}")
         self.scorer, self.engine = scorer, engine
-        self.fast = scorer.fast(pair.real)
+        self.fast = scorer.fast(pair.real, device)
         self.official = None if engine == "fast" else scorer.official(pair.real, threads)
         self.embedding = Embedding.of(pair.real, BULK_SUM if scorer.counts else None)
         self.scores = ContextScores(pair.context)
@@ -130,7 +133,7 @@ class ContextScorer:
 
     def _extra_of_halves(self) -> pd.DataFrame:
         first, second = self.fast.real.cells.halves(0)
-        inner = type(self.fast)(first)
+        inner = type(self.fast)(first, self.fast.device)
         return extra_scores(inner.side(second), inner.real, self.embedding)
 
 
@@ -142,9 +145,10 @@ def score_context(
     scorer: Scorer,
     engine: str,
     threads: int,
+    device: torch.device,
 ) -> tuple[ContextScores, Side, ContextScorer]:
     """The prediction `name`, other predictions of the same targets, references, floor and ceiling; and the prediction's side."""
-    judge = ContextScorer(pair, scorer, engine, threads)
+    judge = ContextScorer(pair, scorer, engine, threads, device)
     number = 2 + len(others) + len(references)
     with progress_bar(number, f"scoring {pair.context}".strip(), "predictors") as progress:
         side = judge.add(name, pair.pred, reference=False)

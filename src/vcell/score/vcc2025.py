@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
@@ -19,16 +20,19 @@ from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import METRICS_2025
 from vcell.threads import in_threads
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Side:
     """What the scores need of one set of cells, log1p, with its own controls."""
 
     cells: GroupedCells
+    device: torch.device
 
     @cached_property
     def calls(self) -> Calls:
-        return calls_2025(self.cells)
+        return calls_2025(self.cells, self.device)
 
     @cached_property
     def bulk_PG(self) -> np.ndarray:
@@ -52,16 +56,18 @@ class Fast2025:
     ----------
     real
         Measured log1p cells with controls.
+    device
+        Where the rank tests run.
     """
 
     metrics = METRICS_2025
 
-    def __init__(self, real: GroupedCells) -> None:
-        self.real = Side(real)
+    def __init__(self, real: GroupedCells, device: torch.device = CPU) -> None:
+        self.real, self.device = Side(real, device), device
 
     def side(self, pred: GroupedCells) -> Side:
         """The prediction's side: its own controls count."""
-        return Side(pred)
+        return Side(pred, self.device)
 
     def score(self, pred: Side) -> pd.DataFrame:
         """DES, PDS and MAE of every target; same targets and genes as measured."""
@@ -78,7 +84,7 @@ class Fast2025:
     def replicates(self) -> list[pd.DataFrame]:
         """One half of the measured cells scored as a prediction of the other, a row a target."""
         first, second = self.real.cells.halves(0)
-        inner = Fast2025(first)
+        inner = Fast2025(first, self.device)
         return [inner.score(inner.side(second))]
 
     def floor(self) -> GroupedCells:

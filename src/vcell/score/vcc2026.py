@@ -15,13 +15,16 @@ from functools import cached_property
 import numba
 import numpy as np
 import pandas as pd
+import torch
 from scipy import sparse
 
+from vcell.score.device import dense_jackknife
 from vcell.score.differential import Calls, calls_2026
 from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import METRICS_2026
 from vcell.threads import in_threads
 
+CPU = torch.device("cpu")
 BULK_SUM = 50_000.0
 PURITY = 0.9
 FEWEST_GENES = 10  # truly changed, for a target's fold changes to count
@@ -35,10 +38,11 @@ class Side:
 
     cells: GroupedCells
     controls: sparse.csr_matrix
+    device: torch.device
 
     @cached_property
     def calls(self) -> Calls:
-        return calls_2026(self.cells, self.controls)
+        return calls_2026(self.cells, self.controls, self.device)
 
     @cached_property
     def bulk_PG(self) -> np.ndarray:
@@ -56,11 +60,14 @@ class Side:
     @cached_property
     def noise_P(self) -> np.ndarray:
         """Sampling variance of each pseudobulk, summed over genes."""
-        return np.fromiter(in_threads(lambda t: jackknife(self.cells.cells[t]), self.cells.targets), float)
+        return np.fromiter(in_threads(lambda t: self._noise(self.cells.cells[t]), self.cells.targets), float)
 
     @cached_property
     def control_noise(self) -> float:
-        return jackknife(self.controls)
+        return self._noise(self.controls)
+
+    def _noise(self, counts: sparse.csr_matrix) -> float:
+        return jackknife(counts) if self.device.type == "cpu" else dense_jackknife(counts, BULK_SUM, self.device)
 
 
 class Fast2026:
@@ -70,19 +77,21 @@ class Fast2026:
     ----------
     real
         Measured whole counts with controls.
+    device
+        Where rank tests and jackknife run.
     own_controls
         Predictions are held against their own controls instead of the measured ones, as the halves of a replicate are.
     """
 
     metrics = METRICS_2026
 
-    def __init__(self, real: GroupedCells, own_controls: bool = False) -> None:
-        self.real = Side(real, real.controls)
-        self.own_controls = own_controls
+    def __init__(self, real: GroupedCells, device: torch.device = CPU, own_controls: bool = False) -> None:
+        self.real = Side(real, real.controls, device)
+        self.device, self.own_controls = device, own_controls
 
     def side(self, pred: GroupedCells) -> Side:
         """The prediction's side."""
-        return Side(pred, pred.controls if self.own_controls else self.real.controls)
+        return Side(pred, pred.controls if self.own_controls else self.real.controls, self.device)
 
     def score(self, pred: Side) -> pd.DataFrame:
         """The six members for every target, NaN where one is not defined; same targets and genes as measured."""
@@ -113,7 +122,7 @@ class Fast2026:
         Fold changes are judged on the genes that all cells call; every other member on those of one half.
         """
         first, second = self.real.cells.halves(seed)
-        inner = Fast2026(first, own_controls=True)
+        inner = Fast2026(first, self.device, own_controls=True)
         pred = inner.side(second)
         table = inner.score(pred)
         rows = [self.real.calls.of(t) for t in table.index]

@@ -1,0 +1,80 @@
+"""What takes longest of the scores, on a GPU: rank tests and the jackknife of sparse cells.
+
+On the CPU `ranksum` and `vcc2026` do the same on the stored values alone; here cells are made dense, some genes or all of them at a
+time, in double precision.
+
+Shape legend: C cells, G genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from vcell.errors import VcellError
+from vcell.score.fast import GENES_AT_A_TIME, Reference
+from vcell.score.ranksum import SortedControls, rank_sum_p
+
+RankTest = Callable[[sparse.csr_matrix], np.ndarray]
+
+
+def choose(device: str) -> torch.device:
+    """``cpu``, ``cuda`` or ``auto``: a GPU where there is one.
+
+    Raises
+    ------
+    VcellError
+        If it is none of these, or there is no GPU.
+    """
+    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise VcellError(f"device={device} is not here: use auto, cpu or (with a GPU) cuda")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def rank_test(controls: sparse.csr_matrix, device: torch.device) -> RankTest:
+    """The test of groups of cells against `controls`, which are sorted once."""
+    if device.type == "cpu":
+        ordered = SortedControls.of(controls)
+        return lambda cells: rank_sum_p(cells, ordered)
+    return dense_rank_test(controls, device)
+
+
+def dense_rank_test(controls: sparse.csr_matrix, device: torch.device) -> RankTest:
+    """The same by tensors."""
+    references = [Reference.of(part_GC) for part_GC in _dense(controls, device).split(GENES_AT_A_TIME)]
+
+    def test(cells: sparse.csr_matrix) -> np.ndarray:
+        parts = zip(references, _dense(cells, device).split(GENES_AT_A_TIME), strict=True)
+        return torch.cat([reference.rank_sum_p(part_GC) for reference, part_GC in parts]).cpu().numpy()
+
+    return test
+
+
+def dense_jackknife(counts: sparse.csr_matrix, target: float, device: torch.device) -> float:
+    """Sampling variance of a pseudobulk, summed over genes, by leaving out one cell at a time; 0 for a single cell."""
+    n = counts.shape[0]
+    counts_CG = _dense(counts, device).t()
+    sum_G = counts_CG.sum(0)
+    total = sum_G.sum()
+    if n < 2 or total <= 0:
+        return 0.0
+    rest_C = (total - counts_CG.sum(1))[:, None]
+    without_CG = torch.log1p(target * (sum_G - counts_CG) / rest_C.clamp(min=1.0))
+    apart_CG = torch.where(rest_C > 0, without_CG, 0.0) - torch.log1p(target * sum_G / total)
+    squares = (apart_CG.square().sum(0) - apart_CG.sum(0).square() / n).sum()
+    return max(float(squares) * (n - 1) / n, 0.0)
+
+
+def _dense(cells: sparse.csr_matrix, device: torch.device) -> Tensor:
+    """Float64 ``(genes, cells)``; only stored values travel."""
+    rows = np.repeat(np.arange(cells.shape[0]), np.diff(cells.indptr))
+    values, genes, rows_t = (
+        torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in (cells.data, cells.indices.astype(np.int64), rows)
+    )
+    dense_GC = torch.zeros(cells.shape[1], cells.shape[0], dtype=torch.float64, device=device)
+    dense_GC[genes, rows_t] = values.double()
+    return dense_GC
