@@ -72,7 +72,7 @@ def test_everything_promised_is_written(in_trained: Path, pred: Path, tmp_path: 
     score(tmp_path / "s", f"pred={pred}", f"real={REAL}", "engine=fast", "pictures=true")
     files = {p.name for p in (tmp_path / "s").iterdir()}
     pictures = {"scores.png", "heatmap.png", "deltas.png", "called.png", "knockdown.png", "embedding.png"}
-    assert files == {"scores.csv", "per_perturbation.csv", "scores.json", "report.html", *pictures}
+    assert files == {"scores.csv", "by_context.csv", "per_perturbation.csv", "scores.json", "report.html", *pictures}
     table = pd.read_csv(tmp_path / "s" / "per_perturbation.csv")
     assert len(table) == 7 * 4 and set(table["context"]) == {"simC"}
     page = (tmp_path / "s" / "report.html").read_text()
@@ -150,6 +150,8 @@ def test_contexts_weigh_the_same(real_2026: Path, tmp_path: Path):
     scores = score(tmp_path / "s", *options)
     table = pd.read_csv(tmp_path / "s" / "per_perturbation.csv")
     wrong = table[table["predictor"] == "wrong_target"].groupby("context")["PDS"].mean()
+    by_context = pd.read_csv(tmp_path / "s" / "by_context.csv", index_col=["predictor", "context"])
+    assert scores.loc["wrong_target", "SCORE"] == pytest.approx(by_context.loc["wrong_target", "SCORE"].mean())
     assert set(wrong.index) == {"A", "B"} and scores.loc["wrong_target", "PDS"] == pytest.approx(wrong.mean())
 
 

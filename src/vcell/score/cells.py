@@ -45,6 +45,8 @@ class Pair:
         Counts per cell of log1p values; None for counts.
     own_controls
         Whether the prediction brought control cells.
+    real_total
+        Median library size of the measured cells' counts.
     """
 
     context: str
@@ -52,6 +54,7 @@ class Pair:
     real: GroupedCells
     target_sum: float | None
     own_controls: bool
+    real_total: float
 
 
 class CellFile:
@@ -132,13 +135,13 @@ def pairs(pred: CellFile, real: CellFile, columns: Columns, counts: bool, notes:
         where = f"{context}: " if context and pred.contexts is not None else ""
         targets = common_targets(predicted, measured, columns, where, notes)
         predicted, measured = (kept_only(c, [*targets, columns.control], columns) for c in (predicted, measured))
-        target_sum = None
+        target_sum, total = None, 0.0
         if counts:
             whole_counts(predicted, pred.path, "the prediction")
             whole_counts(measured, real.path, "the measured cells")
         else:
-            target_sum = same_scale(predicted, measured, pred.about, columns)
-        yield pair_of(str(context or ""), predicted, measured, columns, target_sum)
+            target_sum, total = same_scale(predicted, measured, pred.about, columns)
+        yield pair_of(str(context or ""), predicted, measured, columns, target_sum, total)
 
 
 def kept_only(cells: ad.AnnData, labels: list[str], columns: Columns) -> ad.AnnData:
@@ -148,13 +151,13 @@ def kept_only(cells: ad.AnnData, labels: list[str], columns: Columns) -> ad.AnnD
 
 
 def pair_of(
-    context: str, predicted: ad.AnnData, measured: ad.AnnData, columns: Columns, target_sum: float | None
+    context: str, predicted: ad.AnnData, measured: ad.AnnData, columns: Columns, target_sum: float | None, total: float
 ) -> Pair:
     """From cells that are comparable."""
     made = GroupedCells.of(predicted, columns.perturbation, columns.control)
     real = GroupedCells.of(measured, columns.perturbation, columns.control)
     own = columns.control in made.cells
-    return Pair(context, made if own else made.with_controls(real.controls), real, target_sum, own)
+    return Pair(context, made if own else made.with_controls(real.controls), real, target_sum, own, total)
 
 
 def same_genes(pred: CellFile, real: CellFile) -> None:
@@ -281,17 +284,22 @@ def recovered(cells: ad.AnnData, scale: Scale, what: str) -> sparse.csr_matrix:
     return sparse.csr_matrix(parts, shape=cells.X.shape)
 
 
-def counts_to_log1p(cells: ad.AnnData, scale: Scale, target_sum: float, what: str) -> None:
-    """X, in place, to log1p of counts per `target_sum`; through the counts, which every cell must give back."""
+def counts_to_log1p(cells: ad.AnnData, scale: Scale, target_sum: float, what: str) -> float:
+    """X, in place, to log1p of counts per `target_sum`; through the counts, which every cell must give back.
+
+    Returns the median library size of the counts.
+    """
     import scanpy
 
     cells.X = recovered(cells, scale, what)
+    total = float(np.median(np.asarray(cells.X.sum(axis=1)).ravel()))
     scanpy.pp.normalize_total(cells, target_sum=target_sum)
     scanpy.pp.log1p(cells)
+    return total
 
 
-def same_scale(pred: ad.AnnData, real: ad.AnnData, about: dict[str, Any], columns: Columns) -> float:
-    """Brings both to log1p of counts per one target sum, which is returned.
+def same_scale(pred: ad.AnnData, real: ad.AnnData, about: dict[str, Any], columns: Columns) -> tuple[float, float]:
+    """Brings both to log1p of counts per one target sum, which is returned, with the measured cells' median library size.
 
     Measured cells go through their raw counts, so whatever scale their file is in, the comparison is on the
     prediction's. A prediction of whole counts is scaled as the official scorer would: to its cells' median total.
@@ -312,5 +320,5 @@ def same_scale(pred: ad.AnnData, real: ad.AnnData, about: dict[str, Any], column
                 f"the prediction holds values up to {pred.X.data.max():,.1f}: neither whole counts nor log1p (below 15)"
             )
         target_sum = log1p_target_sum(pred, about, columns)
-    counts_to_log1p(real, real_scale, target_sum, "the measured cells")
-    return target_sum
+    total = counts_to_log1p(real, real_scale, target_sum, "the measured cells")
+    return target_sum, total

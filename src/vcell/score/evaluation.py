@@ -71,6 +71,11 @@ class Evaluation:
                 rows[predictor][OVERALL] = 1.0
         return pd.DataFrame(rows).T.rename_axis("predictor")
 
+    def by_context(self) -> pd.DataFrame:
+        """The same for each context, rows by (context, predictor)."""
+        parts = {c.context: Evaluation(self.scorer, self.name, self.others, [c]).summary() for c in self.contexts}
+        return pd.concat(parts, names=["context", "predictor"])
+
     def intervals(self, predictor: str) -> dict[str, Interval]:
         found = self.resampled(predictor)
         return {OVERALL: Interval.of(self.overall(found))} | {
@@ -113,8 +118,10 @@ def evaluate(config: DictConfig) -> None:
         "fast_scorer_differs_by": max((c.difference for c in found.contexts if c.difference is not None), default=None),
         **about,
     }  # fmt: skip
+    if references.run_folder is not None and (references.run_folder / "config.yaml").is_file():
+        details["run"] = (references.run_folder / "config.yaml").read_text()
     report = Report(
-        found.summary(), intervals, {o: found.compared(o) for o in found.others}, found.per_perturbation(),
+        found.summary(), found.by_context(), intervals, {o: found.compared(o) for o in found.others}, found.per_perturbation(),
         all_metrics(found.scorer), found.scorer, found.notes, details, found.pictures, plain(config),
     )  # fmt: skip
     write_report(out, report)
@@ -145,7 +152,7 @@ def run_evaluation(
             notes.append(
                 f"{len(chosen):,} scored targets are those the run was validated on, by which its checkpoint was chosen"
             )
-        notes += [n for n in (traps.control_note(pair), traps.library_note(pair) if scorer.counts else None) if n]
+        notes += [n for n in (traps.control_note(pair), traps.library_note(pair)) if n]
         beside = references.predictions(pair)
         if len(pair.pred.targets) > 1:
             beside["wrong_target"] = wrong_targets(pair.pred, references.seed)
@@ -239,6 +246,9 @@ def say(report: Report, references: References, pred_path: Path, out: Path) -> N
     name = next(iter(report.intervals))
     print(f"score        {name} {report.intervals[name][OVERALL]} (95 % over targets); 0 is {report.scorer.floor}, 1 is "
           f"{'a perfect prediction' if report.scorer.perfect else 'a repetition of the experiment'}")  # fmt: skip
+    if len(details["target_sum"]) > 1:
+        each = report.by_context.xs(name, level="predictor")[OVERALL]
+        print(f"contexts     {', '.join(f'{context} {score:.3f}' for context, score in each.items())}")
     for other, differences in report.compared.items():
         print(f"compared     {comparison_text(name, other, differences[OVERALL])}")
     for note in report.notes:

@@ -33,6 +33,8 @@ class Report:
     ----------
     scores
         Predictors (rows) by overall score and metrics.
+    by_context
+        The same, rows by (context, predictor).
     intervals
         Of the predictions, by name and metric.
     compared
@@ -48,6 +50,7 @@ class Report:
     """
 
     scores: pd.DataFrame
+    by_context: pd.DataFrame
     intervals: Mapping[str, Mapping[str, Interval]]
     compared: Mapping[str, Mapping[str, Interval]]
     per_perturbation: pd.DataFrame
@@ -74,9 +77,10 @@ def table_text(scores: pd.DataFrame, metrics: Sequence[Metric]) -> str:
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """scores.csv, per_perturbation.csv, scores.json, PNG and report.html in `folder`."""
+    """scores.csv, by_context.csv, per_perturbation.csv, scores.json, PNG and report.html in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     report.scores.to_csv(folder / "scores.csv", index_label="predictor")
+    report.by_context.to_csv(folder / "by_context.csv")
     report.per_perturbation.to_csv(folder / "per_perturbation.csv", index=False)
     (folder / "scores.json").write_text(json.dumps(_plain(as_json(report)), indent=1))
     drawn = draw(report)
@@ -91,6 +95,10 @@ def as_json(report: Report) -> dict[str, Any]:
 
     return {
         "scores": report.scores.to_dict(orient="index"),
+        "contexts": {
+            str(c): table.droplevel("context").to_dict(orient="index")
+            for c, table in report.by_context.groupby("context")
+        },
         "intervals": {n: ranges(i) for n, i in report.intervals.items()},
         "compared": {n: ranges(i) for n, i in report.compared.items()},
         "metrics": {m.key: {"official": m.official, "higher_is_better": m.higher} for m in report.metrics},
@@ -172,7 +180,14 @@ def page(report: Report, drawn: Mapping[str, tuple[str, bytes]]) -> str:
     )
     meaning = "".join(f"<li><b>{m.key}</b>: {html.escape(m.meaning)}; {m.direction}.</li>" for m in report.metrics)
     remarks = "".join(f"<li>{html.escape(note)}</li>" for note in report.notes) or "<li>none</li>"
-    details = html.escape(json.dumps(_plain({**report.details, "versions": versions()}), indent=1))
+    known = {k: v for k, v in report.details.items() if k != "run"}
+    details = html.escape(json.dumps(_plain({**known, "versions": versions()}), indent=1))
+    run = report.details.get("run")
+    run_text = (
+        f"<details><summary>configuration of the run that was trained</summary><pre>{html.escape(run)}</pre></details>"
+        if run
+        else ""
+    )
     config = html.escape(json.dumps(_plain(report.config), indent=1))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -189,12 +204,12 @@ pre {{ overflow-x: auto; background: #f3f5f8; padding: 1rem; font-size: .8rem; }
 <h1>Scores of {html.escape(str(report.details.get("pred", name)))}</h1>
 <p class="big">{overall.value:.3f} <small>[{overall.low:.3f}, {overall.high:.3f}]</small></p>
 <p>Overall score with its 95 % interval over targets. 0 is the official baseline ({report.scorer.floor}), 1 is {ends}.</p>{compared}
-<div class="wide">{score_table(report)}</div>
+<div class="wide">{score_table(report)}</div>{context_table(report)}
 {f"<h2>Pictures</h2>{pictures}" if pictures else ""}
 <h2>What to know of these numbers</h2><ul>{remarks}</ul>
 <h2>What the columns mean</h2><ul>{meaning}</ul>
 <h2>How these were made</h2><details><summary>scorer, versions, prediction</summary><pre>{details}</pre></details>
-<details><summary>configuration of this command</summary><pre>{config}</pre></details>
+<details><summary>configuration of this command</summary><pre>{config}</pre></details>{run_text}
 </body></html>
 """
 
@@ -215,6 +230,19 @@ def score_table(report: Report) -> str:
         mark = ' class="scored"' if str(name) in report.intervals else ""
         rows.append(f"<tr{mark}><td>{html.escape(str(name))}</td>{cells}</tr>")
     return f"<table><thead><tr><th>predictor</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def context_table(report: Report) -> str:
+    """Overall score of every predictor in each context, where there are several."""
+    table = report.by_context[OVERALL].unstack("context")
+    if table.shape[1] < 2:
+        return ""
+    head = "".join(f"<th>{html.escape(str(c))}</th>" for c in table)
+    rows = "".join(
+        f"<tr><td>{html.escape(str(n))}</td>{''.join(f'<td>{_number(v)}</td>' for v in table.loc[n])}</tr>"
+        for n in report.scores.index
+    )
+    return f'<h3>Overall score by context</h3><div class="wide"><table><thead><tr><th>predictor</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _number(value: float) -> str:

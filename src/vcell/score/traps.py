@@ -10,6 +10,7 @@ from scipy import sparse
 
 from vcell.errors import VcellError, shortlist
 from vcell.score.cells import Pair
+from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import Metric
 from vcell.score.statistics import Interval, Resampled, better_by
 
@@ -56,18 +57,27 @@ def control_note(pair: Pair) -> str | None:
 
 
 def library_note(pair: Pair) -> str | None:
-    """Library sizes of counts that are far apart."""
+    """Library sizes that are far apart: of whole counts, or of what the prediction is scaled to and the measured cells have."""
     where = f"{pair.context}: " if pair.context else ""
-    sizes = []
-    for cells in (pair.pred, pair.real):
-        sums = [np.asarray(cells.cells[t].sum(axis=1)).ravel() for t in cells.targets]
-        sizes.append(float(np.median(np.concatenate(sums))))
+    if pair.target_sum is not None:
+        if max(pair.target_sum, pair.real_total) <= FAR * min(pair.target_sum, pair.real_total):
+            return None
+        return (
+            f"{where}the prediction is scaled to {pair.target_sum:,.0f} counts per cell and so are the measured cells here; given their "
+            f"counts, the official scorer would scale them to their own median, {pair.real_total:,.0f}, and find other values. "
+            "vcell.infer challenge=vcc2025 writes the median of the control cells"
+        )
+    sizes = [_median_total(cells) for cells in (pair.pred, pair.real)]
     if max(sizes) <= FAR * min(sizes):
         return None
     return (
         f"{where}predicted cells have {sizes[0]:,.0f} counts in the median, measured ones {sizes[1]:,.0f}. The scores scale both to "
         "one total, but cells of fewer counts are noisier, which moves the called genes"
     )
+
+
+def _median_total(cells: GroupedCells) -> float:
+    return float(np.median(np.concatenate([np.asarray(cells.cells[t].sum(axis=1)).ravel() for t in cells.targets])))
 
 
 def discrimination_note(tables: Sequence[pd.DataFrame], over_all: bool, subset: int | None) -> str:
