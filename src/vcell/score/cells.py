@@ -277,6 +277,8 @@ def log1p_target_sum(cells: ad.AnnData, about: dict[str, Any], columns: Columns)
 
 def recovered(cells: ad.AnnData, scale: Scale, what: str) -> sparse.csr_matrix:
     """Whole counts, float32; every cell must give them back."""
+    if scale is Scale.COUNTS and (cells.X.data == np.rint(cells.X.data)).all():
+        return cells.X.astype(np.float32, copy=False)
     found = recover_counts(cells.X.data, cells.X.indptr, scale)
     if not found.fine.all():
         raise VcellError(f"{what}: {int((~found.fine).sum()):,} cells do not come back as counts: {scale.words}")
