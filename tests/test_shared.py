@@ -8,6 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tests.conftest import SHARED, infer_here
 from vcell.cli import compose
@@ -34,7 +35,7 @@ def test_papalexi_from_file_to_scores(table: str, tmp_path: Path, monkeypatch: p
     steps = ["trainer=cpu", "trainer.max_steps=20", "trainer.val_check_interval=10", f"perturbation.path={table}"]
     train(compose("train", ["experiment=papalexi", f"data.path={PAPALEXI}", *steps]))
     infer_here("out=pred.h5ad")
-    evaluate(compose("evaluate", ["pred=pred.h5ad", f"real={PAPALEXI}"]))
+    evaluate(compose("evaluate", ["pred=pred.h5ad", f"real={PAPALEXI}", "engine=fast"]))
     said = capsys.readouterr().out
     assert ("mean response" in said) == (table == "null")
     real, pred = ad.read_h5ad(PAPALEXI), ad.read_h5ad("pred.h5ad")
@@ -43,10 +44,32 @@ def test_papalexi_from_file_to_scores(table: str, tmp_path: Path, monkeypatch: p
     wanted = real.obs["target_gene"].value_counts()
     assert all(n == wanted[t] for t, n in pred.obs["target_gene"].value_counts().items())
     scores = pd.read_csv("pred_scores/scores.csv", index_col="predictor")
-    assert list(scores.index) == ["model", "copied_controls", "context_mean", "perturbation_mean"]
-    assert np.isfinite(scores.to_numpy()).all()
+    assert list(scores.index) == [
+        "model", "copied_controls", "context_mean", "perturbation_mean", "wrong_target", "cell_mean", "split_half"
+    ]  # fmt: skip
+    assert np.isfinite(scores[["SCORE", "DES", "PDS", "MAE"]].to_numpy()).all()
+    assert scores.loc["split_half", "DES"] == scores["DES"].max()
     # 20 steps teach little, but the average response to a knock-out is nearer the truth than no response
     assert scores.loc["context_mean", "MAE"] < scores.loc["copied_controls", "MAE"]
+
+
+@pytest.mark.parametrize("year", [2025, 2026])
+def test_our_scores_of_real_cells_are_the_official_ones(year: int):
+    pytest.importorskip("cell_eval2")
+    import scanpy
+
+    from vcell.score.grouped import GroupedCells
+    from vcell.score.scoring import SCORERS
+
+    cells = ad.read_h5ad(PAPALEXI)
+    if year == 2025:
+        scanpy.pp.normalize_total(cells, target_sum=200)
+        scanpy.pp.log1p(cells)
+    real, pred = GroupedCells.of(cells, "target_gene", "non-targeting").halves(3)
+    scorer = SCORERS["cell-eval" if year == 2025 else "cell-eval2"]
+    fast, official = scorer.fast(real, torch.device("cpu")), scorer.official(real, 1)
+    ours, theirs = fast.score(fast.side(pred)), official.score(pred)
+    pd.testing.assert_frame_equal(ours, theirs[ours.columns], check_names=False, rtol=1e-6, atol=1e-6)
 
 
 COLUMNS = Columns("target_gene", "batch_var", "cell_type")
