@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,7 +84,7 @@ class CellFile:
                 f"It has: {', '.join(map(str, obs))}. Set columns.perturbation=NAME"
             )
         if len(set(self.genes)) < len(self.genes):
-            twice = shortlist(sorted({g for g in self.genes if self.genes.count(g) > 1}), 3)
+            twice = shortlist(sorted(gene for gene, number in Counter(self.genes).items() if number > 1), 3)
             raise VcellError(f"{path}: genes appear twice: {twice}")
         self.labels = obs[columns.perturbation].astype(str).to_numpy()
         if needs_controls and columns.control not in set(self.labels):
