@@ -24,6 +24,11 @@ from vcell.score.report import OVERALL, Report, table_text, write_report
 from vcell.score.scoring import CEILING, SCORERS, ContextScores, Scorer, all_metrics, score_context
 from vcell.score.statistics import Interval, Resampled, better_by
 
+# rows of the table that another prediction's file must not be named like
+RESERVED = {"model", "prediction", "copied_controls", "context_mean", "perturbation_mean", "wrong_target", CEILING} | {
+    scorer.floor for scorer in SCORERS.values()
+}
+
 
 @dataclass
 class Evaluation:
@@ -173,7 +178,8 @@ def other_predictions(config: DictConfig) -> dict[str, Path]:
     given = plain(config.against) or []
     paths = [Path(p) for p in ([given] if isinstance(given, str) else given)]
     names = [p.stem for p in paths]
-    return {n if names.count(n) == 1 else str(p): p for n, p in zip(names, paths, strict=True)}
+    plain_names = [n not in RESERVED and names.count(n) == 1 for n in names]
+    return {n if fine else str(p): p for n, p, fine in zip(names, paths, plain_names, strict=True)}
 
 
 def with_others(
@@ -183,9 +189,16 @@ def with_others(
     found: dict[str, GroupedCells] = {}
     targets = set(pair.pred.targets)
     for name, file in others.items():
-        match = next((p for p in pairs(file, real, columns, scorer.counts, []) if p.context == pair.context), None)
+        same = (
+            p
+            for p in pairs(file, real, columns, scorer.counts, [])
+            if p.context in (pair.context, "") or not pair.context
+        )
+        match = next(same, None)
         if match is None:
-            raise VcellError(f"{file.path} has no context {pair.context!r}, which {name} is compared in")
+            raise VcellError(
+                f"{file.path} has no cells of context {pair.context!r}, in which the predictions are compared"
+            )
         if pair.target_sum is not None and abs(match.target_sum / pair.target_sum - 1) > 1e-3:  # type: ignore[operator]
             raise VcellError(
                 f"{file.path} is scaled to {match.target_sum:,.0f} counts per cell, the other prediction to {pair.target_sum:,.0f}: "

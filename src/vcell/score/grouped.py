@@ -80,6 +80,11 @@ class GroupedCells:
         """Two disjoint halves of every label's cells, drawn as both official packages draw theirs.
 
         An odd cell, and a target of a single cell, is in neither.
+
+        Raises
+        ------
+        VcellError
+            If the controls, or all targets, are single cells.
         """
         rng = np.random.default_rng(seed)
         first, second = {}, {}
@@ -88,6 +93,10 @@ class GroupedCells:
             half = len(order) // 2
             if half:
                 first[label], second[label] = cells[order[:half]], cells[order[half : 2 * half]]
+        if self.control not in first or len(first) < 2:
+            raise VcellError(
+                "the ceiling splits measured cells into halves: that takes two control cells, and two cells of one target at least"
+            )
         return self._like(first), self._like(second)
 
     def _like(self, cells: Mapping[str, sparse.csr_matrix]) -> GroupedCells:

@@ -175,6 +175,8 @@ def quiet(package: str) -> Iterator[None]:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             yield
     except Exception as error:
-        raise VcellError(f"the official scorer {package} refused the input: {error}") from error
+        raise VcellError(
+            f"the official scorer {package} refused the input: {error} (engine=fast scores without it)"
+        ) from error
     finally:
         logging.disable(disabled)

@@ -116,8 +116,9 @@ class ContextScorer:
         table = self.fast.score(side)
         if self.official is not None and (not reference or self.engine == "official"):
             ours, table = table, self.official.score(cells).loc[table.index, table.columns]
-            apart = (ours - table).abs().max().max()
-            self.scores.difference = max(self.scores.difference or 0.0, float(apart))
+            defined_alike = bool((ours.isna() == table.isna()).all(axis=None))
+            apart = float((ours - table).abs().max().fillna(0.0).max()) if defined_alike else float("inf")
+            self.scores.difference = max(self.scores.difference or 0.0, apart)
         self.scores.tables[name] = table.join(extra_scores(side, self.fast.real, self.embedding))
         return side
 
