@@ -168,7 +168,7 @@ def has_room(floor: float, ceiling: float, metric: Metric) -> bool:
 def _shown_range(axis: Any) -> tuple[float, float]:
     """Far outliers may lie outside: the place between floor and ceiling is what counts."""
     low, high = axis.get_xlim()
-    return max(low, -1.5), min(high, 2.5)
+    return max(low, -0.75), min(high, 1.75)
 
 
 def heat_map(table: pd.DataFrame, shown: Shown, floor: Mapping[str, float], top: Mapping[str, float], metrics: Sequence[Metric]) -> Picture:  # fmt: skip

@@ -192,12 +192,12 @@ def page(report: Report, drawn: Mapping[str, tuple[str, bytes]]) -> str:
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>vcell scores</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 74rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430; }}
 .wide {{ overflow-x: auto; }} table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #d5dae1; white-space: nowrap; }}
 td:first-child, th:first-child {{ text-align: left; position: sticky; left: 0; background: white; }}
 tr.scored {{ font-weight: 600; color: #2a6fbb; }} .big {{ font-size: 1.6rem; font-weight: 600; margin: .2rem 0; }}
-small, figcaption {{ color: #5a6472; }} figure {{ margin: 1.5rem 0; }} img {{ max-width: 100%; height: auto; }}
+small, figcaption {{ color: #5a6472; }} figure {{ margin: 1.5rem 0; }} img {{ max-width: min(100%, 58rem); height: auto; }}
 pre {{ overflow-x: auto; background: #f3f5f8; padding: 1rem; font-size: .8rem; }}
 @media (max-width: 34rem) {{ figure img {{ max-width: none; width: 42rem; }} img.knockdown {{ width: 100%; }} th, td {{ padding: .3rem .4rem; font-size: .85rem; }} body {{ margin: 1rem auto; }} }}
 </style></head><body>
@@ -223,7 +223,7 @@ def score_table(report: Report) -> str:
         found = report.intervals.get(str(name), {})
         cells = "".join(
             f"<td>{_number(values[k])}"
-            + (f"<br><small>{_number(found[k].low)} to {_number(found[k].high)}</small>" if k in found else "")
+            + (f"<br><small>{_number(found[k].low, 3)}–{_number(found[k].high, 3)}</small>" if k in found else "")
             + "</td>"
             for k in keys
         )
@@ -245,8 +245,8 @@ def context_table(report: Report) -> str:
     return f'<h3>Overall score by context</h3><div class="wide"><table><thead><tr><th>predictor</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
-def _number(value: float) -> str:
-    return "–" if not np.isfinite(value) else f"{value:.4f}"
+def _number(value: float, digits: int = 4) -> str:
+    return "–" if not np.isfinite(value) else f"{value:.{digits}f}"
 
 
 def _plain(value: Any) -> Any:
