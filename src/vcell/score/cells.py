@@ -142,7 +142,10 @@ def pairs(pred: CellFile, real: CellFile, columns: Columns, counts: bool, notes:
             whole_counts(measured, real.path, "the measured cells")
         else:
             target_sum, total = same_scale(predicted, measured, pred.about, columns)
-        yield pair_of(str(context or ""), predicted, measured, columns, target_sum, total)
+        pair = pair_of(str(context or ""), predicted, measured, columns, target_sum, total)
+        del predicted, measured  # what is scored is in the pair, and a context may be large
+        yield pair
+        del pair
 
 
 def kept_only(cells: ad.AnnData, labels: list[str], columns: Columns) -> ad.AnnData:

@@ -19,7 +19,7 @@ from vcell.score import figures, traps
 from vcell.score.cells import CellFile, Columns, Pair, only, pairs
 from vcell.score.device import choose
 from vcell.score.grouped import GroupedCells
-from vcell.score.references import References, wrong_targets
+from vcell.score.references import References
 from vcell.score.report import OVERALL, Report, table_text, write_report
 from vcell.score.scoring import CEILING, SCORERS, ContextScores, Scorer, all_metrics, score_context
 from vcell.score.statistics import Interval, Resampled, better_by
@@ -50,9 +50,10 @@ class Evaluation:
     notes: list[str] = field(default_factory=list)
 
     def predictors(self) -> list[str]:
-        """Those scored in every context, the prediction first, the split halves last."""
+        """Those scored in every context: the predictions first, then references, the split halves last."""
         names = [n for n in self.contexts[0].tables if all(n in c.tables for c in self.contexts)]
-        return [*(n for n in names if n != CEILING), CEILING]
+        last = [n for n in ("wrong_target", self.scorer.floor, CEILING) if n in names]
+        return [*(n for n in names if n not in last), *last]
 
     def resampled(self, predictor: str) -> Resampled:
         """Of the official members and ours."""
@@ -158,16 +159,21 @@ def run_evaluation(
                 f"{len(chosen):,} scored targets are those the run was validated on, by which its checkpoint was chosen"
             )
         notes += [n for n in (traps.control_note(pair), traps.library_note(pair)) if n]
-        beside = references.predictions(pair)
-        if len(pair.pred.targets) > 1:
-            beside["wrong_target"] = wrong_targets(pair.pred, references.seed)
         scores, side, judge = score_context(
-            pair, made, beside, found.name, scorer, config.engine, config.threads or cores(), device
+            pair,
+            made,
+            references.predictions(pair),
+            found.name,
+            scorer,
+            config.engine,
+            config.threads or cores(),
+            device,
         )
         found.contexts.append(scores)
         if config.pictures:
             found.pictures.append(figures.collect(pair, side, judge, plain(config.show)))
         target_sums[pair.context] = pair.target_sum
+        del pair, made, side, judge  # before the next context is read
     notes += references.notes()
     notes += remarks(found, config)
     return found, references, {"target_sum": target_sums, "prediction": about}

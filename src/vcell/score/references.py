@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,18 @@ class References:
         self.predictors, self.deltas = make_baselines(self.source.gather, split_of(identity))
         self.run_folder = ckpt.resolve().parents[1] if ckpt.resolve().parent.name == "checkpoints" else None
 
-    def predictions(self, pair: Pair) -> dict[str, GroupedCells]:
-        """Each baseline's cells by name: as many of every target as predicted, with the prediction's own controls."""
-        numbers = {t: pair.pred.cells[t].shape[0] for t in pair.pred.targets}
-        controls = pair.pred.controls
-        found = {"copied_controls": copied(pair.pred, self.seed)}
+    def predictions(self, pair: Pair) -> Iterator[tuple[str, GroupedCells]]:
+        """Each baseline's cells and its name, one at a time: as many of every target as predicted, with the prediction's controls."""
+        yield "copied_controls", copied(pair.pred, self.seed)
+        if len(pair.pred.targets) > 1:
+            yield "wrong_target", wrong_targets(pair.pred, self.seed)
         if self.source is None:
-            return found
+            return
         context = pair.context or self._only_context()
         if context not in self.source.pool.of_context or set(self.source.gather.store.genes) != set(pair.pred.genes):
             self.without.add(str(context))
-            return found
+            return
+        numbers = {t: pair.pred.cells[t].shape[0] for t in pair.pred.targets}
         values = "counts" if pair.target_sum is None else "log1p"
         form = Form.of(pair.pred.genes, self.source.store, values, pair.target_sum or self.source.gather.target_sum)
         request = [Wanted(context, target, number) for target, number in numbers.items()]
@@ -83,8 +85,7 @@ class References:
             made = sparse.csr_matrix(sparse.vstack(list(blocks), format="csr"))
             ends = np.cumsum(list(numbers.values()))
             cells = {t: made[e - n : e] for (t, n), e in zip(numbers.items(), ends, strict=True)}
-            found[name] = GroupedCells(cells, pair.pred.genes, pair.pred.control).with_controls(controls)
-        return found
+            yield name, GroupedCells(cells, pair.pred.genes, pair.pred.control).with_controls(pair.pred.controls)
 
     def trained_on(self, context: str, targets: list[str]) -> list[str]:
         """Targets whose measured cells of this context the run was trained on: a score on them says nothing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from vcell.score.vcc2026 import BULK_SUM, Fast2026
 
 ENGINES = ("auto", "official", "fast")
 CEILING = "split_half"
+EXPECTED = 4  # references
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class ContextScorer:
 def score_context(
     pair: Pair,
     others: Mapping[str, GroupedCells],
-    references: Mapping[str, GroupedCells],
+    references: Iterable[tuple[str, GroupedCells]],
     name: str,
     scorer: Scorer,
     engine: str,
@@ -150,17 +151,17 @@ def score_context(
 ) -> tuple[ContextScores, Side, ContextScorer]:
     """The prediction `name`, other predictions of the same targets, references, floor and ceiling; and the prediction's side."""
     judge = ContextScorer(pair, scorer, engine, threads, device)
-    number = 2 + len(others) + len(references)
-    with progress_bar(number, f"scoring {pair.context}".strip(), "predictors") as progress:
+    with progress_bar(2 + len(others) + EXPECTED, f"scoring {pair.context}".strip(), "predictors") as progress:
         side = judge.add(name, pair.pred, reference=False)
         progress.update()
         for other, cells in others.items():
             judge.add(other, cells, reference=False)
             progress.update()
-        for reference, cells in references.items():
+        for reference, cells in references:
             judge.add(reference, cells, reference=True)
             progress.update()
         judge.add_ends()
+        progress.total = progress.n + 1  # fewer references where no run is at hand
         progress.update()
     return judge.scores, side, judge
 
