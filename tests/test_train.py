@@ -258,7 +258,7 @@ def test_a_run_killed_at_random_moments_ends_like_one_never_killed(fresh: Path):
     train_here(*options, length, "name=whole")
     seconds = random.Random(os.environ.get("VCELL_SEED", "0"))
     killed, last = 0, fresh / "runs/killed/checkpoints/last.ckpt"
-    wanted = int(os.environ.get("VCELL_KILLS", "2"))  # 20 before a release
+    wanted = int(os.environ.get("VCELL_KILLS", "1"))  # 20 before a release
     while killed < wanted:
         before = read_checkpoint(last)["global_step"] if last.exists() else 0
         began = time.time()
