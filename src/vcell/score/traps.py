@@ -91,7 +91,7 @@ def discrimination_note(tables: Sequence[pd.DataFrame], over_all: bool, subset: 
     if over_all:
         note += ": a board with another number of them gives another value"
     else:
-        note += "; it is scaled by their number, and random values stay at .5, but near targets are rarer among fewer"
+        note += ": divided by the number of others, its expectation is the same among fewer drawn at random, its spread is not"
     if subset is None:
         return note + ". pds_subset=N says what it would be among N"
     values = []
