@@ -185,10 +185,15 @@ def table_text(mean: pd.DataFrame, spread: pd.DataFrame, numbers: pd.Series) -> 
     head = " " * width + "".join(f"{key:>16}" for key in mean)
     rows = []
     for name in mean.index:
-        cells = "".join(f"{f'{mean.loc[name, k]:.3f} ± {spread.loc[name, k]:.3f}':>16}" for k in mean)
+        cells = "".join(f"{_with_spread(mean.loc[name, k], spread.loc[name, k]):>16}" for k in mean)
         few = f"  ({numbers[name]} folds)" if numbers[name] < numbers.max() else ""
         rows.append(f"{name!s:<{width}}{cells}{few}")
     return "\n".join([head, *rows])
+
+
+def _with_spread(mean: float, spread: float) -> str:
+    """Without a spread where one fold alone has a value."""
+    return "–" if np.isnan(mean) else f"{mean:.3f}" if np.isnan(spread) else f"{mean:.3f} ± {spread:.3f}"
 
 
 def plot(folds: pd.DataFrame, order: list[str]) -> bytes:
