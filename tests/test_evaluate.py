@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from tests.conftest import infer_here
+from tests.conftest import assert_refused, infer_here
 from tests.score.test_parity import effects, screen
 from vcell.cli import compose
 from vcell.errors import VcellError
@@ -137,6 +137,12 @@ def test_2026_takes_whole_counts_only(real_2026: Path, tmp_path: Path):
     cells.write_h5ad(tmp_path / "p.h5ad")
     with pytest.raises(VcellError, match="whole counts"):
         score(tmp_path / "s", f"pred={tmp_path / 'p.h5ad'}", f"real={real_2026}", "challenge=vcc2026")
+
+
+def test_without_the_extra_one_line_says_how_to_get_it(tmp_path: Path):
+    hidden = "import sys; sys.modules['numba'] = None; from vcell.evaluate import launch, run; sys.argv = ['x', 'real=r.h5ad']; launch('evaluate', run)"
+    done = subprocess.run([sys.executable, "-c", hidden], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert_refused(done, "pip install 'vcell[score]'")
 
 
 def test_contexts_weigh_the_same(real_2026: Path, tmp_path: Path):

@@ -70,13 +70,11 @@ def test_everything_imported_is_declared():
     names = {re.split(r"[<>=\[ ]", d)[0].replace("-", "_") for d in project["dependencies"]}
     known = {"hydra_core": "hydra", "scikit_learn": "sklearn"}
     declared = {known.get(n, n) for n in names} | {"omegaconf", "vcell"}  # hydra's own configuration
-    extras = {"vcell/score": {"numba"}}  # the scorer is loaded with the extra `score` alone
     for path in (ROOT / "src").rglob("*.py"):
-        allowed = declared | next((v for k, v in extras.items() if k in path.as_posix()), set())
         for node in ast.parse(path.read_text()).body:
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else (
                 [node.module] if isinstance(node, ast.ImportFrom) else []
             )  # fmt: skip
             for module in modules:
                 top = str(module).split(".")[0]
-                assert top in allowed or top in sys.stdlib_module_names, f"{path} imports {module}"
+                assert top in declared or top in sys.stdlib_module_names, f"{path} imports {module}"

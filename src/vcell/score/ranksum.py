@@ -13,10 +13,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 from scipy import sparse
 
+from vcell.score.compiled import njit
 from vcell.threads import in_threads
 
 FEW = 32  # values that insertion sorts faster
@@ -78,7 +78,7 @@ def _stored(cells: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     return cells.indices, values
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _by_gene(genes, values, n_genes):
     """Values gene by gene, unsorted, and where each gene's begin."""
     starts = np.zeros(n_genes + 1, np.int64)
@@ -95,7 +95,7 @@ def _by_gene(genes, values, n_genes):
     return starts, ordered
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _sort_genes(starts, values, ties, first, last):
     """Sorts the values of some genes in place, and, where `ties` is given, writes their sums of t³ - t over equals there."""
     for g in range(first, last):
@@ -111,7 +111,7 @@ def _sort_genes(starts, values, ties, first, last):
                 i = j
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _sort(values, begin, end):
     if end - begin > FEW:
         values[begin:end].sort()
@@ -125,7 +125,7 @@ def _sort(values, begin, end):
         values[j] = value
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _first_not_below(values, low, high, value, or_equal):
     """First place from `low` on whose value is not below `value`, or, `or_equal`, is above it; steps double, then halve."""
     step = 1
@@ -144,7 +144,7 @@ def _first_not_below(values, low, high, value, or_equal):
     return low
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _p_values(starts, values, n_cells, control_starts, control_values, control_ties, n_controls):
     n = n_cells + n_controls
     p = np.ones(len(starts) - 1, np.float64)
@@ -173,7 +173,7 @@ def _p_values(starts, values, n_cells, control_starts, control_values, control_t
     return p
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _two_sided(rank_sum, n_x, n_y, ties):
     n = float(n_x + n_y)
     u_x = rank_sum - n_x * (n_x + 1.0) / 2.0

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numba
 import numpy as np
 import pandas as pd
 import torch
 from scipy import sparse
 
+from vcell.score.compiled import njit
 from vcell.score.device import dense_jackknife
 from vcell.score.differential import Calls, calls_2026
 from vcell.score.grouped import GroupedCells
@@ -280,7 +280,7 @@ def jackknife(counts: sparse.csr_matrix) -> float:
     return max((n - 1) / n * _left_out(counts.indptr, counts.indices, data, sum_G, BULK_SUM), 0.0)
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _left_out(starts, genes, values, sum_G, target):
     """Sum over genes of the squared deviations of the pseudobulks without one cell from their mean.
 
@@ -337,7 +337,7 @@ def _left_out(starts, genes, values, sum_G, target):
     return found
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _log1p_series(x):
     found = 0.0
     for k in range(TERMS, 0, -1):
