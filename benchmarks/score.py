@@ -112,15 +112,15 @@ def compare(folder: Path, year: int) -> list[dict]:
 
 def score_once(year: int, pred: Path, real: Path) -> None:
     """Our scores of the two files, as JSON."""
+    from vcell.predictors import choose_device
     from vcell.score.cells import CellFile, Columns, pairs
-    from vcell.score.device import choose
     from vcell.score.metrics import summary
     from vcell.score.scoring import SCORERS
 
     scorer = SCORERS["cell-eval" if year == 2025 else "cell-eval2"]
     columns = Columns("target_gene", None, CONTROL)
     for pair in pairs(CellFile(pred, columns, True), CellFile(real, columns, True), columns, scorer.counts, []):
-        fast = scorer.fast(pair.real, choose("auto"))
+        fast = scorer.fast(pair.real, choose_device("auto", 0))
         print(json.dumps(summary(fast.score(fast.side(pair.pred)), scorer.metrics)))
 
 

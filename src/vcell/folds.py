@@ -150,6 +150,8 @@ def write_measured(ckpt: Path, challenge: DictConfig, out: Path) -> str:
 
 def summarise(config: DictConfig, folder: Path) -> None:
     """Mean and spread of every predictor over the folds: table, CSV, JSON, PNG and page."""
+    from vcell.score.report import for_json
+
     folds = pd.concat(
         {
             f: pd.read_csv(folder / f"fold_{f}" / "scores" / "scores.csv", index_col="predictor")
@@ -166,7 +168,7 @@ def summarise(config: DictConfig, folder: Path) -> None:
         "vcell": __version__, "folds": config.folds, "by": config.by, "mean": mean.to_dict("index"),
         "standard_deviation": spread.to_dict("index"), "of_folds": numbers.to_dict(),
     }  # fmt: skip
-    (folder / "crossval.json").write_text(json.dumps(_without_nan(content), indent=1))
+    (folder / "crossval.json").write_text(json.dumps(for_json(content), indent=1))
     picture = plot(folds, order)
     (folder / "crossval.png").write_bytes(picture)
     text = table_text(mean, spread, numbers)
@@ -241,11 +243,3 @@ had not seen it.</p>
 <ul>{links}</ul>
 </body></html>
 """
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _without_nan(v) for k, v in value.items()}
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -15,24 +15,10 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from vcell.errors import VcellError
 from vcell.score.fast import GENES_AT_A_TIME, Reference
 from vcell.score.ranksum import SortedControls, rank_sum_p
 
 RankTest = Callable[[sparse.csr_matrix], np.ndarray]
-
-
-def choose(device: str) -> torch.device:
-    """``cpu``, ``cuda`` or ``auto``: a GPU where there is one.
-
-    Raises
-    ------
-    VcellError
-        If it is none of these, or there is no GPU.
-    """
-    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise VcellError(f"device={device} is not here: use auto, cpu or (with a GPU) cuda")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def rank_test(controls: sparse.csr_matrix, device: torch.device) -> RankTest:

@@ -114,6 +114,7 @@ def _log1p(cells: sparse.csr_matrix) -> sparse.csr_matrix:
 
 
 def _mean(cells: sparse.csr_matrix) -> np.ndarray:
+    """In the cells' own precision, as the packages take it: fold changes that are equal there must be equal here."""
     return np.asarray(cells.mean(axis=0)).ravel()
 
 

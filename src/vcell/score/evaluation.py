@@ -15,9 +15,9 @@ from vcell.challenge import Challenge
 from vcell.cli import build, plain
 from vcell.errors import VcellError
 from vcell.machine import cores
+from vcell.predictors import choose_device
 from vcell.score import figures, traps
 from vcell.score.cells import CellFile, Columns, Pair, only, pairs
-from vcell.score.device import choose
 from vcell.score.grouped import GroupedCells
 from vcell.score.references import References
 from vcell.score.report import OVERALL, Report, table_text, write_report
@@ -138,7 +138,7 @@ def run_evaluation(
     config: DictConfig, challenge: Challenge, pred_path: Path, real_path: Path
 ) -> tuple[Evaluation, References, dict[str, Any]]:
     """Every context, one after the other."""
-    scorer, device = SCORERS[challenge.scorer], choose(config.device)
+    scorer, device = SCORERS[challenge.scorer], choose_device(config.device, 0)
     columns = Columns(config.columns.perturbation, config.columns.context, config.control)
     pred = CellFile(pred_path, columns, needs_controls=not scorer.counts)
     real = CellFile(real_path, columns, needs_controls=True)

@@ -110,6 +110,11 @@ class GroupedCells:
         return ad.AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes)))
 
 
+def mean_profile(cells: sparse.csr_matrix) -> np.ndarray:
+    """Mean over cells, in double precision, ``(genes)``."""
+    return np.asarray(cells.mean(axis=0, dtype=np.float64)).ravel()
+
+
 def _rows(matrix: sparse.csr_matrix, begin: int, end: int) -> sparse.csr_matrix:
     """Rows from `begin` to `end`, without copying their values."""
     first, last = matrix.indptr[begin], matrix.indptr[end]

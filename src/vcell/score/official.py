@@ -6,6 +6,7 @@ Every parameter that a package would default is stated here and recorded beside 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.metadata
 import io
 import logging
@@ -39,16 +40,8 @@ class Official2025:
         If cell-eval is not installed.
     """
 
-    metrics = METRICS_2025
-
     def __init__(self, real: GroupedCells, threads: int) -> None:
-        try:
-            import cell_eval
-        except ImportError as error:
-            raise VcellError(
-                "the official scores of 2025 need cell-eval: pip install 'vcell[score]', or engine=fast"
-            ) from error
-        self.evaluator = cell_eval.MetricsEvaluator
+        self.evaluator = installed("cell_eval", 2025).MetricsEvaluator
         self.real, self.control, self.threads = real.anndata(PERTURBATION), real.control, threads
         self.real_de: Any = None
         self.parameters: dict[str, Any] = {
@@ -90,7 +83,7 @@ class Official2025:
                     Path(folder) / "out" / "real_de.csv",
                     schema_overrides={"target": polars.Utf8, "feature": polars.Utf8},
                 )
-        names = {m.official: m.key for m in self.metrics}
+        names = {m.official: m.key for m in METRICS_2025}
         return (
             results.to_pandas().set_index("perturbation")[list(names)].rename(columns=names).astype(float).sort_index()
         )
@@ -112,17 +105,9 @@ class Official2026:
         If cell-eval2 is not installed.
     """
 
-    metrics = METRICS_2026
-
     def __init__(self, real: GroupedCells, threads: int) -> None:
-        try:
-            import cell_eval2
-        except ImportError as error:
-            raise VcellError(
-                "the official scores of 2026 need cell-eval2: pip install 'vcell[score]', or engine=fast"
-            ) from error
-        self.package, self.real = cell_eval2, real
-        preset = cell_eval2.EvalConfig.from_preset("vcc2026").to_dict()
+        self.package, self.real = installed("cell_eval2", 2026), real
+        preset = self.package.EvalConfig.from_preset("vcc2026").to_dict()
         settings = {
             **preset,
             "pert_col": PERTURBATION,
@@ -131,7 +116,7 @@ class Official2026:
             "device": "cpu",
         }
         settings["de"] = {**settings["de"], "backend": "pdex"}
-        self.config = cell_eval2.EvalConfig.from_dict(settings)
+        self.config = self.package.EvalConfig.from_dict(settings)
         self.parameters: dict[str, Any] = {
             "package": f"cell-eval2 {importlib.metadata.version('cell-eval2')}",
             "preset": "vcc2026",
@@ -153,10 +138,27 @@ class Official2026:
         with quiet("cell-eval2"):
             rows = self.package.compute_metrics(made, measured, config=self.config).to_pandas()
         table = rows.pivot(index="perturbation", columns="metric", values="value")
-        names = {m.official: m.key for m in self.metrics if m.over is None}
+        names = {m.official: m.key for m in METRICS_2026 if m.over is None}
         names |= {"expr_mse_unbiased_capped": "MSE_part", "expr_distance_unbiased": "MSE_whole"}
         # a member that has no value for any target is absent
         return table.reindex(index=sorted(pred.targets), columns=list(names)).rename(columns=names).astype(float)
+
+
+def installed(package: str, year: int) -> Any:
+    """The package, imported.
+
+    Raises
+    ------
+    VcellError
+        With how to get it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        name = package.replace("_", "-")
+        raise VcellError(
+            f"the official scores of {year} need {name}: pip install 'vcell[score]', or engine=fast"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -82,7 +82,7 @@ def write_report(folder: Path, report: Report) -> None:
     report.scores.to_csv(folder / "scores.csv", index_label="predictor")
     report.by_context.to_csv(folder / "by_context.csv")
     report.per_perturbation.to_csv(folder / "per_perturbation.csv", index=False)
-    (folder / "scores.json").write_text(json.dumps(_plain(as_json(report)), indent=1))
+    (folder / "scores.json").write_text(json.dumps(for_json(as_json(report)), indent=1))
     drawn = draw(report)
     for name, (_, picture) in drawn.items():
         (folder / f"{name}.png").write_bytes(picture)
@@ -181,14 +181,14 @@ def page(report: Report, drawn: Mapping[str, tuple[str, bytes]]) -> str:
     meaning = "".join(f"<li><b>{m.key}</b>: {html.escape(m.meaning)}; {m.direction}.</li>" for m in report.metrics)
     remarks = "".join(f"<li>{html.escape(note)}</li>" for note in report.notes) or "<li>none</li>"
     known = {k: v for k, v in report.details.items() if k != "run"}
-    details = html.escape(json.dumps(_plain({**known, "versions": versions()}), indent=1))
+    details = html.escape(json.dumps(for_json({**known, "versions": versions()}), indent=1))
     run = report.details.get("run")
     run_text = (
         f"<details><summary>configuration of the run that was trained</summary><pre>{html.escape(run)}</pre></details>"
         if run
         else ""
     )
-    config = html.escape(json.dumps(_plain(report.config), indent=1))
+    config = html.escape(json.dumps(for_json(report.config), indent=1))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>vcell scores</title><style>
@@ -249,12 +249,12 @@ def _number(value: float, digits: int = 4) -> str:
     return "–" if not np.isfinite(value) else f"{value:.{digits}f}"
 
 
-def _plain(value: Any) -> Any:
+def for_json(value: Any) -> Any:
     """For JSON, which has no NaN, and for numpy's numbers."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): for_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [for_json(v) for v in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not np.isfinite(value) else value

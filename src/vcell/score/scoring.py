@@ -127,16 +127,13 @@ class ContextScorer:
         """The official scale's floor, and the split-half replicate."""
         self.add(self.scorer.floor, self.fast.floor(), reference=True)
         self.scores.floor = summary(self.scores.tables[self.scorer.floor], self.scorer.metrics)
-        halves = self.fast.replicates()
-        found = pd.DataFrame([summary(table, self.scorer.metrics) for table in halves])
-        self.scores.ceiling = {str(k): float(v) for k, v in found.mean().items()}
-        self.scores.tables[CEILING] = halves[0].join(self._extra_of_halves())
+        values = []
+        for halves, second, first in self.fast.replicates():
+            values.append(summary(halves, self.scorer.metrics))
+            if CEILING not in self.scores.tables:
+                self.scores.tables[CEILING] = halves.join(extra_scores(second, first, self.embedding))
+        self.scores.ceiling = {str(k): float(v) for k, v in pd.DataFrame(values).mean().items()}
         self.scores.top = dict(self.scorer.perfect) if self.scorer.perfect is not None else self.scores.ceiling
-
-    def _extra_of_halves(self) -> pd.DataFrame:
-        first, second = self.fast.real.cells.halves(0)
-        inner = type(self.fast)(first, self.fast.device)
-        return extra_scores(inner.side(second), inner.real, self.embedding)
 
 
 def score_context(

@@ -5,7 +5,7 @@ Shape legend: P targets, G genes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,8 +16,7 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 
 from vcell.score.differential import Calls, calls_2025
-from vcell.score.grouped import GroupedCells
-from vcell.score.metrics import METRICS_2025
+from vcell.score.grouped import GroupedCells, mean_profile
 from vcell.threads import in_threads
 
 CPU = torch.device("cpu")
@@ -37,11 +36,11 @@ class Side:
     @cached_property
     def bulk_PG(self) -> np.ndarray:
         """Mean log1p of each target, float32 as the package keeps it."""
-        return np.array([_mean(self.cells.cells[t]) for t in self.cells.targets], np.float32)
+        return np.array([mean_profile(self.cells.cells[t]) for t in self.cells.targets], np.float32)
 
     @cached_property
     def control_G(self) -> np.ndarray:
-        return _mean(self.cells.controls).astype(np.float32)
+        return mean_profile(self.cells.controls).astype(np.float32)
 
     @property
     def delta_PG(self) -> np.ndarray:
@@ -59,8 +58,6 @@ class Fast2025:
     device
         Where the rank tests run.
     """
-
-    metrics = METRICS_2025
 
     def __init__(self, real: GroupedCells, device: torch.device = CPU) -> None:
         self.real, self.device = Side(real, device), device
@@ -81,11 +78,12 @@ class Fast2025:
             index=pd.Index(pred.cells.targets, name="perturbation"),
         )
 
-    def replicates(self) -> list[pd.DataFrame]:
-        """One half of the measured cells scored as a prediction of the other, a row a target."""
+    def replicates(self) -> Iterator[tuple[pd.DataFrame, Side, Side]]:
+        """One half of the measured cells scored as a prediction of the other, a row a target; and the sides of both."""
         first, second = self.real.cells.halves(0)
         inner = Fast2025(first, self.device)
-        return [inner.score(inner.side(second))]
+        pred = inner.side(second)
+        yield inner.score(pred), pred, inner.real
 
     def floor(self) -> GroupedCells:
         """The official baseline: the mean of all groups' mean profiles, controls' included, as every cell of every target."""
@@ -132,7 +130,3 @@ def _tiled(profile_G: np.ndarray, n: int) -> sparse.csr_matrix:
     stored = np.flatnonzero(profile_G)
     pointers = np.arange(n + 1, dtype=np.int64) * len(stored)
     return sparse.csr_matrix((np.tile(profile_G[stored], n), np.tile(stored, n), pointers), shape=(n, len(profile_G)))
-
-
-def _mean(cells: sparse.csr_matrix) -> np.ndarray:
-    return np.asarray(cells.mean(axis=0, dtype=np.float64)).ravel()

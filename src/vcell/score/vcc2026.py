@@ -8,7 +8,7 @@ Shape legend: P targets, G genes, C cells.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,8 +20,7 @@ from scipy import sparse
 from vcell.score.compiled import njit
 from vcell.score.device import dense_jackknife
 from vcell.score.differential import Calls, calls_2026
-from vcell.score.grouped import GroupedCells
-from vcell.score.metrics import METRICS_2026
+from vcell.score.grouped import GroupedCells, mean_profile
 from vcell.threads import in_threads
 
 CPU = torch.device("cpu")
@@ -83,8 +82,6 @@ class Fast2026:
         Predictions are held against their own controls instead of the measured ones, as the halves of a replicate are.
     """
 
-    metrics = METRICS_2026
-
     def __init__(self, real: GroupedCells, device: torch.device = CPU, own_controls: bool = False) -> None:
         self.real = Side(real, real.controls, device)
         self.device, self.own_controls = device, own_controls
@@ -111,13 +108,12 @@ class Fast2026:
         }
         return pd.DataFrame(table, index=pd.Index(targets, name="perturbation"))
 
-    def replicates(self) -> list[pd.DataFrame]:
-        """Scores of splits of the measured cells into halves: in their mean, what a repetition of the experiment would score."""
-        seeds = np.random.SeedSequence(0).generate_state(SPLITS)
-        return list(map(self.split, seeds.tolist()))
+    def replicates(self) -> Iterator[tuple[pd.DataFrame, Side, Side]]:
+        """Splits of the measured cells into halves: in their mean, what a repetition of the experiment would score."""
+        return map(self.split, np.random.SeedSequence(0).generate_state(SPLITS).tolist())
 
-    def split(self, seed: int) -> pd.DataFrame:
-        """One half of the measured cells scored as a prediction of the other, a row a target.
+    def split(self, seed: int) -> tuple[pd.DataFrame, Side, Side]:
+        """One half of the measured cells scored as a prediction of the other, a row a target; and the sides of both.
 
         Fold changes are judged on the genes that all cells call; every other member on those of one half.
         """
@@ -131,7 +127,7 @@ class Fast2026:
         # a gene too rare in a half's controls to be tested there counts as unchanged
         one_PG, other_PG = (np.where(np.isnan(c.p_PG), 0.0, c.fold_PG) for c in (inner.real.calls, pred.calls))
         table["NMAE"] = fold_error(called, one_PG, other_PG, self.real.calls.fold_PG[rows])
-        return table
+        return table, pred, inner.real
 
     def floor(self) -> GroupedCells:
         """The official baseline: the mean response of the context, which no submission can know, as cells.
@@ -140,13 +136,13 @@ class Fast2026:
         counts (a gene's own target left out); as many cells of each target as measured.
         """
         cells = self.real.cells
-        means_PG = np.array([_mean(cells.cells[t]) for t in cells.targets])
+        means_PG = np.array([mean_profile(cells.cells[t]) for t in cells.targets])
         total_G, number_G = means_PG.sum(0), np.full(means_PG.shape[1], float(len(means_PG)))
         for row, gene in enumerate(own_genes(cells.targets, cells.genes)):
             if gene >= 0 and len(cells.targets) > 1:
                 total_G[gene] -= means_PG[row, gene]
                 number_G[gene] -= 1
-        control_G = _mean(cells.controls)
+        control_G = mean_profile(cells.controls)
         scale_G = np.divide(total_G / number_G, control_G, out=np.zeros_like(control_G), where=control_G > 0)
         rng = np.random.default_rng(0)
         made = {}
@@ -343,7 +339,3 @@ def _log1p_series(x):
     for k in range(TERMS, 0, -1):
         found = x * (1.0 / k - found)
     return found
-
-
-def _mean(cells: sparse.csr_matrix) -> np.ndarray:
-    return np.asarray(cells.astype(np.float64).mean(axis=0)).ravel()
