@@ -1,5 +1,6 @@
 # make demo    environment, simulated screen, training, inference, scores: minutes on two CPU cores
 # make test    the test suite
+# make test-hardware   its numeric tests under restricted instruction sets, with one and two threads
 # make lint    ruff and mypy
 # make bench   benchmarks of the loader, tables to benchmarks/results/
 # make bench-train   of training, beside arc-state
@@ -9,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test lint bench bench-train bench-infer bench-score env clean
+.PHONY: demo test test-hardware lint bench bench-train bench-infer bench-score env clean
 .DELETE_ON_ERROR:
 
 demo: env
@@ -27,6 +28,9 @@ demo: env
 # two processes of one thread each: faster than one of two, and they do not fight over the cores
 test: env
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+
+test-hardware: env
+	$(RUN) tests/hardware.py
 
 lint: env
 	$(RUN) -m ruff check .

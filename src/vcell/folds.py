@@ -23,6 +23,7 @@ from vcell.errors import VcellError
 from vcell.model.checkpoint import read_checkpoint
 from vcell.output.writer import H5adWriter
 from vcell.progress import progress_bar
+from vcell.whole import write_text, written_file
 
 # keys of the command itself; all others are those of vcell.train
 OWN = ("challenge", "folds", "by", "within", "fold", "use", "draw", "engine", "threads")
@@ -70,10 +71,7 @@ def keep_plan(config: DictConfig, folder: Path) -> None:
                 "overwrite=true"
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{PLAN}.tmp")
-    OmegaConf.save(OmegaConf.create(plan), scratch)
-    scratch.replace(path)
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(plan)))
 
 
 def run_fold(config: DictConfig, fold: int, folder: Path) -> None:
@@ -163,16 +161,17 @@ def summarise(config: DictConfig, folder: Path) -> None:
     grouped = folds.groupby("predictor")
     mean, spread = grouped.mean().loc[order], grouped.std().loc[order]
     numbers = grouped.size().loc[order]
-    folds.to_csv(folder / "crossval.csv")
+    write_text(folder / "crossval.csv", folds.to_csv())
     content = {
         "vcell": __version__, "folds": config.folds, "by": config.by, "mean": mean.to_dict("index"),
         "standard_deviation": spread.to_dict("index"), "of_folds": numbers.to_dict(),
     }  # fmt: skip
-    (folder / "crossval.json").write_text(json.dumps(for_json(content), indent=1))
+    write_text(folder / "crossval.json", json.dumps(for_json(content), indent=1))
     picture = plot(folds, order)
-    (folder / "crossval.png").write_bytes(picture)
+    with written_file(folder / "crossval.png") as scratch:
+        scratch.write_bytes(picture)
     text = table_text(mean, spread, numbers)
-    (folder / "crossval.html").write_text(page(text, picture, config))
+    write_text(folder / "crossval.html", page(text, picture, config))
     first = order[0]
     print(f"\nmean ± standard deviation over {config.folds} folds, by {config.by}\n\n{text}\n")
     print(

@@ -32,6 +32,7 @@ from vcell.output.profile import PROFILE, control_profiles
 from vcell.output.rules import check_submission
 from vcell.output.tables import is_table
 from vcell.request import read_targets
+from vcell.whole import written_file
 
 BY = ("auto", "vcell", "official")
 EXTRAS = {"vcc-cli": "submit", "cell-eval": "score"}  # of vcell, that bring the official tools
@@ -173,8 +174,8 @@ def packed(job: Job, path: Path, findings: Findings) -> Packed:
     if by == "auto":
         needed, free = memory_of_official(findings), free_memory()
         wanted = there and tool == "vcc-cli" and targets is not None
-        by = "official" if wanted and needed < free else "vcell"
-        if wanted and by == "vcell":
+        by = "official" if wanted and (free is None or needed < free) else "vcell"
+        if wanted and by == "vcell" and free is not None:
             print(f"note         packed by vcell: vcc prep would hold about {needed / 1e9:,.0f} GB, and {free / 1e9:,.0f} GB are free",
                   flush=True)  # fmt: skip
     if by == "vcell":
@@ -184,7 +185,13 @@ def packed(job: Job, path: Path, findings: Findings) -> Packed:
 
 def _by_official(job: Job, path: Path, findings: Findings) -> Packed:
     """Runs ``vcc prep`` or ``cell-eval prep`` on a file that has been checked."""
-    challenge, scratch = job.challenge, job.out.with_name(job.out.name + ".tmp")
+    with written_file(job.out) as scratch:
+        _run_official(job, path, findings, scratch)
+    return Packed(job.out, checksum(job.out), job.out.stat().st_size, path.stat().st_size)
+
+
+def _run_official(job: Job, path: Path, findings: Findings, scratch: Path) -> None:
+    challenge = job.challenge
     if challenge.container == "vcc-cli":
         command = ["vcc", "prep", str(path), "--genes", str(job.config.genes), "--perts", str(job.config.targets)]
         command += ["--contexts", ",".join(findings.contexts), "--output", str(scratch), "--force"]
@@ -204,25 +211,14 @@ def _by_official(job: Job, path: Path, findings: Findings) -> Packed:
     done = subprocess.run(
         [sys.executable, "-m", *command, "--pert-col", challenge.perturbation], capture_output=True, text=True
     )
-    try:
-        if done.returncode or not scratch.is_file():
-            said = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
-            raise VcellError(f"{command[0]} {command[1]} refused {path}, which vcell found no fault with: {said}")
-        scratch.replace(job.out)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return Packed(job.out, checksum(job.out), job.out.stat().st_size, path.stat().st_size)
+    if done.returncode or not scratch.is_file():
+        said = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
+        raise VcellError(f"{command[0]} {command[1]} refused {path}, which vcell found no fault with: {said}")
 
 
 def _copy(path: Path, out: Path) -> None:
-    scratch = out.with_name(out.name + ".tmp")
-    try:
+    with written_file(out) as scratch:
         shutil.copyfile(path, scratch)
-        scratch.replace(out)
-    except OSError as error:
-        raise VcellError(f"{out} could not be written: {error}") from error
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def report(job: Job, findings: Findings) -> str:

@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all."""
+"""Folders and files that are written whole or not at all, and that are on the disk when they have their name."""
 
 from __future__ import annotations
 
@@ -32,13 +32,67 @@ def written_whole(out: Path, what: str, parents: bool = True) -> Iterator[Path]:
     try:
         scratch.mkdir(parents=parents)
         yield scratch
+        sync(scratch)
         if out.exists():
-            shutil.rmtree(out)
+            remove(out)
         scratch.rename(out)
+        sync_folder(out.parent)
     except OSError as error:
         raise VcellError(f"{what} {out} could not be written: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def written_file(out: Path) -> Iterator[Path]:
+    """A path beside `out` for the file to be written to; it takes the place of `out` when the block ends well.
+
+    Raises
+    ------
+    VcellError
+        If it cannot be written; what lay at `out` is then still there, and nothing else is left.
+    """
+    scratch = out.with_name(f"{out.stem}.{os.getpid()}.tmp{out.suffix}")  # many a library goes by the suffix
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield scratch
+        sync_file(scratch)
+        scratch.replace(out)
+        sync_folder(out.parent)
+    except OSError as error:
+        raise VcellError(f"{out} could not be written: {error}") from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_text(out: Path, text: str) -> None:
+    """Writes a text file, UTF-8, whole or not at all."""
+    with written_file(out) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def sync(folder: Path) -> None:
+    """Waits until everything in `folder` is on the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            sync_file(path)
+    sync_folder(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Waits until a file is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in `folder` are on the disk; file systems that cannot tell are believed."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def remove(folder: Path) -> None:

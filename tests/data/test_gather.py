@@ -10,6 +10,8 @@ from vcell.data.sampler import CellSetSampler
 from vcell.data.store import CellStore
 from vcell.data.view import with_genes
 
+pytestmark = pytest.mark.numeric
+
 
 def dense_counts(store: CellStore, cells: np.ndarray) -> torch.Tensor:
     out = np.zeros((len(cells), store.n_genes), dtype=np.float32)

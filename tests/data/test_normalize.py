@@ -1,9 +1,12 @@
 import anndata as ad
 import numpy as np
+import pytest
 import scanpy
 import torch
 
 from vcell.data.normalize import change_target_sum, from_log1p, to_log1p
+
+pytestmark = pytest.mark.numeric
 
 COUNTS = torch.from_numpy(np.random.default_rng(0).poisson(2.0, (5, 30)).astype(np.float32))
 

@@ -4,6 +4,8 @@ from scipy import sparse
 
 from vcell.data.scale import Scale, detect_scale, one_total, recover_counts
 
+pytestmark = pytest.mark.numeric
+
 
 def cells(seed: int = 0, n: int = 60, genes: int = 400, high: float = 30.0) -> sparse.csr_matrix:
     """Counts like a cell's: mostly 0 and 1, some in the thousands."""

@@ -9,6 +9,8 @@ from vcell.data.gather import Gather
 from vcell.data.store import CellStore
 from vcell.model.baselines import TrainingDeltas, make_baselines
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def gather(store: CellStore) -> Gather:

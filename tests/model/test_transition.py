@@ -8,6 +8,8 @@ from vcell.cli import CONFIG_DIR, compose
 from vcell.errors import VcellError
 from vcell.model.transition import TransitionModel
 
+pytestmark = pytest.mark.numeric
+
 MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml") if path.stem != "base")
 
 

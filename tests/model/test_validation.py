@@ -9,6 +9,8 @@ from vcell.data.batch import CellSetBatch
 from vcell.model.losses import SetLoss
 from vcell.model.validation import ValidationScores
 
+pytestmark = pytest.mark.numeric
+
 GENERATOR = torch.Generator().manual_seed(1)
 GENES = [f"G{i}" for i in range(40)]
 GROUPS = [("A", "G1"), ("A", "G2"), ("A", "G3"), ("A", "G4"), ("B", "G1"), ("B", "G2")]

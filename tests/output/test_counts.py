@@ -17,6 +17,8 @@ from vcell.data.store import CellStore
 from vcell.errors import VcellError
 from vcell.output.counts import CountModel, again, expected_log1p
 
+pytestmark = pytest.mark.numeric
+
 N_GENES, N_CONTROLS, LIBRARY = 400, 1500, 4000
 TARGET_SUM = 1e4
 

@@ -18,6 +18,8 @@ from vcell.score.fast import (
 )
 from vcell.score.grouped import GroupedCells
 
+pytestmark = pytest.mark.numeric
+
 RNG = np.random.default_rng(0)
 
 

@@ -18,6 +18,8 @@ from vcell.score.ranksum import SortedControls, rank_sum_p
 from vcell.score.vcc2025 import Fast2025
 from vcell.score.vcc2026 import Fast2026, jackknife
 
+pytestmark = pytest.mark.numeric
+
 GENES = [f"G{i}" for i in range(100)]
 TARGETS = [*(f"G{i}" for i in range(0, 63, 7)), "UNKNOWN"]
 

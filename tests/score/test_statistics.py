@@ -10,6 +10,8 @@ from vcell.score.evaluation import comparison_text
 from vcell.score.metrics import METRICS_2025, METRICS_2026, Metric, summary
 from vcell.score.statistics import Interval, Resampled, better_by
 
+pytestmark = pytest.mark.numeric
+
 RNG = np.random.default_rng(0)
 ONE = (Metric("A", None, True, ""),)
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from vcell.data.files import read_toml
 from vcell.errors import VcellError, nearest, shortlist
+from vcell.whole import write_text
 
 Group = tuple[str, str]  # (context, perturbation)
 SPLITS = ("train", "val", "test")
@@ -219,7 +220,7 @@ def write_split(path: Path, assigned: dict[Group, str], cells: dict[Group, np.nd
         for (c, p), split in sorted(assigned.items())
     ]  # fmt: skip
     content = {"hash": fingerprint(assigned, store), "store": store, "groups": rows}
-    path.write_text(json.dumps(content, indent=1))
+    write_text(path, json.dumps(content, indent=1))
 
 
 def check_split(path: Path, assigned: dict[Group, str], store: str) -> None:

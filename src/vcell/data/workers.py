@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from vcell.data.parts import PartJob, read_part
 from vcell.errors import VcellError
+from vcell.machine import cores
 from vcell.progress import progress_bar
 
 # smaller inputs are read before a second process has started
@@ -38,7 +38,7 @@ def read_parts(jobs: Sequence[PartJob], workers: int | None = None, cluster: str
     """
     if workers is None:
         large = sum(job.path.stat().st_size for job in jobs) >= WORTH_PROCESSES
-        workers = min(len(jobs), os.cpu_count() or 1) if large or cluster else 1
+        workers = min(len(jobs), cores()) if large or cluster else 1
     with progress_bar(sum(job.n_cells for job in jobs), "reading", "cells") as progress:
         if cluster is None and workers <= 1:
             for job in jobs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from vcell.data.view import store_paths
 from vcell.errors import VcellError
 from vcell.model.module import TransitionModule
 from vcell.perturbation.table import PerturbationTable
+from vcell.whole import written_file
 
 # a larger table stays in its file, and the checkpoint carries its path and checksum
 LARGEST_TABLE_INSIDE = 64 * 2**20
@@ -28,14 +28,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target and renames, so a killed run leaves the old checkpoint or the new one, whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(path.name + ".tmp")
-        with scratch.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
+        with written_file(Path(path)) as scratch:
+            torch.save(checkpoint, scratch)
 
     def load_checkpoint(
         self, path: Any, map_location: Callable | None = None, weights_only: bool | None = None

@@ -61,13 +61,10 @@ class CsvLogger(Logger):
 
     def _write(self) -> None:
         columns = self.columns = list(dict.fromkeys(k for row in self.rows for k in row))
-        scratch = self.path.with_suffix(".tmp")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("w", newline="") as file:
+        with written_file(self.path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.rows)
-        scratch.replace(self.path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -123,6 +120,5 @@ def plot_curves(metrics: Path, out: Path) -> None:
             axis.plot(*zip(*points, strict=True), style, label=name, markersize=3, linewidth=1)
         axis.set(title=panel, xlabel="step")
         axis.legend(frameon=False, fontsize=8)
-    scratch = out.with_suffix(".tmp.png")
-    figure.savefig(scratch, dpi=120)
-    scratch.replace(out)
+    with written_file(out) as scratch:
+        figure.savefig(scratch, dpi=120)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from vcell.errors import VcellError
 from vcell.output.labels import Findings, Labels, read_labels
 from vcell.output.writer import H5adWriter
 from vcell.progress import progress_bar
+from vcell.whole import written_file
 
 LEVEL = 3  # of zstd, as both official tools have it
 BYTES_AT_ONCE = 16 * 2**20
@@ -58,12 +58,12 @@ def pack(pred: Path, out: Path, challenge: Challenge, findings: Findings, target
     VcellError
         If it cannot be written. Nothing is left then.
     """
-    inside, scratch = out.with_name(out.name + ".h5ad.tmp"), out.with_name(out.name + ".tmp")
+    inside = out.with_name(out.name + ".h5ad.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _write_inside(pred, inside, challenge, findings)
         unpacked = inside.stat().st_size
-        with scratch.open("wb") as file:
+        with written_file(out) as scratch, scratch.open("wb") as file:
             if challenge.container == "vcc-cli":
                 _add(file, "meta.json", json.dumps(_meta(findings, inside, targets), sort_keys=True).encode())
                 _add_compressed(file, "pred.h5ad.zst", inside, threads)
@@ -72,14 +72,10 @@ def pack(pred: Path, out: Path, challenge: Challenge, findings: Findings, target
                 _add(file, "watermark.txt", b"vcc-prep")
             file.write(bytes(2 * BLOCK))
             file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(out)
     except OSError as error:
         raise VcellError(f"{out} could not be written: {error}") from error
     finally:
         inside.unlink(missing_ok=True)
-        scratch.unlink(missing_ok=True)
     return Packed(out, checksum(out), out.stat().st_size, unpacked)
 
 

@@ -5,6 +5,7 @@ The file is written under a temporary name and renamed when whole.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +17,7 @@ import pandas as pd
 from scipy import sparse
 
 from vcell.errors import VcellError
+from vcell.whole import sync_file, sync_folder
 
 CHUNK = 1 << 18  # stored values a chunk, about 1 MB of float32
 
@@ -44,7 +46,7 @@ class H5adWriter:
         compression: str | None = None,
         stored: int | None = None,
     ) -> None:
-        self.path, self.scratch = Path(path), Path(path).with_name(Path(path).name + ".tmp")
+        self.path, self.scratch = Path(path), Path(path).with_name(f"{Path(path).name}.{os.getpid()}.tmp")
         self.n_cells, self.n_genes = len(obs), len(genes)
         self.lengths = [np.zeros(1, dtype=np.int64)]
         self.written = self.stored = 0
@@ -103,4 +105,6 @@ class H5adWriter:
             if isinstance(error, OSError):
                 raise VcellError(f"{self.path} could not be written: {error}") from error
             raise error
+        sync_file(self.scratch)
         self.scratch.replace(self.path)
+        sync_folder(self.path.parent)

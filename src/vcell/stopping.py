@@ -1,0 +1,70 @@
+"""Signals that ask a command to stop: it says so, asks to be queued again where it should, and ends with the signal's exit code.
+
+Only the standard library is imported here, so that a command can listen before it loads anything else. While training runs,
+`vcell.model.saving` listens instead, and saves first.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+# HUP: the terminal is gone; TERM: SLURM or the system; USR1 and USR2: a job's time is nearly up (sbatch --signal, submitit)
+STOP = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
+REQUEUE = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+
+
+class Stopped(SystemExit):
+    """A command ended by a signal; its exit code is 128 + the signal's number, as the shell has it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
+def listen(verb: str) -> None:
+    """From here on a signal to stop ends the command in one line; what it was writing is removed or can be resumed."""
+    again = f"the same command resumes: python -m vcell.{verb} ..."
+
+    def stop(number: int, _: Any) -> None:
+        requeue(number)
+        tell(f"stopped by {signal.Signals(number).name}; {again}")
+        raise Stopped(number)
+
+    handle(stop)
+
+
+def handle(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Has `handler` called for every signal to stop; gives the handlers of before. A signal that the caller ignores stays ignored."""
+    before = {}
+    for number in STOP:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores HUP, a shell's background jobs INT
+            before[int(number)] = signal.signal(number, handler)
+    return before
+
+
+def tell(text: str) -> None:
+    """A line on stderr, wherever that leads: a terminal that hung up takes none."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123  # or the interpreter would fail to flush it at its end
+
+
+def requeue(number: int, saved: str = "") -> None:
+    """Asks SLURM to run this job again, where the signal says that its time is nearly up. Rank 0 asks for all."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if number not in REQUEUE or not job or os.environ.get("SLURM_PROCID", "0") not in ("", "0"):
+        return
+    saved = f"saved {saved}; " if saved else ""
+    try:
+        code = subprocess.run(["scontrol", "requeue", job], check=False).returncode
+        tell(f"{saved}scontrol requeue {job} ended with exit code {code}")
+    except OSError as error:  # in a container, often
+        tell(f"{saved}job {job} could not be requeued from here ({error}): submit it again")
