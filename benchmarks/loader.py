@@ -164,7 +164,7 @@ def where_time_goes(rounds: list[dict]) -> list[str]:
 
 def beside_training(store: CellStore, device: str) -> str:
     """What a step waits for the loader: rows fetched ahead, and the store on the device, beside a state_sm step."""
-    from vcell.cli import build, compose
+    from vcell.config import build, compose
     from vcell.data.datamodule import PrefetchLoader
     from vcell.model.losses import SetLoss
 

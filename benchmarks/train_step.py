@@ -24,7 +24,7 @@ from lightning.pytorch import Callback, Trainer
 from tables import device_name, save
 
 from vcell.assemble import make_data, make_module, make_trainer, split_groups
-from vcell.cli import compose
+from vcell.config import compose
 from vcell.data.ingest import ingest
 from vcell.data.screen import Screen
 from vcell.data.simulate import simulate

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vcell.cli import compose
+from vcell.config import compose
 from vcell.data.h5ad import Columns
 from vcell.data.ingest import ingest
 from vcell.data.screen import Screen

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import Command, assert_refused
 from tests.data.test_ingest import make_cells, write
-from vcell.cli import compose
+from vcell.config import compose
 from vcell.data.prepare import ensure_store
 from vcell.data.store import CellStore
 from vcell.errors import VcellError

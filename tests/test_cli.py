@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.conftest import Command, assert_refused
-from vcell.cli import CONFIG_DIR, FORMER_KEYS, check_overrides, compose, flatten
+from vcell.cli import FORMER_KEYS, check_overrides
+from vcell.config import CONFIG_DIR, compose, flatten
 from vcell.errors import VcellError
 from vcell.evaluate import run as vcell_evaluate
 from vcell.infer import run as vcell_infer

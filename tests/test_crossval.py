@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import SMALL
-from vcell.cli import compose
+from vcell.config import compose
 from vcell.data.store import CellStore
 from vcell.errors import VcellError
 from vcell.folds import crossval

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import infer_here
-from vcell.cli import compose
+from vcell.config import compose
 from vcell.score.evaluation import evaluate
 from vcell.training import train
 

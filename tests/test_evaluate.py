@@ -15,7 +15,7 @@ from scipy import sparse
 
 from tests.conftest import assert_refused, infer_here
 from tests.score.test_parity import effects, screen
-from vcell.cli import compose
+from vcell.config import compose
 from vcell.errors import VcellError
 from vcell.score.evaluation import evaluate
 

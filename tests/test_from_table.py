@@ -14,7 +14,7 @@ import pytest
 from scipy import sparse
 
 from tests.conftest import SHARED
-from vcell.cli import compose
+from vcell.config import compose
 from vcell.errors import VcellError
 from vcell.packaging import package
 

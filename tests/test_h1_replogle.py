@@ -11,7 +11,7 @@ import torch
 from scipy import sparse
 
 from tests.conftest import SMALL_SCREEN, Command, assert_refused, infer_here
-from vcell.cli import compose
+from vcell.config import compose
 from vcell.data.prepare import ensure_store
 from vcell.data.screen import Screen
 from vcell.data.simulate import simulate

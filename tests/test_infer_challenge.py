@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import infer_here
 from vcell import production
-from vcell.cli import compose
+from vcell.config import compose
 from vcell.data.store import CellStore
 from vcell.errors import VcellError
 from vcell.model.checkpoint import load_module

@@ -20,7 +20,7 @@ import zstandard
 from scipy import sparse
 
 from tests.conftest import Command, assert_refused
-from vcell.cli import compose
+from vcell.config import compose
 from vcell.errors import VcellError
 from vcell.packaging import package
 

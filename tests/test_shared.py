@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import SHARED, infer_here
-from vcell.cli import compose
+from vcell.config import compose
 from vcell.data.h5ad import Columns
 from vcell.data.ingest import ingest
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from vcell.cli import compose
+from vcell.config import compose
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 

@@ -13,7 +13,7 @@ import torch
 from tests.conftest import infer_here
 from tests.data.test_ingest import as_fractions, make_cells, write
 from tests.data.test_panel import two_panels
-from vcell.cli import compose
+from vcell.config import compose
 from vcell.data.prepare import ensure_store
 from vcell.errors import VcellError
 from vcell.training import train

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.plugins.environments import SLURMEnvironment
-from omegaconf import DictConfig
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from omegaconf import DictConfig, OmegaConf
 
-from vcell.cli import build
+from vcell.config import build
 from vcell.data.covariates import Covariates
 from vcell.data.datamodule import CellSetDataModule
 from vcell.data.gather import Gather
@@ -21,7 +28,7 @@ from vcell.data.leaks import drop_leaks
 from vcell.data.splits import Group, assign_from_toml, check_known
 from vcell.data.store import Cells
 from vcell.data.view import with_genes
-from vcell.errors import VcellError
+from vcell.errors import VcellError, install
 from vcell.model.checkpoint import AtomicCheckpointIO, load_table, make_identity
 from vcell.model.cost import batch_flops
 from vcell.model.module import TransitionModule
@@ -136,16 +143,17 @@ def make_trainer(config: DictConfig, callbacks: Sequence[Callback] = ()) -> Trai
         raise VcellError(
             "the trainer asks for a GPU, and torch finds none: trainer=cpu, or trainer=auto for what is there"
         )
-    loggers = config.logger or {}
-    if "wandb" in loggers and importlib.util.find_spec("wandb") is None:
-        raise VcellError("logger=wandb needs wandb: pip install 'vcell[wandb]'")
+    loggers = [
+        make_wandb(config, logger) if name == "wandb" else build(logger)
+        for name, logger in (config.logger or {}).items()
+    ]
     plugins: list[Any] = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # KeepLast saves and requeues
+    if (environment := cluster_environment(options)) is not None:
+        plugins.append(environment)
     return build(
         options,
         precision=precision(options),
-        logger=[build(logger) for logger in loggers.values()],
+        logger=loggers,
         callbacks=[*(build(callback) for callback in (config.callbacks or {}).values()), *callbacks],
         plugins=plugins,
     )
@@ -158,3 +166,73 @@ def precision(options: DictConfig) -> str:
     if options.accelerator == "cpu" or not torch.cuda.is_available():
         return "32-true"
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+
+
+def make_wandb(config: DictConfig, logger: DictConfig) -> Any:
+    """Lightning's logger for Weights & Biases, given the run's configuration as hyperparameters.
+
+    Raises
+    ------
+    VcellError
+        If wandb is not installed, or nobody is logged in where that is needed.
+    """
+    if importlib.util.find_spec("wandb") is None:
+        raise VcellError(f"logger=wandb needs wandb: {install('wandb')}")
+    mode = os.environ.get("WANDB_MODE", "").lower()
+    if not logger.get("offline") and mode not in ("offline", "disabled", "dryrun"):
+        if not (os.environ.get("WANDB_API_KEY") or _wandb_key()):
+            raise VcellError(
+                "logger=wandb: nobody is logged in here. Run: wandb login. Or keep the curves on this machine for now: "
+                "logger.wandb.offline=true (wandb sync sends them later)"
+            )
+    changed = logger.copy()
+    OmegaConf.set_struct(changed, False)
+    # an id names a file and part of an address: crossval's folds are called NAME/fold_0
+    changed["id"] = re.sub(r"[:;,#?/\\\s'%]+", "-", str(changed.get("id") or config.name))[:128]
+    made = build(changed)
+    made.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+    return made
+
+
+def _wandb_key() -> str | None:
+    import wandb
+
+    try:
+        return wandb.setup().settings.api_key or wandb.api.api_key
+    except Exception:  # whatever its version calls it: then its own message must do
+        return "unknown"
+
+
+def cluster_environment(options: DictConfig) -> ClusterEnvironment | None:
+    """Who says which process this is: torchrun, srun or nobody; None: Lightning finds out.
+
+    A shell or a script inside a SLURM job is no task of it, and a job may hold more than one task of ours.
+
+    Raises
+    ------
+    VcellError
+        If srun has started another number of tasks than the trainer is told of.
+    """
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    if not os.environ.get("SLURM_NTASKS"):
+        return LightningEnvironment() if "SLURM_JOB_ID" in os.environ else None
+    tasks = slurm_tasks()
+    if tasks == 1:
+        return LightningEnvironment()  # alone, or started without srun
+    nodes, devices = int(options.get("num_nodes") or 1), options.get("devices")
+    if isinstance(devices, int) and devices > 0 and devices * nodes != tasks:
+        raise VcellError(
+            f"srun has started {tasks} tasks, and the trainer wants {devices} devices on {nodes} nodes. Use trainer=slurm, which takes "
+            "the shape of the job, or start one task: srun --ntasks=1"
+        )
+    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(tasks // nodes))
+    return SLURMEnvironment(auto_requeue=False)  # KeepLast saves and requeues
+
+
+def slurm_tasks() -> int:
+    """Tasks that srun has started beside this one, itself included; 1 for a process that it did not start."""
+    if not os.environ.get("SLURM_PROCID", "").isdigit() or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return 1
+    number = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS", "1")
+    return int(number) if number.isdigit() and "SLURM_STEP_ID" in os.environ else 1

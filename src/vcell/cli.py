@@ -1,25 +1,25 @@
-"""What the commands share: Hydra, and errors as one line."""
+"""What the commands share: the command line, checked before anything is loaded; Hydra; and errors as one line."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, InstantiationException
-from hydra.utils import instantiate
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from vcell.config import CONFIG_DIR, compose, flatten, with_trainer
 from vcell.errors import VcellError, nearest
-
-# configs/ lies in the package of an installed wheel, and at the top of a checkout
-_INSIDE, _CHECKOUT = Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs"
-CONFIG_DIR = _INSIDE if _INSIDE.is_dir() else _CHECKOUT
+from vcell.lookup import look_up
+from vcell.stopping import tell
 
 _CONTINUE = (
     "A run continues by its name: give the command that began it again (runs/NAME goes on from its last.ckpt). To begin a new run "
@@ -71,62 +71,178 @@ FORMER_KEYS = dict.fromkeys(
 }
 
 
+# what people give without a key, by command
+MAIN = {"inspect": "path", "prepare": "data.path", "train": "data.path", "crossval": "data.path", "infer": "ckpt",
+        "evaluate": "pred", "package": "pred", "simulate": "out"}  # fmt: skip
+# options of Hydra, and those of them that take a value of their own
+OPTIONS = {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--info", "-i", "--shell-completion", "-sc"}  # fmt: skip
+WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun"}  # fmt: skip
+# true or false by default, but other values mean something too
+MORE_THAN_BOOL = {"compile", "data.sets.resident", "draw"}
+WORDS = {"auto", "median", "max", "null"}  # that stand for numbers
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
 def launch(verb: str, run: Callable[[DictConfig], None]) -> None:
     """Runs `run` with the configuration of `verb` and the command line's overrides.
 
     A `VcellError` is printed as one message; the exit code is then 2.
     """
+    _speak_plainly()
+    arguments = sys.argv[1:]
+    try:
+        if {"--help", "-h"} & set(arguments):
+            from vcell.usage import usage
+
+            print(usage(verb, arguments))
+            return
+        arguments = readable(verb, arguments)
+        check_overrides(verb, arguments)
+        sys.argv[1:] = with_trainer(arguments)
+    except VcellError as error:
+        fail(error)
+    except BrokenPipeError:
+        _gone()
 
     def guarded(config: DictConfig) -> None:
         try:
+            look_up(verb, config)
             run(config)
+            sys.stdout.flush()
         except VcellError as error:
             fail(error)
         except MissingMandatoryValue as error:
             fail(VcellError(f"vcell.{verb} needs {error.full_key}=VALUE. Explained by: python -m vcell.{verb} --help"))
         except KeyboardInterrupt:
-            print(f"interrupted; the same command goes on: python -m vcell.{verb} ...", file=sys.stderr, flush=True)
+            tell(f"interrupted; the same command resumes: python -m vcell.{verb} ...")
             sys.exit(130)
+        except BrokenPipeError:
+            _gone()
+        except (ConfigKeyError, OmegaConfBaseException) as error:
+            fail(VcellError(f"the configuration cannot be used: {' '.join(str(error).split())}"))
+        except OSError as error:
+            if error.errno not in (*DISK_FULL, errno.EACCES, errno.EPERM):
+                raise
+            fail(VcellError(f"{error.filename or 'a file'}: {error.strerror}. {_remedy(error, verb)}"))
+        except MemoryError:
+            fail(
+                VcellError(
+                    f"there is too little memory for this ({verb}). Use fewer threads or workers, or a machine with more"
+                )
+            )
 
-    try:
-        check_overrides(verb, sys.argv[1:])
-    except VcellError as error:
-        fail(error)
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=verb)(guarded)()
 
 
-def build(config: Any, **arguments: Any) -> Any:
-    """The object that a configuration's `_target_` names, made with its keys and `arguments`.
+def _remedy(error: OSError, verb: str) -> str:
+    if error.errno in DISK_FULL:
+        return f"Make room and run the same command again: python -m vcell.{verb} ..."
+    return "Ask for permission, or name another place"
+
+
+def _speak_plainly() -> None:
+    """Characters that a console cannot show are replaced; they are no reason to fail."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def _gone() -> None:
+    """The reader of our output has left (``| head``): end without a word."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(141)
+
+
+def fail(error: VcellError) -> None:
+    tell(f"error: {error}")
+    sys.exit(2)
+
+
+def readable(verb: str, arguments: list[str]) -> list[str]:
+    """The arguments as Hydra reads them: values in quotes where they need them.
 
     Raises
     ------
     VcellError
-        With the class's own words, if it refuses a value.
+        For what is no KEY=VALUE, saying what was probably meant.
     """
+    out, expects_value = [], False
+    for number, argument in enumerate(arguments):
+        if expects_value:
+            out.append(argument)
+            expects_value = False
+        elif argument.startswith("-"):
+            _check_option(verb, argument, arguments[number + 1 : number + 2])
+            out.append(argument)
+            expects_value = argument in WITH_VALUE
+        else:
+            out.append(_quoted(verb, argument, arguments))
+    return out
+
+
+def _check_option(verb: str, option: str, following: list[str]) -> None:
+    name = option.split("=", 1)[0]
+    if name in OPTIONS | WITH_VALUE:
+        return
+    word = name.lstrip("-").replace("-", "_")
+    value = (
+        option.split("=", 1)[1] if "=" in option else following[0] if following and "=" not in following[0] else "VALUE"
+    )
     try:
-        return instantiate(config, **arguments)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, VcellError):
-            raise error.__cause__ from None
-        raise VcellError(f"a value of the configuration is refused: {' '.join(str(error).split())}") from error
+        known = [k for k, _ in flatten(OmegaConf.to_container(compose(verb, [])))]
+    except (HydraException, OmegaConfBaseException):
+        known = []
+    known += [k.split(".")[0] for k in known] + ["experiment"]
+    meant = word if word in known else next((k for k in known if k.rsplit(".", 1)[-1] == word), None)
+    hint = f" Write {meant}={value}" if meant else nearest(word, known, "Write KEY=VALUE; did you mean")
+    raise VcellError(f"vcell.{verb} has no option {name}: settings are given as KEY=VALUE, without dashes.{hint}")
 
 
-def plain(value: Any) -> Any:
-    """A value of a configuration as lists and dicts."""
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+def _quoted(verb: str, argument: str, arguments: list[str]) -> str:
+    """One KEY=VALUE as Hydra can read it."""
+    key, equals, value = argument.partition("=")
+    if argument.startswith("~") and not equals and "/" not in argument:
+        raise VcellError(f"keys cannot be removed ({argument}); set the value you want: {argument[1:]}=null")
+    if not equals or not key.strip():
+        if "=" in arguments or any(a.startswith("=") for a in arguments) or (equals and not key):
+            raise VcellError("there must be no spaces around =: write KEY=VALUE as one word")
+        main = MAIN[verb]
+        if argument.endswith((".yaml", ".yml")):
+            raise VcellError(f"{argument} is no setting. A configuration file is named by its group: experiment=NAME")
+        if "/" in argument or "." in argument or os.path.exists(argument):  # noqa: PTH110
+            raise VcellError(f"{argument!r} lacks the name of its setting: write {main}={argument}")
+        raise VcellError(f"{argument!r} is no setting: settings are given as KEY=VALUE. {_keys_hint(verb)}")
+    if value == "" and any(a.strip() and "=" not in a and not a.startswith("-") for a in arguments):
+        raise VcellError(f"there must be no spaces around =: write {key}=VALUE as one word")
+    if key != key.strip():
+        raise VcellError(f"there must be no spaces around =: write {key.strip()}={value.strip()}")
+    if _parses(argument):
+        return argument
+    if value[:1] in "[{":
+        raise VcellError(
+            f"{argument} cannot be read. Names with spaces or brackets in a list need quotes of their own: "
+            f"'{key}=[\"A (1).h5ad\",B.h5ad]'"
+        )
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"') if value.endswith("\\") else value.replace('"', '\\"')
+    quoted = f'{key}="{escaped}"'
+    if not _parses(quoted):
+        raise VcellError(f"{argument} cannot be read as KEY=VALUE")
+    return quoted
 
 
-def fail(error: VcellError) -> None:
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    sys.exit(2)
+def _parses(argument: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        OverridesParser.create().parse_override(argument)
+        return True
+    except HydraException:
+        return False
 
 
-def compose(verb: str, overrides: list[str]) -> DictConfig:
-    """The configuration a command would run with; also from within another command."""
-    if GlobalHydra.instance().is_initialized():
-        return hydra.compose(verb, overrides)
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
-        return hydra.compose(verb, overrides)
+def _keys_hint(verb: str) -> str:
+    return f"All keys: python -m vcell.{verb} --help"
 
 
 def check_overrides(verb: str, arguments: list[str]) -> None:
@@ -135,22 +251,44 @@ def check_overrides(verb: str, arguments: list[str]) -> None:
     Hydra says so too, but not which key was meant. Sweeps and other folders of configuration are left to it.
     """
     flags = [a for a in arguments if a.startswith("-")]
-    if {"-m", "--multirun"} & set(flags) and verb == "train":
+    if {"-m", "--multirun"} & set(flags) and verb in ("train", "crossval"):
         _check_sweep(arguments)
     if any(f not in ("--cfg", "--resolve", "-c") for f in flags):
         return
     overrides = [a for a in arguments if "=" in a and not a.startswith("-") and not a.startswith("hydra")]
     try:
-        known = compose(verb, [o for o in overrides if not o.startswith("+")])
-        for key in (o.lstrip("+").split("=")[0] for o in overrides if o.startswith("+")):
-            first = key.split(".")[0].split("@")[0]
-            if first not in known and not (CONFIG_DIR / first).is_dir():  # it would be taken, and read by nothing
-                raise VcellError(_unknown_key(verb, key, overrides))
-        compose(verb, overrides)
+        if any(o.startswith("+") for o in overrides):
+            known = compose(verb, [o for o in overrides if not o.startswith("+")])
+            for key in (o.lstrip("+").split("=")[0] for o in overrides if o.startswith("+")):
+                first = key.split(".")[0].split("@")[0]
+                if first not in known and not (CONFIG_DIR / first).is_dir():  # it would be taken, and read by nothing
+                    raise VcellError(_unknown_key(verb, key, overrides))
+        config = compose(verb, overrides)
+        check_types(verb, overrides, config)
     except (HydraException, OmegaConfBaseException) as error:
         raise VcellError(_explain(verb, overrides, str(error))) from error
     finally:
         GlobalHydra.instance().clear()
+
+
+def check_types(verb: str, overrides: list[str], config: DictConfig) -> None:
+    """Refuses text where a number, or true or false, is wanted."""
+    keys = [o.lstrip("+").split("=")[0] for o in overrides]
+    given = [key for key in keys if not (CONFIG_DIR / key.split("@")[0]).is_dir()]
+    texts = {
+        key: value for key in given if isinstance(value := OmegaConf.select(config, key, throw_on_missing=False), str)
+    }
+    if not texts:
+        return
+    usual = compose(verb, [o for o in overrides if o.lstrip("+").split("=")[0] not in texts])
+    for key, value in texts.items():
+        default: Any = OmegaConf.select(usual, key, throw_on_missing=False)
+        if isinstance(default, bool) and key not in MORE_THAN_BOOL:
+            raise VcellError(f"{key}={value} must be true or false")
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        if number and value not in WORDS and key not in ("trainer.devices", "seed_everything"):
+            kind = "a whole number" if isinstance(default, int) else "a number"
+            raise VcellError(f"{key}={value} must be {kind}, such as {default}")
 
 
 def _check_sweep(arguments: list[str]) -> None:
@@ -181,14 +319,5 @@ def _unknown_key(verb: str, key: str, overrides: list[str]) -> str:
     groups = sorted({k.rsplit(".", 1)[0] for k in known if "." in k})
     return (
         f"vcell.{verb} has no configuration key {key!r}.{nearest(key, [*known, *groups])} "
-        f"All keys: python -m vcell.{verb} --cfg job"
+        f"All keys: python -m vcell.{verb} --help, and with their values --cfg job"
     )
-
-
-def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested dicts."""
-    if isinstance(config, dict) and config:
-        for key, value in config.items():
-            yield from flatten(value, f"{prefix}{key}.")
-    else:
-        yield prefix.removesuffix("."), config

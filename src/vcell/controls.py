@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vcell.challenge import Challenge
-from vcell.cli import plain
+from vcell.config import plain
 from vcell.data.files import expand
 from vcell.data.genes import align, appended
 from vcell.data.h5ad import Columns, column_names, open_h5ad
@@ -133,7 +133,7 @@ def control_store(
             asked = " or ".join(dict.fromkeys(repr(c.context) for c in (columns, other_columns) if c.context))
             raise VcellError(f"{files[0]} has no column {asked}: name the context of its cells with contexts=[NAME]")
         context = str(contexts[0])
-    recipe = Recipe(found, control, context, obsm=tuple(obsm))
+    recipe = Recipe(found, control, context=context, obsm=tuple(obsm))
     store = ingest(files, place, recipe, GeneChoice("union" if genes is None else list(genes)))
     for source, number in store.meta["genes_missing"].items():
         print(

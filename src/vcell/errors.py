@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, requires
 
 
 class VcellError(Exception):
@@ -22,6 +24,16 @@ def nearest(name: str, known: Iterable[str], label: str = "Did you mean") -> str
     lowered = {k.lower(): k for k in reversed(known)}
     close = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
     return f" {label} {lowered[close[0]]!r}?" if close else ""
+
+
+def install(extra: str) -> str:
+    """How to get what an optional part of vcell needs: its packages by name, for vcell itself is in no index."""
+    try:
+        needed = [r for r in requires("vcell") or [] if re.search(rf"extra == ['\"]{extra}['\"]", r)]
+    except PackageNotFoundError:
+        needed = []
+    packages = [repr(r.split(";")[0].replace(" ", "")) for r in needed]
+    return f"pip install {' '.join(packages)}" if packages else f"install vcell with its extra {extra}"
 
 
 def shortlist(names: Iterable[str], limit: int = 8) -> str:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from scipy import sparse
 
 from vcell import __version__
-from vcell.cli import compose, plain
+from vcell.config import compose, plain
 from vcell.controls import open_run_store
 from vcell.data.splits import Folds
 from vcell.data.view import with_genes

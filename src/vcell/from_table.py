@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vcell import __version__
 from vcell.challenge import Challenge
-from vcell.cli import build, plain
+from vcell.config import build, plain
 from vcell.controls import control_store, joined_genes
 from vcell.data.files import read_gene_list
 from vcell.data.gather import Gather

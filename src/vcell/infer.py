@@ -1,8 +1,11 @@
 """python -m vcell.infer: predicts perturbed cells and writes them as h5ad."""
 
-from omegaconf import DictConfig
+from __future__ import annotations
 
-from vcell.cli import launch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def run(config: DictConfig) -> None:
@@ -12,4 +15,9 @@ def run(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    from vcell.stopping import listen
+
+    listen("infer")  # before anything is loaded that takes seconds
+    from vcell.cli import launch
+
     launch("infer", run)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vcell import __version__
 from vcell.challenge import Challenge
-from vcell.cli import build, plain
+from vcell.config import build, plain
 from vcell.controls import embedding_of, is_store, open_controls, store_of
 from vcell.data.covariates import Covariates
 from vcell.data.files import read_gene_list
@@ -22,8 +22,9 @@ from vcell.data.sampler import ControlPool
 from vcell.data.store import Cells
 from vcell.data.view import with_genes
 from vcell.errors import VcellError, shortlist
+from vcell.lookup import find_checkpoint
 from vcell.model.baselines import Predictor
-from vcell.model.checkpoint import find_checkpoint, load_module
+from vcell.model.checkpoint import load_module
 from vcell.model.module import TransitionModule
 from vcell.output.form import Form
 from vcell.output.parts import parts_folder

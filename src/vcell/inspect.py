@@ -1,8 +1,11 @@
 """python -m vcell.inspect: says what an h5ad file holds and how to prepare it."""
 
-from omegaconf import DictConfig
+from __future__ import annotations
 
-from vcell.cli import launch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def run(config: DictConfig) -> None:
@@ -21,4 +24,9 @@ def run(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    from vcell.stopping import listen
+
+    listen("inspect")  # before anything is loaded that takes seconds
+    from vcell.cli import launch
+
     launch("inspect", run)

@@ -27,6 +27,9 @@ LOOK_S = 0.2
 REMIND_S = 60.0
 
 
+_held: set[Path] = set()  # by this process
+
+
 @dataclass(frozen=True)
 class Holder:
     """The process that holds a lock."""
@@ -49,7 +52,7 @@ class Holder:
 
 @contextmanager
 def locked(place: Path, what: str, wait: bool = False) -> Iterator[None]:
-    """Holds the lock of `place` (``PLACE.lock``) while the block runs.
+    """Holds the lock of `place` (``PLACE.lock``) while the block runs; a process that holds it already may take it again.
 
     Parameters
     ----------
@@ -64,6 +67,9 @@ def locked(place: Path, what: str, wait: bool = False) -> Iterator[None]:
         Naming the holder; or if the lock cannot be written.
     """
     path, me = place.with_name(place.name + ".lock"), Holder.here()
+    if path.resolve() in _held:
+        yield
+        return
     made = _missing_parents(path)
     said = 0.0
     while (holder := _take(path, me, what)) is not None:
@@ -79,9 +85,11 @@ def locked(place: Path, what: str, wait: bool = False) -> Iterator[None]:
     ended = threading.Event()
     beat = threading.Thread(target=_beat, args=(path, ended), daemon=True, name="lock")
     beat.start()
+    _held.add(path.resolve())
     try:
         yield
     finally:
+        _held.discard(path.resolve())
         ended.set()
         beat.join()
         if (now := _read(path)) is None or now.token == me.token:
@@ -154,7 +162,9 @@ def _remove_stale(path: Path, stale: Holder) -> None:
     with suppress(OSError):
         path.rename(aside)
         found = _read(aside)
-        if found is not None and found.token != stale.token:  # taken over between the look and the renaming: give it back
+        if (
+            found is not None and found.token != stale.token
+        ):  # taken over between the look and the renaming: give it back
             os.link(aside, path)
     aside.unlink(missing_ok=True)
 
@@ -164,7 +174,7 @@ def _processes() -> str:
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
     return " ".join(parts)
 
 

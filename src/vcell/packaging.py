@@ -18,10 +18,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue
 
 from vcell.challenge import Challenge
-from vcell.cli import build, plain
+from vcell.config import build, plain
 from vcell.data.files import read_gene_list
 from vcell.data.h5ad import open_h5ad
-from vcell.errors import VcellError, shortlist
+from vcell.errors import VcellError, install, shortlist
 from vcell.from_table import CONTROL, control_cells, make_cells
 from vcell.machine import cores, free_memory
 from vcell.output.container import Packed, checksum, memory_of_official, pack
@@ -170,7 +170,7 @@ def packed(job: Job, path: Path, findings: Findings) -> Packed:
     except PackageNotFoundError:
         there = False
     if by == "official" and not there:
-        raise VcellError(f"by=official needs {tool}: pip install 'vcell[{EXTRAS[tool]}]'")
+        raise VcellError(f"by=official needs {tool}: {install(EXTRAS[tool])}")
     if by == "auto":
         needed, free = memory_of_official(findings), free_memory()
         wanted = there and tool == "vcc-cli" and targets is not None

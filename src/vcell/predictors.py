@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from vcell.cli import plain
+from vcell.config import plain
 from vcell.controls import embedding_of, open_run_store
 from vcell.data.gather import Gather
 from vcell.data.splits import Group
 from vcell.data.view import with_genes
 from vcell.errors import VcellError, nearest
+from vcell.lookup import find_checkpoint
 from vcell.model.baselines import Predictor, make_baselines
 from vcell.model.blend import Blend
-from vcell.model.checkpoint import find_checkpoint, load_module, load_table, read_checkpoint
+from vcell.model.checkpoint import load_module, load_table, read_checkpoint
 from vcell.model.module import TransitionModule
 from vcell.perturbation.table import PerturbationTable
 

@@ -1,15 +1,23 @@
 """python -m vcell.prepare: reads h5ad files once into a cell store."""
 
-from omegaconf import DictConfig
+from __future__ import annotations
 
-from vcell.cli import launch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def run(config: DictConfig) -> None:
     from vcell.data.prepare import describe_store, ensure_store  # here, so that --help is answered at once
 
-    print(describe_store(ensure_store(config.data, config.overwrite, **config.prepare)))
+    print(describe_store(ensure_store(config.data, config.overwrite, verify=config.verify or None, **config.prepare)))
 
 
 if __name__ == "__main__":
+    from vcell.stopping import listen
+
+    listen("prepare")  # before anything is loaded that takes seconds
+    from vcell.cli import launch
+
     launch("prepare", run)

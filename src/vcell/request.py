@@ -11,7 +11,7 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from vcell.challenge import Challenge
-from vcell.cli import plain
+from vcell.config import plain
 from vcell.data.h5ad import Columns, column_names, open_h5ad, read_obs
 from vcell.data.store import Cells
 from vcell.errors import VcellError, nearest, shortlist

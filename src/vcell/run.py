@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
-from vcell.cli import flatten
+from vcell.config import differences
 from vcell.errors import VcellError, shortlist
 from vcell.model.checkpoint import read_checkpoint
+from vcell.whole import write_text
 
 # how to run, not what: these, and all below callbacks and logger, may differ when a run is continued
+# so may where the data lie: that they are the same shows by the store and the split
 FREE_KEYS = {
-    "resume", "overwrite", "check", "trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps", "data.sets.threads", "data.sets.resident",
+    "resume", "overwrite", "check", "data.path", "data.toml", "data.root", "data.store", "data.where", "run_dir", "trainer.default_root_dir", "trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps", "data.sets.threads", "data.sets.resident",
 }  # fmt: skip
 FREE_GROUPS = {"callbacks", "logger"}
 
@@ -65,9 +69,14 @@ class RunFolder:
             self._remove()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(OmegaConf.create(config), self.path / "config.yaml")
+            write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         except OSError as error:
             raise VcellError(f"the run folder {self.path} cannot be written: {error}") from error
+
+    def discard_if_empty(self) -> None:
+        """Removes the folder of a run that failed before anything of it was saved."""
+        if not list(self.checkpoints.glob("*.ckpt")):
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def _remove(self) -> None:
         if not self.path.exists():
@@ -79,18 +88,30 @@ class RunFolder:
     def _check_same(self, config: dict[str, Any]) -> None:
         if not (self.path / "config.yaml").is_file():
             raise VcellError(f"{self.path} holds checkpoints but no config.yaml; choose another name=NAME")
-        then = OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"))
-        old, new = dict(flatten(then)), dict(flatten(config))
         differing = [
-            f"{key} ({old.get(key, 'absent')} then, {new.get(key, 'absent')} now)"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and key not in FREE_KEYS and key.split(".")[0] not in FREE_GROUPS
+            f"{key} ({old} then, {new} now)"
+            for key, (old, new) in differences(self._config(), config).items()
+            if key not in FREE_KEYS and key.split(".")[0] not in FREE_GROUPS
         ]
         if differing:
             raise VcellError(
                 f"the run {self.path} was begun with another configuration: {shortlist(differing, 12)}. Give the same "
                 "one to continue it, name=NEW_NAME to begin another, or overwrite=true to begin this one anew"
             )
+
+    def _config(self) -> dict[str, Any]:
+        """The configuration that the run was begun with."""
+        path = self.path / "config.yaml"
+        try:
+            found = OmegaConf.to_container(OmegaConf.load(path))
+        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+            raise VcellError(
+                f"{path} is damaged ({type(error).__name__}): it should hold the configuration the run was begun with. Put a copy of it "
+                "back, or begin another run with name=NEW_NAME"
+            ) from error
+        if not isinstance(found, dict):
+            raise VcellError(f"{path} is damaged: it holds no configuration. Begin another run with name=NEW_NAME")
+        return {str(key): value for key, value in found.items()}
 
     def _to_continue(self) -> list[Path]:
         """Checkpoints that a run can go on from: last.ckpt, then the best ones, newest first."""

@@ -1,13 +1,17 @@
 """python -m vcell.simulate: writes a simulated screen with known truth."""
 
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
-from omegaconf import DictConfig, OmegaConf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from vcell.cli import launch
 from vcell.errors import VcellError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def run(config: DictConfig) -> None:
@@ -26,4 +30,9 @@ def run(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    from vcell.stopping import listen
+
+    listen("simulate")  # before anything is loaded that takes seconds
+    from vcell.cli import launch
+
     launch("simulate", run)

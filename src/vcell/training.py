@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import time
 import warnings
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,19 @@ from vcell.data.splits import check_split, describe, write_split
 from vcell.data.store import Cells
 from vcell.data.view import open_stores
 from vcell.errors import VcellError
-from vcell.model.checkpoint import find_checkpoint, read_checkpoint
+from vcell.lock import locked
+from vcell.lookup import find_checkpoint
+from vcell.model.checkpoint import read_checkpoint
 from vcell.model.cost import words
 from vcell.model.guard import NotFiniteError
+from vcell.model.metrics import read_metrics
 from vcell.model.module import TransitionModule
-from vcell.model.saving import KeepLast
 from vcell.model.warmstart import warm_start
 from vcell.run import RunFolder
 from vcell.trial import out_of_memory, trial
+from vcell.whole import written_file
 
+SAY_AFTER_S = 60.0  # that ranks wait for the store
 # what gloo and NCCL say when a process they talk to is gone
 LOST_RANK = r"(?i)connection (closed|reset)|peer|nccl|gloo|broken pipe|timed? ?out"
 
@@ -40,6 +46,11 @@ def train(config: DictConfig) -> None:
     rank = getattr(rank_zero_only, "rank", 0)  # as Lightning finds it: torchrun, SLURM or its own launcher
     quieten()
     folder = RunFolder(Path(config.run_dir))
+    with locked(folder.path, "the run") if rank == 0 and not config.check else nullcontext():
+        _train(config, resolved, folder, rank)
+
+
+def _train(config: DictConfig, resolved: dict[str, Any], folder: RunFolder, rank: int) -> None:
     checkpoint = None if config.check else folder.checkpoint_to_continue(resolved, config.resume, config.overwrite)
     seed_everything(config.seed, workers=True, verbose=False)
     store = ensure_store(config.data) if rank == 0 else wait_for_store(config.data)
@@ -52,18 +63,25 @@ def train(config: DictConfig) -> None:
         return
     if config.init_from is not None and checkpoint is None:
         notes += warm_start(module, find_checkpoint(config.init_from))
+    trainer = make_trainer(config)  # what it refuses leaves no folder
     if rank == 0:
         if checkpoint is None:
             folder.begin(resolved, config.overwrite)
             write_split(folder.path / "split.json", assigned, store.groups, store.fingerprint)
+        else:
+            read_metrics(folder.path / "metrics.csv")
         check_split(folder.path / "split.json", assigned, store.fingerprint)
         say(summary(config, data, module), notes)
-    trainer = make_trainer(config)
-    if checkpoint is not None and finished(checkpoint, trainer.max_steps, say=rank == 0):
+    if checkpoint is not None and finished(checkpoint, folder, trainer.max_steps, say=rank == 0):
         return
-    fit(trainer, module, data, checkpoint, folder)
-    exit_if_stopped(trainer)
+    try:
+        fit(trainer, module, data, checkpoint, folder)
+    except BaseException:
+        if rank == 0 and checkpoint is None:
+            folder.discard_if_empty()
+        raise
     if rank == 0:
+        hand_over(trainer, folder)
         print(f"run folder   {folder.path}\ncheckpoint   {folder.checkpoints / 'last.ckpt'}", flush=True)
 
 
@@ -95,6 +113,12 @@ def fit(
         ) from error
     except torch.OutOfMemoryError as error:
         raise VcellError(out_of_memory(data)) from error
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise VcellError(
+            f"the run {folder.path} could not be written: {error.strerror}. Make room; the same command continues the run"
+        ) from error
     except RuntimeError as error:
         if trainer.world_size == 1 or not re.search(LOST_RANK, str(error)):
             raise
@@ -103,6 +127,18 @@ def fit(
             f"rank {trainer.global_rank} has lost another rank of this job, whose own message says why ({first_line[:100]}). "
             "The same command continues from the last checkpoint"
         ) from error
+
+
+def hand_over(trainer: Trainer, folder: RunFolder) -> None:
+    """Gives what a run leaves in its folder to loggers that keep files (wandb)."""
+    for logger in trainer.loggers:
+        if type(logger).__name__ != "WandbLogger":
+            continue
+        for name in ("config.yaml", "metrics.csv", "curves.png", "split.json"):
+            with suppress(OSError, ValueError):
+                logger.experiment.save(  # type: ignore[attr-defined]
+                    str(folder.path / name), base_path=str(folder.path), policy="now"
+                )
 
 
 def quieten() -> None:
@@ -155,10 +191,15 @@ def summary(config: DictConfig, data: CellSetDataModule, module: TransitionModul
     return "\n".join(lines)
 
 
-def finished(checkpoint: Path, max_steps: int, say: bool) -> bool:
+def finished(checkpoint: Path, folder: RunFolder, max_steps: int, say: bool) -> bool:
     """Whether the run to continue has come to its end already; tells the user either way."""
     step = int(read_checkpoint(checkpoint)["global_step"])
     done = step >= max_steps
+    last = folder.checkpoints / "last.ckpt"
+    if say and done and checkpoint != last:  # it could not be written then, or was damaged since
+        with written_file(last) as scratch:
+            shutil.copyfile(checkpoint, scratch)
+        print(f"restored     {last} from {checkpoint.name}", flush=True)
     if say and done:
         print(f"finished     {checkpoint} is at step {step:,} already; trainer.max_steps=N trains longer, "
               "overwrite=true begins anew", flush=True)  # fmt: skip
@@ -167,22 +208,20 @@ def finished(checkpoint: Path, max_steps: int, say: bool) -> bool:
     return done
 
 
-def exit_if_stopped(trainer: Trainer) -> None:
-    """Ends with the signal's code when one asked the run to stop, so that nothing after it thinks it finished."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, KeepLast) and callback.signal is not None:
-            if trainer.is_global_zero:
-                print(f"stopped by signal {callback.signal}, saved at step {callback.saved_step:,}; the same command "
-                      "continues the run", flush=True)  # fmt: skip
-            raise SystemExit(128 + callback.signal)
-
-
 def wait_for_store(data: DictConfig, patience_s: float = 6 * 3600) -> Cells:
     """The store that rank 0 is writing; on ranks that start beside it."""
     paths = [Path(str(path)) for path in data.stores or [data.store]]
-    until = time.monotonic() + patience_s
+    started, said = time.monotonic(), False
+    until = started + patience_s
     while not all((path / "meta.json").is_file() for path in paths):
         if time.monotonic() > until:
             raise VcellError(f"rank 0 has not written {paths[0]} in {patience_s / 3600:.0f} hours; see its log")
+        if not said and time.monotonic() > started + SAY_AFTER_S:
+            said = True
+            print(
+                f"waiting      for rank 0, which is reading the data into {paths[0]} while these GPUs wait. To do that once, without "
+                f"GPUs: python -m vcell.prepare data={data.name} data.store={paths[0]}",
+                flush=True,
+            )
         time.sleep(1.0)
     return open_stores(paths)

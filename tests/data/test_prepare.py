@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vcell.cli import compose
+from vcell.config import compose
 from vcell.data.prepare import ensure_store
 from vcell.data.store import CellStore
 from vcell.errors import VcellError

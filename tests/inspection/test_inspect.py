@@ -17,7 +17,7 @@ from tests.conftest import SHARED, SMALL_SCREEN, Command
 from tests.data.test_filters import EXPRESSION
 from tests.data.test_filters import screen as knockdown_screen
 from tests.data.test_ingest import as_fractions, layouts, make_cells, rewrite_as_of_0_6, scaled, write
-from vcell.cli import compose
+from vcell.config import compose
 from vcell.data.prepare import ensure_store
 from vcell.errors import VcellError
 from vcell.inspection.inspect import inspect

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from vcell.errors import VcellError
-from vcell.model.checkpoint import AtomicCheckpointIO, find_checkpoint, load_module, read_checkpoint
+from vcell.lookup import find_checkpoint
+from vcell.model.checkpoint import AtomicCheckpointIO, load_module, read_checkpoint
 
 
 def test_a_checkpoint_is_read_without_unpickling_and_is_enough(

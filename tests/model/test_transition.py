@@ -4,7 +4,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from vcell.cli import CONFIG_DIR, compose
+from vcell.config import CONFIG_DIR, compose
 from vcell.errors import VcellError
 from vcell.model.transition import TransitionModel
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,14 @@ from vcell.errors import VcellError, shortlist
 ENSEMBL = re.compile(r"^(ENS[A-Z]*G\d{11})(\.\d+)?$")
 SEPARATORS = re.compile(r"\s*[+;,|&]\s*")
 GUIDE_NUMBER = re.compile(r"^(sg|g|guide|sgrna|p)?\d+$", re.IGNORECASE)
-CONTROL_PIECES = {"", "ctrl", "control", "nt", "ntc", "neg", "non-targeting", "nontargeting"}
+GUIDE_BEFORE = re.compile(r"^(sg|grna|sgrna|g)[-_ ]?(?=\w)", re.IGNORECASE)
+GUIDE_AFTER = re.compile(
+    r"([-_ .#]+(sg|g|guide|sgrna|grna|p|i)?[-_ ]?\d{1,3}|(sg|g|guide|sgrna|grna)[-_ ]?\d{1,3}|[-_][ACGT]{15,}|_[+-]_\d+\.\d+[-_]?(P\dP?\d?|ENST\d+)?)$",
+    re.IGNORECASE,
+)
+CONTROL_PIECES = {
+    "", "ctrl", "control", "nt", "ntc", "neg", "non-targeting", "nontargeting", "non_targeting", "negctrl", "negcontrol", "scramble",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,16 +72,20 @@ class GeneNames:
         return Meaning(name, "unknown")
 
     def targets(self, label: str, known: Collection[str] = ()) -> tuple[str, ...]:
-        """The genes that a perturbation label names: ``A+B``, ``A_B``, ``A+ctrl`` and ``A_sg2`` are taken apart.
+        """The genes that a perturbation label names: ``A+B``, ``A_B``, ``A+ctrl``, ``sgA-2`` and ``Ag2`` are taken apart.
 
-        A label is taken apart at ``_`` and ``-`` only where every piece is a gene of HGNC or of `known`.
+        A label is taken apart, or read in other case, only where that gives genes of HGNC or of `known`.
         """
+        label = label.strip()
         pieces = [p for p in SEPARATORS.split(label) if p.lower() not in CONTROL_PIECES]
         return tuple(dict.fromkeys(gene for piece in pieces for gene in self._joined(piece, known))) or (label,)
 
     def _joined(self, piece: str, known: Collection[str]) -> list[str]:
         if self._is_gene(piece, known):
             return [piece]
+        for stem in self._stems(piece):
+            if gene := self._in_other_case(stem, known):
+                return [gene]
         for separator in "_-":
             parts = [p for p in piece.split(separator) if p.lower() not in CONTROL_PIECES]
             genes = [p for p in parts if self._is_gene(p, known)]
@@ -82,8 +93,41 @@ class GeneNames:
                 return genes
         return [piece]
 
+    @staticmethod
+    def _stems(piece: str) -> Iterator[str]:
+        """The piece, and what is left of it without the marks of a guide: the longest first."""
+        yield piece
+        left = piece
+        for _ in range(3):  # NKX2-1_sg2_ACGT...: one mark after the other
+            bare = GUIDE_BEFORE.sub("", left)
+            if bare != left:
+                yield bare
+            match = GUIDE_AFTER.search(left)
+            if match is None or match.start() == 0:
+                return
+            left = left[: match.start()]
+            yield left
+            if GUIDE_BEFORE.match(left):
+                yield GUIDE_BEFORE.sub("", left)
+
+    def _in_other_case(self, name: str, known: Collection[str]) -> str | None:
+        """The gene that `name` is, whatever its case; short aliases (T, NT) are taken for none."""
+        if name in known or name in self.approved:
+            return name
+        lowered = _lowered(known) if isinstance(known, frozenset) else {k.lower(): k for k in known}
+        if name.lower() in lowered:
+            return lowered[name.lower()]
+        if name.upper() in self.approved:
+            return name.upper()
+        return name if len(name) > 2 and self.meaning(name).how != "unknown" else None
+
     def _is_gene(self, name: str, known: Collection[str]) -> bool:
         return name in known or self.meaning(name).how != "unknown"
+
+
+@lru_cache(maxsize=8)
+def _lowered(known: frozenset[str]) -> dict[str, str]:
+    return {name.lower(): name for name in sorted(known, reverse=True)}
 
 
 @lru_cache(maxsize=1)

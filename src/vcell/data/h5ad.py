@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from vcell.data.genes import ENSEMBL
+from vcell.data.labels import NO_GUIDE, as_labels, is_without_guide, renamed
 from vcell.errors import VcellError, nearest
 
 STRINGS_AT_ONCE = 500_000
@@ -28,13 +29,15 @@ OTHERWISE = {
 class Columns:
     """Names of obs columns, and of the var column with gene names.
 
-    `batch=null` puts all cells of a file in one batch; `context=null` needs a constant; `gene=null` means var's index.
+    `batch=null` puts all cells of a file in one batch; `context=null` needs a constant; `gene=null` means var's index. `guide` is
+    the guide of each cell: one without a guide has no perturbation, and with `perturbation=null` guides are the labels.
     """
 
-    perturbation: str = "target_gene"
+    perturbation: str | None = "target_gene"
     batch: str | None = "batch"
     context: str | None = "cell_type"
     gene: str | None = None
+    guide: str | None = None
 
 
 @contextmanager
@@ -55,7 +58,10 @@ def open_h5ad(path: Path) -> Iterator[h5py.File]:
 
 
 def read_obs(file: h5py.File, path: Path, columns: Columns, context: str | None) -> pd.DataFrame:
-    """context, batch, perturbation (categories) and cell_id of every cell."""
+    """context, batch, perturbation (categories) and cell_id of every cell.
+
+    Labels are text without spaces around; a cell without a perturbation has the label `labels.NO_GUIDE`.
+    """
     node = _frame(file, "obs", path)
     names = column_names(node)
 
@@ -65,17 +71,24 @@ def read_obs(file: h5py.File, path: Path, columns: Columns, context: str | None)
                 f"{path} has no obs column {name!r} for the {role}.{nearest(name, names)} "
                 f"It has: {', '.join(names)}. Set data.columns.{role}=NAME{OTHERWISE[role]}"
             )
-        values = read_column(file, "obs", name, path)
-        missing = int(values.isna().sum())
-        if missing:
+        labels = as_labels(read_column(file, "obs", name, path))
+        missing = int((labels == NO_GUIDE).sum())
+        if missing and role not in ("perturbation", "guide"):
             raise VcellError(f"{path}: {missing:,} cells have no value in obs column {name!r}")
-        return values.cat.rename_categories(values.cat.categories.astype(str)) if _categorical(values) else (
-            values.astype(str).astype("category")
-        )  # fmt: skip
+        return labels
 
     if context is None and columns.context is None:
         raise VcellError(f"{path}: say what context its cells are: data.columns.context=COLUMN or data.context=NAME")
-    table = pd.DataFrame({"perturbation": column("perturbation", columns.perturbation)})
+    if columns.perturbation is None and columns.guide is None:
+        raise VcellError(f"{path}: specify the column of perturbations: data.columns.perturbation=COLUMN")
+    guide = column("guide", columns.guide) if columns.guide else None
+    table = pd.DataFrame(
+        {"perturbation": guide if columns.perturbation is None else column("perturbation", columns.perturbation)}
+    )
+    if guide is not None and columns.perturbation is not None:
+        without = {name: NO_GUIDE for name in guide.cat.categories if is_without_guide(name)}
+        lost = (renamed(guide, without) == NO_GUIDE).to_numpy()
+        table["perturbation"] = as_labels(table["perturbation"].where(~lost))
     # a constant wins over a column: the user said it of this data set
     table["context"] = (
         _constant(context, len(table)) if context is not None else column("context", str(columns.context))
@@ -195,10 +208,6 @@ def _decoded(values: np.ndarray) -> np.ndarray:
 
 def _constant(value: str, length: int) -> pd.Categorical:
     return pd.Categorical.from_codes(np.zeros(length, np.int8), [value])
-
-
-def _categorical(values: pd.Series) -> bool:
-    return isinstance(values.dtype, pd.CategoricalDtype)
 
 
 def stems(files: Sequence[Path]) -> list[str]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,20 @@ from pandas.api.types import union_categoricals
 
 from vcell import __version__
 from vcell.data.csr import starts_of
+from vcell.data.files import content_of
 from vcell.data.filters import Filters
 from vcell.data.h5ad import Columns, open_h5ad, read_genes, read_obs, stems
+from vcell.data.labels import NO_GUIDE, LabelTable, read_labels
 from vcell.data.matrix import Matrix
 from vcell.data.panel import GeneChoice, Panel
-from vcell.data.parts import ROWS_AT_ONCE, PartJob
+from vcell.data.parts import ROWS_AT_ONCE, PartJob, is_read
 from vcell.data.recipe import Recipe
 from vcell.data.rows import PartRows, begin_array, write_rows
 from vcell.data.scale import Scale
-from vcell.data.store import FORMAT_VERSION, LABELS, CellStore
+from vcell.data.store import FORMAT_VERSION, LABELS, CellStore, checksum_of
 from vcell.data.workers import read_parts
-from vcell.errors import VcellError, nearest, shortlist
+from vcell.errors import VcellError, shortlist
+from vcell.lock import locked
 from vcell.whole import remove, written_whole
 
 
@@ -64,15 +68,15 @@ def ingest(
         raise VcellError(f"{out} exists and is no cell store; it is left alone. Name another folder: data.store=FOLDER")
     recipe = Recipe(columns=recipe) if isinstance(recipe, Columns) else recipe or Recipe()
     genes, filters = genes or GeneChoice(), filters or Filters()
-    n_cells = _check_files(files, recipe)  # labels and layouts of all files, before the first is read
+    n_cells, labels = _check_files(files, recipe)  # labels and layouts of all files, before the first is read
     panel = genes.panel(files, recipe)
     place = out.with_name(out.name + ".parts")
-    try:
-        jobs = _jobs(files, n_cells, recipe, panel, place)
-        left = [job for job in jobs if not (job.folder / "part.json").is_file()]
+    with locked(out, "the store"), _kept_if_killed(place):
+        jobs = _jobs(files, n_cells, labels, panel, recipe, place)
+        left = [job for job in jobs if not is_read(job)]
         if len(left) < len(jobs):
             print(
-                f"going on     with {len(jobs) - len(left)} of {len(jobs)} files read before the interruption",
+                f"resuming     with {len(jobs) - len(left)} of {len(jobs)} files read before the interruption",
                 flush=True,
             )
         try:
@@ -81,17 +85,25 @@ def ingest(
             raise VcellError(f"the store {out} could not be written: {error}") from error
         read_parts(left, workers, cluster)
         with written_whole(out, "the store") as scratch:
-            _write_store(scratch, jobs, panel, recipe, genes, filters, provenance or {})
-    except (VcellError, OSError):
-        remove(place)  # an interruption leaves the parts for next time, an error nothing
-        raise
-    remove(place)
+            _write_store(scratch, jobs, labels, panel, recipe, genes, filters, provenance or {})
     return CellStore.open(out)
 
 
-def _check_files(files: Sequence[Path], recipe: Recipe) -> list[int]:
-    """Everything that the labels, the genes and the layouts alone can tell; and the number of cells of each file."""
-    labels: dict[str, int] = {}
+@contextmanager
+def _kept_if_killed(place: Path) -> Iterator[None]:
+    """An interruption leaves the parts for next time, an error nothing."""
+    try:
+        yield
+    except (VcellError, OSError):
+        remove(place)
+        raise
+    remove(place)
+
+
+def _check_files(files: Sequence[Path], recipe: Recipe) -> tuple[list[int], LabelTable]:
+    """Everything that the labels, the genes and the layouts alone can tell; the number of cells of each file; what labels mean."""
+    labels: dict[str, dict[str, int]] = {}
+    known: set[str] = set()
     n_cells = []
     recipe.check_scales(files)
     for path in files:
@@ -100,31 +112,37 @@ def _check_files(files: Sequence[Path], recipe: Recipe) -> list[int]:
             names = read_genes(file, path, recipe.matrix, recipe.columns.gene)
             Matrix.open(file, path, recipe.matrix, len(obs), len(names))
         n_cells.append(len(obs))
-        for label, number in obs["perturbation"].value_counts().items():
-            labels[str(label)] = labels.get(str(label), 0) + int(number)
-    if not labels.get(recipe.control):
-        common = sorted((k for k, n in labels.items() if n), key=lambda k: -labels[k])
-        raise VcellError(
-            f"no cell in {shortlist(map(str, files), 3)} is labelled as control {recipe.control!r} in obs column "
-            f"{recipe.columns.perturbation!r}.{nearest(recipe.control, common)} Most frequent labels: {shortlist(common, 5)}. "
-            "Set data.control=LABEL"
-        )
-    return n_cells
+        known.update(names)
+        labels[str(path)] = {str(label): int(n) for label, n in obs["perturbation"].value_counts().items()}
+    return n_cells, read_labels(labels, recipe.control, recipe.labels, known)
 
 
-def _jobs(files: Sequence[Path], n_cells: Sequence[int], recipe: Recipe, panel: Panel, place: Path) -> list[PartJob]:
+def _jobs(
+    files: Sequence[Path], n_cells: Sequence[int], labels: LabelTable, panel: Panel, recipe: Recipe, place: Path
+) -> list[PartJob]:
     jobs = []
     for path, cells, source, position in zip(files, n_cells, stems(files), panel.position, strict=True):
-        state = path.stat()
-        key = [str(recipe), str(path.resolve()), state.st_size, state.st_mtime_ns, panel.genes, source, __version__]
+        meaning = labels.meaning[str(path)]
+        key = [
+            str(recipe),
+            str(path.resolve()),
+            content_of(path),
+            panel.genes,
+            source,
+            sorted(meaning.items()),
+            __version__,
+        ]
         name = hashlib.blake2b(json.dumps(key).encode() + position.tobytes(), digest_size=8).hexdigest()
-        jobs.append(PartJob(path.resolve(), source, recipe, position, len(panel.genes), cells, place.resolve() / name))
+        jobs.append(
+            PartJob(path.resolve(), source, recipe, position, len(panel.genes), cells, place.resolve() / name, meaning)
+        )
     return jobs
 
 
 def _write_store(
     folder: Path,
     jobs: Sequence[PartJob],
+    labels: LabelTable,
     panel: Panel,
     recipe: Recipe,
     genes: GeneChoice,
@@ -134,7 +152,9 @@ def _write_store(
     about = [json.loads((job.folder / "part.json").read_text()) for job in jobs]
     seen = np.stack([np.load(job.folder / "seen.npy") for job in jobs])
     cells = _cells(jobs)
-    kept, notes = filters.apply(cells, recipe.control)
+    labelled = (cells["perturbation"] != NO_GUIDE).to_numpy()
+    kept = np.zeros(len(cells), bool)
+    kept[labelled], notes = filters.apply(cells[labelled].reset_index(drop=True), recipe.control_label)
     order = _order(cells, kept & (cells["library_size"] > 0).to_numpy())
     parts = [PartRows(job.folder / "rows", lengths) for job, lengths in zip(jobs, _split(cells, jobs), strict=True)]
     fractions = [not Scale(a["scale"]).recoverable for a in about]
@@ -148,12 +168,14 @@ def _write_store(
     if not measured.all():
         np.save(folder / "measured.npy", measured)
     panel.decisions.to_csv(folder / "genes.csv", index=False)
+    labels.decisions.to_csv(folder / "labels.csv", index=False)
     meta = {
-        "control": recipe.control,
+        "control": recipe.control_label,
         "sources": [job.source for job in jobs],
         "scales": {str(job.path): a["scale"] for job, a in zip(jobs, about, strict=True)},
         "empty_cells_dropped": int((cells["library_size"] <= 0).sum()),
         "filtered": notes,
+        "labels": labels.notes(),
         "genes_missing": {job.source: int(n) for job, n in zip(jobs, (~measured).sum(axis=1), strict=True) if n},
         "genes_zero": {job.source: int(n) for job, n in zip(jobs, (measured & ~seen).sum(axis=1), strict=True)},
         "obsm": list(recipe.obsm),
@@ -223,4 +245,6 @@ def _write_tables(folder: Path, cells: pd.DataFrame, genes: list[str], checksum:
         "stored_values": int(np.load(folder / "counts.indptr.npy", mmap_mode="r")[-1]),
         "fingerprint": checksum.hexdigest(),
     }
-    (folder / "meta.json").write_text(json.dumps({**sizes, **meta}, indent=1))
+    files = sorted(path.name for path in folder.iterdir())
+    checksums = {name: checksum_of(folder / name) for name in files}
+    (folder / "meta.json").write_text(json.dumps({**sizes, **meta, "checksums": checksums}, indent=1))

@@ -53,7 +53,7 @@ def drop_leaks(assigned: dict[Group, str], leaks: str, known: Iterable[str] = ()
 
 def find_leaks(assigned: dict[Group, str], known: Iterable[str] = ()) -> dict[Group, Group]:
     """Training groups that name the genes of a held-out group: the former to one of the latter."""
-    names, known = gene_names(), set(known)
+    names, known = gene_names(), frozenset(known)
     genes = {p: [set(names.meaning(t).genes) for t in names.targets(p, known)] for _, p in assigned}
     trained_as_is = {p for (_, p), split in assigned.items() if split == "train"}
     by_gene: dict[str, list[Group]] = {}  # held-out groups by each of the genes they may mean

@@ -33,7 +33,7 @@ def stored_to_log1p(counts: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
     numpy, because torch starts its threads anew for every small block; the numbers agree to the last bit or so.
     """
-    values = counts * scale.astype(np.float32)
+    values = np.multiply(counts, scale, dtype=np.float32, casting="unsafe")  # counts above 65,535 would make it float64
     return np.log1p(values, out=values)
 
 

@@ -9,7 +9,7 @@ Everything here can run in another process or on another machine.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,14 @@ from vcell.data.csr import row_of, row_sums
 from vcell.data.filters import residual_expression
 from vcell.data.genes import align, gene_names
 from vcell.data.h5ad import open_h5ad, read_genes, read_obs
+from vcell.data.labels import NO_GUIDE, renamed
 from vcell.data.matrix import CsrBlock, Matrix
 from vcell.data.recipe import Recipe, file_scale
 from vcell.data.rows import begin_array
 from vcell.data.scale import Scale, is_whole, linear, recover_counts
+from vcell.data.store import checksum_of
 from vcell.errors import VcellError, nearest, shortlist
-from vcell.whole import written_whole
+from vcell.whole import remove, written_whole
 
 MOST_TARGETS = 4  # genes of one perturbation whose own expression is looked at
 ROWS_AT_ONCE = 20_000
@@ -43,6 +45,7 @@ class PartJob:
     n_genes: int  # of the store
     n_cells: int
     folder: Path
+    labels: Mapping[str, str]  # what the file's labels mean
 
 
 def read_part(job: PartJob, report: Callable[[int], object]) -> None:
@@ -56,6 +59,7 @@ def read_part(job: PartJob, report: Callable[[int], object]) -> None:
     recipe, path = job.recipe, job.path
     with open_h5ad(path) as file, written_whole(job.folder, "the part", parents=False) as scratch:
         cells = read_obs(file, path, recipe.columns, recipe.context)
+        cells["perturbation"] = renamed(cells["perturbation"], job.labels)
         names = read_genes(file, path, recipe.matrix, recipe.columns.gene)
         matrix = Matrix.open(file, path, recipe.matrix, len(cells), len(names))
         scale = file_scale(matrix, recipe, path)
@@ -69,18 +73,32 @@ def read_part(job: PartJob, report: Callable[[int], object]) -> None:
         part.finish(scratch)
 
 
+def is_read(job: PartJob) -> bool:
+    """Whether the part of a file is there, as it was written; one that has changed since is removed."""
+    try:
+        noted = json.loads((job.folder / "part.json").read_text())["checksums"]
+        if all(checksum_of(job.folder / name) == checksum for name, checksum in noted.items()):
+            return True
+    except FileNotFoundError:
+        return False
+    except (VcellError, OSError, ValueError, KeyError):
+        pass
+    remove(job.folder)
+    return False
+
+
 class _Part:
     """What is gathered while the blocks of a file go by."""
 
     def __init__(self, cells: pd.DataFrame, names: Sequence[str], scale: Scale, job: PartJob) -> None:
         self.cells, self.scale, self.job = cells, scale, job
-        self.control = (cells["perturbation"] == job.recipe.control).to_numpy()
+        self.control = (cells["perturbation"] == job.recipe.control_label).to_numpy()
         self.context = cells["context"].cat.codes.to_numpy()
         self.lengths = np.zeros(len(cells), np.int64)
         self.library_size = np.zeros(len(cells))
         self.largest = 0.0
         self.seen = np.zeros(job.n_genes, bool)  # genes with a value above 0 anywhere
-        columns = target_columns(cells["perturbation"].cat.categories, names, job.recipe.control)
+        columns = target_columns(cells["perturbation"].cat.categories, names, job.recipe.control_label)
         self.place = np.full(len(names), -1, np.int64)  # a gene of the file to its number among the targets' genes
         measured = np.unique(columns[columns >= 0])
         self.place[measured] = np.arange(len(measured))
@@ -124,7 +142,8 @@ class _Part:
         cells = self.cells.assign(library_size=self.library_size, stored=self.lengths, residual=self._residual())
         cells.to_parquet(folder / "cells.parquet")
         np.save(folder / "seen.npy", self.seen)
-        about = {"scale": str(self.scale), "largest": self.largest, "path": str(self.job.path)}
+        checksums = {path.name: checksum_of(path) for path in sorted(folder.iterdir()) if path.is_file()}
+        about = {"scale": str(self.scale), "largest": self.largest, "path": str(self.job.path), "checksums": checksums}
         (folder / "part.json").write_text(json.dumps(about))
 
     def _residual(self) -> np.ndarray:
@@ -202,8 +221,11 @@ class _Part:
 
 def target_columns(labels: Sequence[str], names: Sequence[str], control: str) -> np.ndarray:
     """int64 ``(labels, targets)``: the file's columns of the genes that each label names; -1 for none."""
-    known = set(names)
-    genes = [() if label == control else gene_names().targets(str(label), known)[:MOST_TARGETS] for label in labels]
+    known = frozenset(names)
+    genes = [
+        () if label in (control, NO_GUIDE) else gene_names().targets(str(label), known)[:MOST_TARGETS]
+        for label in labels
+    ]
     distinct = sorted({gene for some in genes for gene in some})
     place = dict(zip(distinct, align(distinct, names).position.tolist(), strict=True))
     columns = np.full((len(genes), max([1, *map(len, genes)])), -1, np.int64)

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from vcell.cli import build
-from vcell.data.files import expand, read_gene_list, toml_patterns
+from vcell.config import build, differences
+from vcell.data.files import content_of, expand, read_gene_list, toml_patterns
 from vcell.data.h5ad import Columns
 from vcell.data.ingest import ingest
 from vcell.data.panel import PANELS, GeneChoice
@@ -20,52 +20,106 @@ from vcell.data.simulate import ensure_screen
 from vcell.data.store import Cells, CellStore
 from vcell.data.view import open_stores
 from vcell.errors import VcellError, shortlist
+from vcell.lock import locked
 
+VERIFIED_BYTES = 2 * 10**9  # of a store, whose checksums take a second or two: compared before each training
 RECIPE_KEYS = ("control", "context", "matrix", "scale", "normalised_to", "empty_cells")
 GENE_KEYS = ("rename", "zero_genes", "min_overlap")
 # what the content of a store depends on; anything else in the data configuration may change freely
-STORE_KEYS = ("path", "toml", "columns", "obsm", "genes", "filter", *RECIPE_KEYS, *GENE_KEYS)
+STORE_KEYS = ("path", "toml", "columns", "labels", "obsm", "genes", "filter", *RECIPE_KEYS, *GENE_KEYS)
 
 
 def ensure_store(
-    data: DictConfig, overwrite: bool = False, workers: int | None = None, cluster: str | None = None
+    data: DictConfig,
+    overwrite: bool = False,
+    workers: int | None = None,
+    cluster: str | None = None,
+    verify: bool | None = None,
 ) -> Cells:
     """The store of a data configuration; simulated, read and written first where it is not there yet.
+
+    Parameters
+    ----------
+    verify
+        Whether to read the store whole and compare its checksums; None: where that takes a second or two.
 
     Raises
     ------
     VcellError
-        If files are missing, or the store there was made from other files or settings.
+        If files are missing, the store there was made from other files or settings, or has changed since.
     """
     if data.stores:
-        return open_stores([str(path) for path in data.stores])
+        return verified(open_stores([str(path) for path in data.stores]), verify)
     path = Path(data.store)
-    if data.simulate is not None and (Path(data.simulate.out).exists() or not path.exists()):
-        arguments = dict(OmegaConf.to_container(data.simulate, resolve=True))  # type: ignore[arg-type]
-        ensure_screen(Path(arguments.pop("out")), Screen(**arguments))
+    if path.exists() and not overwrite and (data.simulate is None or Path(data.simulate.out).exists()):
+        return verified(_found(data, path), verify)
+    with locked(path, "the store", wait=True):
+        if path.exists() and not overwrite:  # written by another process meanwhile
+            return verified(_found(data, path), verify)
+        return _made(data, path, workers, cluster)
+
+
+def _found(data: DictConfig, path: Path) -> CellStore:
+    """The store that is there, if it is what the configuration would make."""
+    _simulated(data)
     settings = _settings(data)
-    if path.exists() and not overwrite:
-        store = CellStore.open(path)
-        if store.meta["provenance"].get("settings") == settings and not _files_there(data):
-            return store  # a store travels without its files
-        check_required(data)
-        _check_same(store, settings, _fingerprints(_files(data)))
-        return store
+    store = CellStore.open(path)
+    if store.meta["provenance"].get("settings") == settings and not _files_there(data):
+        return store  # a store travels without its files
     check_required(data)
-    files = _files(data)
+    _check_same(store, settings, _fingerprints(_files(data)))
+    return store
+
+
+def _made(data: DictConfig, path: Path, workers: int | None, cluster: str | None) -> CellStore:
+    check_required(data)
+    _simulated(data)
+    files, settings = _files(data), _settings(data)
     listed = data.genes is not None and data.genes not in PANELS
     genes = read_gene_list(data.genes) if listed else data.genes or "union"
-    columns = Columns(**data.columns)
-    return ingest(
+    store = ingest(
         files,
         path,
-        Recipe(columns=columns, obsm=tuple(settings["obsm"]), **{key: settings[key] for key in RECIPE_KEYS}),
+        Recipe(
+            columns=Columns(**data.columns),
+            labels=build(data.labels),
+            obsm=tuple(settings["obsm"]),
+            **{key: settings[key] for key in RECIPE_KEYS},
+        ),
         GeneChoice(genes, **{key: settings[key] for key in GENE_KEYS}),
         build(data.filter),
         provenance={"settings": settings, "files": _fingerprints(files)},
         workers=workers,
         cluster=cluster,
     )
+    for note in store.meta["labels"]:
+        print(f"labels       {note}", flush=True)
+    return store
+
+
+def _simulated(data: DictConfig) -> None:
+    if data.simulate is not None:
+        arguments = dict(OmegaConf.to_container(data.simulate, resolve=True))  # type: ignore[arg-type]
+        ensure_screen(Path(arguments.pop("out")), Screen(**arguments))
+
+
+def verified(store: Cells, verify: bool | None = None) -> Cells:
+    """The same store, its files compared with their checksums where that is asked for, or takes a second or two."""
+    parts = [part for part in getattr(store, "parts", (store,)) if isinstance(part, CellStore)]
+    for part in parts:
+        if verify or (verify is None and part.size_bytes <= VERIFIED_BYTES):
+            if not part.verify() and verify:
+                print(
+                    f"note         {part.path} was written by an older vcell and has no checksums to compare",
+                    flush=True,
+                )
+        elif verify is None:
+            print(
+                f"note         the checksums of {part.path} ({part.size_bytes / 1e9:,.0f} GB) were not compared; to do that once: "
+                "python -m vcell.prepare ... verify=true",
+                flush=True,
+            )
+    return store
 
 
 def describe_store(store: Cells) -> str:
@@ -103,6 +157,9 @@ def _decisions(store: CellStore) -> list[str]:
                 f"all zero     {number:,} genes are 0 in every cell of {source}; if they were never measured there, say so: "
                 "data.zero_genes=missing"
             )
+    lines += [f"labels       {note}" for note in meta.get("labels", [])]
+    if meta.get("labels"):
+        lines.append(f"             all of them: {store.path / 'labels.csv'}")
     genes = pd.read_csv(store.path / "genes.csv", keep_default_na=False, dtype=str)
     for decision, rows in genes.groupby("decision", sort=False):
         changed = [f"{g} → {b}" if b else f"{g} ({c})" for g, b, c in rows[["gene", "became", "candidates"]].to_numpy()]
@@ -151,16 +208,23 @@ def _settings(data: DictConfig) -> dict[str, Any]:
 
 
 def _fingerprints(files: list[Path]) -> list[list[Any]]:
-    """What tells that files are the same without reading them: name, size, time of change."""
-    return sorted([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)
+    """What tells that files are the same: name, size, and a checksum of their content (`files.content_of`)."""
+    return sorted([file.name, file.stat().st_size, content_of(file)] for file in files)
+
+
+def _same_files(then: list[list[Any]], now: list[list[Any]]) -> bool:
+    """Whether files are those of then; vcell before 0.2 noted a time of change in place of a checksum."""
+    whole = all(len(row) == 3 and isinstance(row[2], str) for row in then)
+    return then == now if whole else [row[:2] for row in then] == [row[:2] for row in now]
 
 
 def _check_same(store: CellStore, settings: dict[str, Any], files: list[list[Any]]) -> None:
     then = store.meta["provenance"]
     # where the files lie may change, if they are the same
-    keys = [key for key in STORE_KEYS if key not in ("path", "toml")]
-    differing = [f"data.{key}" for key in keys if then.get("settings", {}).get(key) != settings[key]]
-    if then.get("files") != files:
+    kept = {key: value for key, value in settings.items() if key not in ("path", "toml")}
+    before = {key: value for key, value in then.get("settings", {}).items() if key in kept}
+    differing = sorted(differences({"data": before}, {"data": kept}))
+    if not _same_files(then.get("files", []), files):
         differing.append("the files")
     elif (
         settings["genes"] not in (None, *PANELS)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vcell.data.h5ad import Columns
+from vcell.data.labels import LabelRules, listed_names
 from vcell.data.matrix import Matrix, Sample
 from vcell.data.sampling import sample_cells
 from vcell.data.scale import Scale, detect_scale
@@ -24,7 +25,10 @@ class Recipe:
     Parameters
     ----------
     columns, control, context
-        Which obs columns say what; the label of control cells; the context of all cells, where no column says it.
+        Which obs columns say what; the labels of control cells, of which the first is given to all; the context of all cells,
+        where no column says it.
+    labels
+        How labels are read.
     matrix
         ``X``, ``layers/NAME`` or ``raw/X``.
     scale
@@ -38,7 +42,8 @@ class Recipe:
     """
 
     columns: Columns = field(default_factory=Columns)
-    control: str = "non-targeting"
+    control: str | Sequence[str] = "non-targeting"
+    labels: LabelRules = field(default_factory=LabelRules)
     context: str | None = None
     matrix: str = "X"
     scale: str | Mapping[str, str] = "auto"
@@ -49,6 +54,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.empty_cells not in ("refuse", "drop"):
             raise VcellError(f"data.empty_cells={self.empty_cells} must be refuse or drop")
+
+    @property
+    def control_label(self) -> str:
+        """The label that control cells have in a store."""
+        return listed_names(self.control)[0]
 
     def check_scales(self, files: Sequence[Path]) -> None:
         """A `VcellError` where `scale` names a scale that is none, or a file that is not read."""

@@ -9,7 +9,8 @@
     measured.npy  bool (sources, genes), only where a source lacks genes
     obsm.NAME.npy float32 (cells, width), embeddings taken along
     genes.csv     every gene name that was not simply the same
-    meta.json     format version, provenance, scales, what was left out, array lengths, fingerprint
+    labels.csv    every label that was not taken as it stood
+    meta.json     format version, provenance, scales, what was left out, array lengths, fingerprint, a checksum of each file
 
 Cells are ordered by context, batch and perturbation. Nothing is normalised on disk. A store opens in
 milliseconds, in any number of processes, and is never written to again.
@@ -17,7 +18,10 @@ milliseconds, in any number of processes, and is never written to again.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -150,7 +154,7 @@ class Cells:
         unknown = [Path(file).name for file, scale in self.scales.items() if scale is Scale.UNKNOWN]
         if unknown:
             raise VcellError(
-                f"nobody can say what the values in {shortlist(unknown)} are, so nothing can be trained on them ({listed}). If "
+                f"the scale of the values in {shortlist(unknown)} could not be determined, so nothing can be trained on them ({listed}). If "
                 f"you know: prepare again with 'data.scale={{{unknown[0]}: log1p_fractional}}' (or fractional)"
             )
         if len({scale.recoverable for scale in self.scales.values()}) > 1 and reconcile is None:
@@ -195,6 +199,7 @@ class CellStore(Cells):
         """
         path = Path(path)
         again = f"Remove the folder and prepare it again: rm -r {path}"
+        check_readable(path)
         if not (path / "meta.json").is_file():
             raise VcellError(f"{path} is no cell store (it has no meta.json). Write one with: python -m vcell.prepare")
         try:
@@ -212,12 +217,18 @@ class CellStore(Cells):
             scales = {file: Scale(scale) for file, scale in meta["scales"].items()}
         except VcellError:
             raise
+        except PermissionError as error:
+            raise VcellError(
+                f"no permission to read {error.filename or path}. Ask its owner for it: chmod -R a+rX {path}"
+            ) from error
         except Exception as error:
             raise VcellError(f"the store {path} is damaged ({type(error).__name__}: {error}). {again}") from error
         stored = int(arrays["indptr"][-1])
         found = {"cells": len(obs), "genes": len(genes), "stored_values": len(arrays["values"])}
         if any(meta[k] != v for k, v in found.items()) or stored != len(arrays["indices"]):
             raise VcellError(f"the store {path} is damaged: it should hold {_sizes(meta)}, but holds {found}. {again}")
+        if arrays["indptr"][0] != 0 or (np.diff(arrays["indptr"]) < 0).any():
+            raise VcellError(f"the store {path} is damaged: counts.indptr.npy runs backwards. {again}")
         return cls(obs, genes, meta["control"], measured, meta["fingerprint"], scales, path, **arrays, meta=meta)
 
     @property
@@ -238,7 +249,37 @@ class CellStore(Cells):
         indices, values = (
             np.concatenate([array[s] for s in slices]) if slices else array[:0] for array in (self.indices, self.values)
         )
+        if (
+            indices.size and int(indices.max()) >= self.n_genes
+        ):  # it would be written into another cell, or past the array
+            raise VcellError(
+                f"the store {self.path} is damaged: counts.indices.npy names gene {int(indices.max()):,} of {self.n_genes:,}. Remove "
+                f"the folder and prepare it again: rm -r {self.path}"
+            )
         return SparseCells(indptr, indices, values, self.library_size[cells])
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the files that have checksums."""
+        return sum((self.path / name).stat().st_size for name in self.meta.get("checksums", {}))
+
+    def verify(self) -> bool:
+        """Reads every file and compares its checksum; False where the store was written by a vcell that noted none.
+
+        Raises
+        ------
+        VcellError
+            Naming the file that has changed.
+        """
+        noted = self.meta.get("checksums", {})
+        with ThreadPoolExecutor(min(4, max(1, len(noted)))) as pool:
+            for name, checksum in zip(noted, pool.map(lambda name: checksum_of(self.path / name), noted), strict=True):
+                if checksum != noted[name]:
+                    raise VcellError(
+                        f"the store {self.path} is damaged: {name} is not what was written (its checksum differs). Remove the folder "
+                        f"and prepare it again: rm -r {self.path}"
+                    )
+        return bool(noted)
 
     def embedding(self, name: str, cells: np.ndarray) -> np.ndarray:
         """obsm `name` of `cells`, float32 ``(cells, width)``; a `VcellError` where the store has none."""
@@ -252,6 +293,21 @@ class CellStore(Cells):
                 f"data.obsm=[{name}] overwrite=true"
             )
         return np.load(self.path / f"obsm.{name}.npy", mmap_mode="r")
+
+
+def checksum_of(path: Path) -> str:
+    """A checksum of a file's content."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        raise VcellError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def check_readable(folder: Path) -> None:
+    """A `VcellError` where permission is what is missing, which is no damage."""
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise VcellError(f"no permission to read the folder {folder}. Ask its owner for it: chmod -R a+rX {folder}")
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from vcell.data.parts import PartJob, read_part
-from vcell.errors import VcellError
+from vcell.errors import VcellError, install
 from vcell.machine import cores
 from vcell.progress import progress_bar
 
@@ -107,7 +107,7 @@ def _executor(cluster: str | None, workers: int) -> Iterator[Executor]:
     try:
         from distributed import Client
     except ImportError as error:
-        raise VcellError("prepare.cluster needs Dask: pip install 'vcell[cluster]'") from error
+        raise VcellError(f"prepare.cluster needs Dask: {install('cluster')}") from error
     with _scheduler(cluster, workers) as address:
         try:
             client = Client(address, timeout=CONNECT_S)
@@ -129,7 +129,7 @@ def _scheduler(cluster: str, workers: int) -> Iterator[object]:
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
-        raise VcellError("prepare.cluster=slurm needs dask-jobqueue: pip install 'vcell[cluster]'") from error
+        raise VcellError(f"prepare.cluster=slurm needs dask-jobqueue: {install('cluster')}") from error
     try:
         jobs = SLURMCluster()
     except ValueError as error:

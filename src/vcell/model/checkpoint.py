@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from vcell import __version__
-from vcell.cli import build
+from vcell.config import build
 from vcell.data.gather import Gather
 from vcell.data.splits import Group
 from vcell.data.view import store_paths
@@ -90,29 +90,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "vcell" not in checkpoint:
         raise VcellError(f"{path} is not a checkpoint of vcell; train one with: python -m vcell.train")
     return checkpoint
-
-
-def find_checkpoint(ckpt: str, runs: str | Path = "runs") -> Path:
-    """The file `ckpt` names; a bare name that is no file here means the newest run's ``checkpoints/NAME``.
-
-    Raises
-    ------
-    VcellError
-        If neither is there.
-    """
-    path = Path(ckpt).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise VcellError(f"ckpt={ckpt} is a folder; name the file: ckpt={path / 'checkpoints' / 'last.ckpt'}")
-    if path.name == str(ckpt):
-        found = sorted(Path(runs).glob(f"*/checkpoints/{ckpt}"), key=lambda p: p.stat().st_mtime)
-        if found:
-            return found[-1]
-    raise VcellError(
-        f"no checkpoint {ckpt} here ({Path.cwd()}) or in {runs}/*/checkpoints/. Train first (python -m vcell.train), or "
-        "give its path: ckpt=runs/NAME/checkpoints/last.ckpt"
-    )
 
 
 def load_module(path: Path, table: PerturbationTable | None = None) -> TransitionModule:

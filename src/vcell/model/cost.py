@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vcell.cli import build
+from vcell.config import build
 
 BYTES_A_PARAMETER = 16  # float32: weight, gradient, and AdamW's two moments
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vcell.data.batch import CellSetBatch
-from vcell.errors import VcellError, nearest
+from vcell.errors import VcellError, install, nearest
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -76,7 +76,7 @@ class _EnergyDistance(torch.autograd.Function):
         return total_S / 2
 
     @staticmethod
-    def backward(ctx: Any, gradient_S: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_S: Tensor) -> tuple[Tensor | None, ...]:
         z_SZG, norms_SZ, whole = ctx.saved_tensors
         n_x, n_z = ctx.n_x, z_SZG.shape[1]
         wanted = range(0 if ctx.needs_input_grad[0] else n_x, n_z if ctx.needs_input_grad[1] else n_x)
@@ -325,7 +325,7 @@ def codes(contexts: Sequence[str], perturbations: Sequence[str]) -> Tensor:
 
 def _geomloss(name: str, blur: float) -> nn.Module:
     if find_spec("geomloss") is None:
-        raise VcellError(f"the loss term {name} needs geomloss: pip install 'vcell[losses]'")
+        raise VcellError(f"the loss term {name} needs geomloss: {install('losses')}")
     from geomloss import SamplesLoss
 
     return SamplesLoss(blur=blur, backend="tensorized", **GEOMLOSS[name])

@@ -11,6 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from vcell.errors import VcellError
+from vcell.whole import written_file
+
 
 class CsvLogger(Logger):
     """`metrics.csv` in the run's folder, one row a logged step.
@@ -68,12 +71,26 @@ class CsvLogger(Logger):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `metrics.csv`; none where there is no file yet."""
+    """Rows of a `metrics.csv`; none where there is no file yet. A last line that was cut short by a kill is left out.
+
+    Raises
+    ------
+    VcellError
+        If the file holds anything else.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        rows = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(file)]
-    return [{**row, "step": int(row["step"])} for row in rows if "step" in row]
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        rows = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(lines)]
+        found = [{**row, "step": int(row["step"])} for row in rows if row]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise VcellError(
+            f"{path} is damaged ({type(error).__name__}: {error}): it should hold a run's metrics, one row per step. Move it away, and "
+            "the run goes on with a new one"
+        ) from error
+    return found
 
 
 class Curves(Callback):

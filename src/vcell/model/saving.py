@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from math import inf
@@ -18,16 +16,20 @@ from vcell.errors import VcellError
 from vcell.model.guard import NotFiniteError
 from vcell.model.module import TransitionModule
 from vcell.model.validation import improved, score_of
+from vcell.stopping import Stopped, handle, requeue, tell
 
 STEPS_BETWEEN_QUESTIONS = 20  # each makes the ranks wait for each other
 
 
 class KeepLast(Checkpoint):
-    """Writes `last.ckpt` every so often, at the end, and when asked to stop (SIGTERM, SIGUSR1).
+    """Writes `last.ckpt` every so often, at the end, and when asked to stop (TERM, INT, HUP, USR1, USR2).
 
-    SLURM sends these before it takes a node away. The run saves, asks to be queued again if the job allows it
-    (SIGUSR1), and ends; the same command continues it. A run that stops because its loss or gradient is not finite leaves the weights
-    from before that in `before_nonfinite.ckpt`.
+    SLURM sends these before it takes a node away, a user presses Ctrl-C. The run saves, asks to be queued again where its time
+    was up (USR1, USR2), and ends; the same command continues it. A second signal ends it at once. A run that stops because its loss or
+    gradient is not finite leaves the weights from before that in `before_nonfinite.ckpt`.
+
+    A step is saved when the next one begins: by then it was logged and, where that was due, validated, so that a kill between
+    the two loses neither.
 
     Parameters
     ----------
@@ -55,27 +57,38 @@ class KeepLast(Checkpoint):
         self.handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
-        self.handlers = {n: signal.signal(n, self._remember) for n in (signal.SIGTERM, signal.SIGUSR1)}
+        # a run that starts has nothing saved yet, not even its start
+        self.saved_step, self.saved_at = trainer.global_step or -1, time.monotonic()
+        self.handlers = handle(self._remember)
 
     def _remember(self, number: int, _: Any) -> None:
+        if self.signal is not None and number in (signal.SIGINT, signal.SIGTERM):
+            raise Stopped(number)
         self.signal = number
 
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches:  # within a step: gradients are not saved
+            return
         if self._agreed(trainer, self.signal is not None):
-            self.signal = self.signal or signal.SIGTERM  # another rank's, where this one got none
-            self._save(trainer)
-            self._requeue(trainer)
-            trainer.should_stop = True
-        elif trainer.global_step >= self.saved_step + self.steps or self._agreed(
+            self._stop(trainer)
+        elif trainer.global_step >= max(self.saved_step, 0) + self.steps or self._agreed(
             trainer, time.monotonic() >= self.saved_at + self.pause
         ):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._save(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        """Saves, says so, and ends training with the signal's exit code."""
+        number = self.signal or signal.SIGTERM  # another rank's, where this one got none
+        self._save(trainer)
+        if trainer.is_global_zero:
+            requeue(number, str(self.path))
+            tell(
+                f"stopped by {signal.Signals(number).name}, saved at step {self.saved_step:,}; the same command continues the run"
+            )
+        raise Stopped(number)
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, NotFiniteError) and trainer.world_size == 1:  # saving is done by all ranks or none
@@ -104,18 +117,6 @@ class KeepLast(Checkpoint):
         if trainer.global_step % STEPS_BETWEEN_QUESTIONS:
             return False
         return trainer.strategy.reduce_boolean_decision(wanted, all=False)
-
-    def _requeue(self, trainer: Trainer) -> None:
-        job = os.environ.get("SLURM_JOB_ID")
-        if not (trainer.is_global_zero and job and self.signal == signal.SIGUSR1):
-            return
-        try:
-            code = subprocess.run(["scontrol", "requeue", job], check=False).returncode
-            print(f"saved {self.path}; scontrol requeue {job} ended with exit code {code}", flush=True)
-        except OSError as error:  # in a container, often
-            print(
-                f"saved {self.path}; job {job} could not be requeued from here ({error}): submit it again", flush=True
-            )
 
 
 class KeepBest(Checkpoint):

@@ -12,7 +12,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from vcell import __version__
 from vcell.challenge import Challenge
-from vcell.cli import build, plain
+from vcell.config import build, plain
 from vcell.errors import VcellError
 from vcell.machine import cores
 from vcell.predictors import choose_device

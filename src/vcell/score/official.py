@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from vcell.errors import VcellError
+from vcell.errors import VcellError, install
 from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import METRICS_2025, METRICS_2026
 
@@ -156,9 +156,7 @@ def installed(package: str, year: int) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         name = package.replace("_", "-")
-        raise VcellError(
-            f"the official scores of {year} need {name}: pip install 'vcell[score]', or engine=fast"
-        ) from error
+        raise VcellError(f"the official scores of {year} need {name}: {install('score')}, or engine=fast") from error
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ from vcell.controls import open_run_store
 from vcell.data.splits import Group
 from vcell.errors import VcellError, shortlist
 from vcell.inference import make_maker, make_source
+from vcell.lookup import find_checkpoint
 from vcell.model.baselines import Predictor, TrainingDeltas, make_baselines
-from vcell.model.checkpoint import find_checkpoint, read_checkpoint
+from vcell.model.checkpoint import read_checkpoint
 from vcell.output.form import Form
 from vcell.prediction import Source
 from vcell.predictors import split_of

@@ -1,0 +1,119 @@
+"""Configurations: composed, flattened, compared, and made into objects. Only here and in `cli` is Hydra spoken to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from vcell.errors import VcellError
+
+# configs/ lies in the package of an installed wheel, and at the top of a checkout
+_INSIDE, _CHECKOUT = Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs"
+CONFIG_DIR = _INSIDE if _INSIDE.is_dir() else _CHECKOUT
+# groups by the file that says what a key is when nobody says it
+DEFAULTS = {"": "training.yaml", "data": "data/base.yaml", "model": "model/base.yaml", "loss": "loss/energy.yaml", "trainer": "trainer/auto.yaml"}  # fmt: skip
+
+
+def build(config: Any, **arguments: Any) -> Any:
+    """The object that a configuration's `_target_` names, made with its keys and `arguments`.
+
+    Only for configurations that the user gave; what stands in a checkpoint or another file is never passed on to it.
+
+    Raises
+    ------
+    VcellError
+        With the class's own words, if it refuses a value.
+    """
+    try:
+        return instantiate(config, **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, VcellError):
+            raise error.__cause__ from None
+        raise VcellError(f"invalid configuration value: {' '.join(str(error).split())}") from error
+
+
+def plain(value: Any) -> Any:
+    """A value of a configuration as lists and dicts."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def compose(verb: str, overrides: list[str]) -> DictConfig:
+    """The configuration a command would run with; also from within another command."""
+    overrides = with_trainer(overrides)
+    if GlobalHydra.instance().is_initialized():
+        return hydra.compose(verb, overrides)
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+        return hydra.compose(verb, overrides)
+
+
+def with_trainer(overrides: list[str]) -> list[str]:
+    """Overrides with what a trainer named among them says, which an experiment would otherwise take back: ``trainer=debug``."""
+    names = [o.split("=", 1)[1] for o in overrides if o.startswith("trainer=")]
+    path = CONFIG_DIR / "trainer" / f"{names[-1]}.yaml" if names else None
+    if (
+        path is None or names[-1] == "auto" or not path.is_file()
+    ):  # auto says what a trainer is, not how this one differs
+        return overrides
+    given = {o.split("=", 1)[0].lstrip("+") for o in overrides}
+    own = [(f"trainer.{k}", v) for k, v in flatten(_yaml(path)) if not k.startswith(("defaults", "strategy"))]
+    return [*overrides, *(f"{k}={v}" for k, v in own if k not in given and "$" not in str(v))]
+
+
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested dicts."""
+    if isinstance(config, Mapping) and config:
+        for key, value in config.items():
+            yield from flatten(value, f"{prefix}{key}.")
+    else:
+        yield prefix.removesuffix("."), config
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys that differ between two configurations, with both values.
+
+    A class counts by its name, wherever it lies. A key that one side does not know has its default there: a newer vcell has more keys.
+    """
+    old, new = _comparable(then), _comparable(now)
+    found = {}
+    for key in sorted(old.keys() | new.keys()):
+        before, after = (side[key] if key in side else default_of(key) for side in (old, new))
+        if before != after:
+            found[key] = (old.get(key, "absent"), new.get(key, "absent"))
+    return found
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    out = {}
+    for key, value in flatten(config):
+        if key.endswith("_target_"):
+            value = str(value).rsplit(".", 1)[-1]
+        if value not in ({}, []):
+            out[key] = value
+    return out
+
+
+def default_of(key: str) -> Any:
+    """The value of a key that nobody sets; None where it has none."""
+    group, _, rest = key.partition(".")
+    known = _defaults(group) if group in DEFAULTS and rest else _defaults("")
+    value = known.get(rest if group in DEFAULTS and rest else key)
+    if key.endswith("_target_") and value is not None:
+        return str(value).rsplit(".", 1)[-1]
+    return None if value in ({}, []) else value
+
+
+@cache
+def _defaults(group: str) -> dict[str, Any]:
+    return dict(flatten(_yaml(CONFIG_DIR / DEFAULTS[group])))
+
+
+def _yaml(path: Path) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(path))

@@ -1,0 +1,118 @@
+"""Files that a command is given, looked for before anything heavy is loaded: a mistake is answered at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vcell.config import plain
+from vcell.data.files import expand
+from vcell.errors import VcellError, nearest
+
+# of each command: keys that name files to be read, and the key of the file it is mainly about
+FILES = {
+    "inspect": ("path", "genes"),
+    "infer": ("genes", "targets", "controls", "perturbation"),
+    "evaluate": ("pred", "real", "against"),
+    "package": ("pred", "genes", "targets", "controls"),
+    "train": ("perturbation.path",),
+    "crossval": ("perturbation.path",),
+    "prepare": (),
+    "simulate": (),
+}
+
+
+def look_up(verb: str, config: Any) -> None:
+    """A `VcellError` for the first file that is not there.
+
+    Parameters
+    ----------
+    config
+        Of the command, not resolved yet.
+    """
+    for key in FILES[verb]:
+        for name in _names(config, key):
+            _must_be_there(key, name)
+    if verb in ("train", "crossval", "prepare"):
+        _look_up_data(config, verb)
+    if verb == "infer":
+        if (config.get("out") or None) is not None and Path(str(config.out)).is_dir():
+            raise VcellError(
+                f"out={config.out} is a folder; name the file to write: out={Path(str(config.out)) / 'pred.h5ad'}"
+            )
+        find_checkpoint(str(config.ckpt), config.runs)
+    if verb == "evaluate" and config.ckpt is not None:
+        find_checkpoint(str(config.ckpt), config.runs)
+    if verb == "train" and config.init_from is not None:
+        find_checkpoint(str(config.init_from))
+
+
+def _look_up_data(config: Any, verb: str) -> None:
+    """Files of the data, where they are to be read: neither simulated nor in a store already."""
+    data = config.data
+    if data.stores or data.simulate is not None or data.required:
+        return
+    from omegaconf import OmegaConf
+
+    if OmegaConf.is_missing(data, "path") and not data.toml and not Path(str(data.store)).exists():
+        raise VcellError("specify which files to read: data.path=FILE.h5ad")
+    if (
+        data.toml
+        or OmegaConf.is_missing(data, "path")
+        or data.path is None
+        or Path(str(data.store), "meta.json").is_file()
+    ):
+        return
+    expand(plain(data.path))
+
+
+def _names(config: Any, key: str) -> list[str]:
+    """Values of a key that name files; a list of targets names none."""
+    from omegaconf import OmegaConf
+
+    if OmegaConf.is_missing(config, key):
+        return []
+    value = plain(OmegaConf.select(config, key))
+    if key == "targets" and isinstance(value, list):
+        return []
+    return [str(name) for name in ([value] if isinstance(value, str) else value or [])]
+
+
+def _must_be_there(key: str, name: str) -> None:
+    path = Path(name).expanduser()
+    if key == "controls" and (path / "meta.json").is_file():
+        return  # a cell store
+    if key in ("controls", "data.path") and not path.exists():
+        expand(name)  # a pattern
+        return
+    if path.is_dir() and not (path.suffix == ".zarr" or (path / ".zgroup").is_file() or (path / "zarr.json").is_file()):
+        inside = sorted(path.glob("*.h5*"))
+        hint = f" Name a file in it: {key}={inside[0]}" if inside else ""
+        raise VcellError(f"{key}={name} is a folder, not a file.{hint}")
+    if not path.exists():
+        hint = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        what = f" Give {key}=FILE.csv, or names: {key}=[{path.name}]" if key == "targets" and not path.suffix else ""
+        raise VcellError(f"no such file: {name} (looked from {Path.cwd()}).{hint}{what} Set {key}=FILE")
+
+
+def find_checkpoint(ckpt: str, runs: str | Path = "runs") -> Path:
+    """The file `ckpt` names; a bare name that is no file here means the newest run's ``checkpoints/NAME``.
+
+    Raises
+    ------
+    VcellError
+        If neither is there.
+    """
+    path = Path(ckpt).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise VcellError(f"ckpt={ckpt} is a folder; name the file: ckpt={path / 'checkpoints' / 'last.ckpt'}")
+    if path.name == str(ckpt):
+        found = sorted(Path(runs).glob(f"*/checkpoints/{ckpt}"), key=lambda p: p.stat().st_mtime)
+        if found:
+            return found[-1]
+    raise VcellError(
+        f"no checkpoint {ckpt} here ({Path.cwd()}) or in {runs}/*/checkpoints/. Train first (python -m vcell.train), or "
+        "give its path: ckpt=runs/NAME/checkpoints/last.ckpt"
+    )
