@@ -172,7 +172,7 @@ def noise(frame: pd.DataFrame) -> pd.DataFrame:
         (lambda f: f.rename_axis("what").reset_index(drop=True), [], "does not say which row is which perturbation"),
         (lambda f: f.assign(note="words"), [], "columns that are no genes with numbers: note"),
         (lambda f: f.mask(f == f.iloc[2, 2]), [], "the row of T2 holds no finite number for G002"),
-        (noise, [], "nobody can say what the values"),
+        (noise, [], "the kind of the values"),
         (lambda f: f.rename(columns=lambda g: f"X{g}"), [], "no gene in common"),
         (lambda f: f, ["pred_kind=pseudobulks"], "Did you mean 'pseudobulk'"),
         (lambda f: f, ["controls=null"], "controls=FILE"),

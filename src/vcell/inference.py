@@ -40,10 +40,12 @@ COMPRESSIONS = (None, "lzf", "gzip")
 
 def infer(config: DictConfig) -> None:
     """Predicts what `config` asks for into `config.out`; on several processes, this one's share of it."""
-    check_config(config)
     out, ckpt = Path(config.out), find_checkpoint(config.ckpt, config.runs)
     resolved = OmegaConf.to_container(config, resolve=True)
     place = Place(out, key_of(resolved, ("controls", "targets", "genes", "perturbation"), ckpt))  # type: ignore[arg-type]
+    if place.finished():
+        return
+    check_config(config)
     produce(partial(prepare, resolved, ckpt), place, helpers_of(config), config.compression)
 
 

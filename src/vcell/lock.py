@@ -124,7 +124,8 @@ def _take(path: Path, me: Holder, what: str) -> Holder | None:
     except OSError as error:
         raise VcellError(f"{what} {path.with_suffix('')} could not be written: {error}") from error
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Holder | None:

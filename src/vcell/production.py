@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,8 +20,9 @@ from scipy import sparse
 from vcell.challenge import Challenge
 from vcell.controls import LEAST_SHARED
 from vcell.errors import VcellError, shortlist
+from vcell.lock import locked
 from vcell.output.form import Form
-from vcell.output.parts import Parts, begin, is_begun, parts_folder
+from vcell.output.parts import Parts, begin, is_begun, is_joined, parts_folder
 from vcell.output.profile import PROFILE, control_profiles
 from vcell.prediction import CellMaker, Source, copied_cells
 from vcell.progress import progress_bar
@@ -113,6 +114,14 @@ class Place:
     out: Path
     key: str
 
+    def finished(self) -> bool:
+        """Whether this very prediction was joined already and only its parts are left, which are then removed."""
+        if Rank.here().number or not is_joined(self.out, self.key):
+            return False
+        remove(parts_folder(self.out))
+        print(f"written      {self.out}, by the command that was interrupted", flush=True)
+        return True
+
     def claim(self, rank: Rank, started: float) -> bool:
         """Makes the folder of parts, or on other ranks waits for it; false where the others have finished already."""
         if rank.number == 0:
@@ -155,7 +164,7 @@ def produce(prepare: Prepare, place: Place, helpers: int = 0, compression: str |
         If anything of it cannot be used, read or written. Nothing is left then, but parts where the disk was full.
     """
     rank, started = Rank.here(), time.time()
-    with place.cleared(rank):
+    with locked(place.out, "the prediction") if rank.number == 0 else nullcontext(), place.cleared(rank):
         prediction = prepare(rank, lambda: place.claim(rank, started))
         if prediction is None:
             return None

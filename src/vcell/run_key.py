@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vcell import __version__
-from vcell.data.files import expand
+from vcell.data.files import content_of, expand
 from vcell.errors import VcellError
 
 # how to do it, not what: these may differ when an interrupted command goes on
@@ -17,13 +17,13 @@ FREE_KEYS = {"out", "overwrite", "check", "by", "device", "devices", "threads", 
 
 
 def key_of(resolved: dict[str, Any], files: Sequence[str], *more: Path) -> str:
-    """A checksum of the configuration, and of size and time of the files that it names under the keys `files`."""
+    """A checksum of the configuration, and of the content of the files that it names under the keys `files`."""
     what = {key: value for key, value in resolved.items() if key not in FREE_KEYS}
     paths = list(more)
     for value in (resolved[key] for key in files):
         named = [value] if isinstance(value, str) else value or []
         paths += [path for name in named for path in _files(name)]
-    states = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    states = [[path.name, content_of(path)] for path in paths]
     return hashlib.blake2b(json.dumps([__version__, what, states], sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

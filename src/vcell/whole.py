@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -104,3 +105,20 @@ def remove(folder: Path) -> None:
     with suppress(OSError):
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def check_zip(path: Path) -> None:
+    """Compares the checksums of a zip file (as `torch.save` and `numpy.savez` write them), which torch does not look at.
+
+    Raises
+    ------
+    ValueError
+        If a part of it has changed; `zipfile.BadZipFile` if it is cut short. Files that are no zip are passed over.
+    """
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} in it is not what was written")

@@ -274,7 +274,7 @@ def twice(cells: ad.AnnData) -> None:
         (mixed_scales, "several scales.*log1p of raw counts"),
         (twice, "more than once \\(G0\\)"),
         (lambda cells: cells.obs.drop(columns="batch", inplace=True), "no obs column 'batch'"),
-        (lambda cells: cells.obs.replace("non-targeting", "Non-Targeting", inplace=True), "mean 'Non-Targeting'"),
+        (lambda cells: cells.obs.replace("non-targeting", "mCherry", inplace=True), "Most frequent labels: 'mCherry'"),
     ],
 )
 def test_bad_files_are_refused_and_nothing_is_left(change, words: str, tmp_path: Path):
@@ -350,7 +350,7 @@ def test_values_that_nobody_can_name_are_not_trained_on(tmp_path: Path):
     cells.X = np.random.default_rng(0).gamma(1.0, 1.0, cells.shape).astype(np.float32)
     store = ingest([write(cells, tmp_path / "a.h5ad")], tmp_path / "store")
     for reconcile in (None, "proportions"):
-        with pytest.raises(VcellError, match=r"nobody can say what the values in a\.h5ad are"):
+        with pytest.raises(VcellError, match=r"the scale of the values in a\.h5ad could not be determined"):
             store.check_one_scale(reconcile)
     ingest([tmp_path / "a.h5ad"], tmp_path / "said", Recipe(scale={"a.h5ad": "fractional"})).check_one_scale(None)
 

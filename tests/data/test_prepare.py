@@ -48,7 +48,7 @@ def test_files_may_move(folder: Path):
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
-    [(["data.path=cells/simA.h5ad"], "the files"), (["data.columns.batch=null"], r"data\.columns"), (["data.genes=g.csv"], r"data\.genes")],
+    [(["data.path=cells/simA.h5ad"], "the files"), (["data.columns.batch=null"], r"data\.columns\.batch"), (["data.genes=g.csv"], r"data\.genes")],
 )  # fmt: skip
 def test_other_input_is_refused_and_replaced_only_when_asked(folder: Path, overrides: list[str], words: str):
     Path("g.csv").write_text("GENE0002\nGENE0001\n")

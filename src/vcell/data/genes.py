@@ -83,14 +83,14 @@ class GeneNames:
     def _joined(self, piece: str, known: Collection[str]) -> list[str]:
         if self._is_gene(piece, known):
             return [piece]
-        for stem in self._stems(piece):
-            if gene := self._in_other_case(stem, known):
-                return [gene]
         for separator in "_-":
             parts = [p for p in piece.split(separator) if p.lower() not in CONTROL_PIECES]
             genes = [p for p in parts if self._is_gene(p, known)]
             if separator in piece and genes and all(p in genes or GUIDE_NUMBER.match(p) for p in parts):
                 return genes
+        for stem in self._stems(piece):
+            if gene := self._in_other_case(stem, known):
+                return [gene]
         return [piece]
 
     @staticmethod

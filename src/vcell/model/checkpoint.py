@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import errno
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +13,36 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from vcell import __version__
-from vcell.config import build
 from vcell.data.gather import Gather
 from vcell.data.splits import Group
 from vcell.data.view import store_paths
 from vcell.errors import VcellError
 from vcell.model.module import TransitionModule
+from vcell.model.transition import TransitionModel
 from vcell.perturbation.table import PerturbationTable
-from vcell.whole import written_file
+from vcell.whole import check_zip, written_file
 
 # a larger table stays in its file, and the checkpoint carries its path and checksum
 LARGEST_TABLE_INSIDE = 64 * 2**20
+
+
+# what a checkpoint may ask to be built, by the name it is given in one
+MODELS: dict[str, type[torch.nn.Module]] = {"vcell.model.transition.TransitionModel": TransitionModel}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target and renames, so a killed run leaves the old checkpoint or the new one, whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        with written_file(Path(path)) as scratch:
-            torch.save(checkpoint, scratch)
+        with written_file(Path(path)) as scratch, scratch.open("wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch's own writer, which does not say why
+                if "PytorchStreamWriter" not in str(error) and "unexpected pos" not in str(error):
+                    raise
+                raise OSError(
+                    errno.ENOSPC, "No space left on device, or the file could not be written", str(path)
+                ) from error
 
     def load_checkpoint(
         self, path: Any, map_location: Callable | None = None, weights_only: bool | None = None
@@ -81,7 +94,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise VcellError(f"no such checkpoint: {path} (looked from {Path.cwd()})")
     try:
+        check_zip(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise VcellError(
+            f"no permission to read the checkpoint {path}. Ask its owner for it: chmod a+r {path}"
+        ) from error
     except Exception as error:
         raise VcellError(
             f"the checkpoint {path} is damaged or not vcell's ({type(error).__name__}). Another one of the same run may "
@@ -110,10 +128,13 @@ def load_module(path: Path, table: PerturbationTable | None = None) -> Transitio
     """
     checkpoint = read_checkpoint(path)
     identity = checkpoint["vcell"]
-    table = _table_of(identity, table, path)
-    config = identity["config"]["model"]
-    _refuse_foreign_code(config, path)
-    model = build(config, **identity["sizes"])
+    try:
+        table = _table_of(identity, table, path)
+        model = make_model(identity["config"]["model"], identity["sizes"], path)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise VcellError(
+            f"the checkpoint {path} does not describe its model as vcell does ({type(error).__name__}: {error})"
+        ) from error
     weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
     try:
         model.load_state_dict(weights)
@@ -151,14 +172,29 @@ def load_table(perturbation: Any, trained: Sequence[str], held_out: Sequence[str
     return table.with_aliases(perturbation["aliases"] or {})
 
 
-def _refuse_foreign_code(config: Any, path: Path) -> None:
-    """A checkpoint names classes to build; only the project's own models are, whatever it asks for."""
-    if isinstance(config, dict):
-        target = config.get("_target_", "vcell.model.")
-        if not str(target).startswith("vcell.model."):
-            raise VcellError(f"{path} asks to run {target!r}, which is no model of vcell; it is not loaded")
-        for value in config.values():
-            _refuse_foreign_code(value, path)
-    elif isinstance(config, list):
-        for value in config:
-            _refuse_foreign_code(value, path)
+def make_model(config: Mapping[str, Any], sizes: Mapping[str, Any], path: Path) -> torch.nn.Module:
+    """The model that a checkpoint describes: one of `MODELS`, made with plain values. Nothing of a checkpoint is ever called.
+
+    Raises
+    ------
+    VcellError
+        If it asks for another class, or for an argument that is no plain value.
+    """
+    target = str(config["_target_"])
+    if target not in MODELS:
+        raise VcellError(f"{path} asks to run {target!r}, which is no model of vcell; it is not loaded")
+    made = MODELS[target]
+    arguments = {**{key: value for key, value in config.items() if key != "_target_"}, **sizes}
+    unknown = sorted(set(map(str, arguments)) - set(signature(made).parameters))
+    if unknown:
+        raise VcellError(f"{path} gives its model {unknown[0]!r}, which no model of vcell takes; it is not loaded")
+    for name, value in arguments.items():
+        if not _is_plain(value):
+            raise VcellError(f"{path} gives its model a {name} that is no number or text; it is not loaded")
+    return made(**arguments)
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) is list:
+        return all(type(item) in (int, float, str, bool) for item in value)
+    return value is None or type(value) in (int, float, str, bool)

@@ -17,7 +17,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import BinaryIO
 
-import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
@@ -30,7 +29,7 @@ from vcell.data.h5ad import open_h5ad, read_index
 from vcell.data.matrix import BLOCK_VALUES
 from vcell.errors import VcellError
 from vcell.output.labels import Findings, Labels, read_labels
-from vcell.output.writer import H5adWriter
+from vcell.output.writer import H5adWriter, one_index_type, write_frame, written_h5
 from vcell.progress import progress_bar
 from vcell.whole import written_file
 
@@ -117,11 +116,10 @@ def _write_inside(pred: Path, inside: Path, challenge: Challenge, findings: Find
         if challenge.values == "log1p" and findings.whole:
             _write_scaled(file, inside, obs, genes, findings)
             return
-        ad.AnnData(obs=obs, var=pd.DataFrame(index=pd.Index(genes, dtype=object))).write_h5ad(inside)
-        with h5py.File(inside, "r+") as copy:
-            if "X" in copy:
-                del copy["X"]
+        with written_h5(inside) as copy:
+            write_frame(copy, obs, genes)
             file.copy("X", copy)
+            one_index_type(copy["X"])
 
 
 def _obs(labels: Labels, challenge: Challenge) -> pd.DataFrame:

@@ -88,12 +88,12 @@ def recognise(
     if kind not in ("auto", *KINDS):
         raise VcellError(f"pred_kind={kind} is none of auto, {', '.join(KINDS)}.{nearest(kind, KINDS)}")
     typical = np.median(table.values[rows], axis=0)
-    ask = "Say what they are: pred_kind=" + "|".join(KINDS) + " target_sum=N"
+    ask = "Say what they are: pred_kind=" + "|".join(KINDS) + " pred_target_sum=N"
     if kind == "delta" or (kind == "auto" and (table.values < 0).any()):
         if target_sum is None:
             raise VcellError(
                 f"{table.path} holds values below 0: differences of mean log1p from the controls? Say so, and what cells were scaled to: "
-                "pred_kind=delta target_sum=10000"
+                "pred_kind=delta pred_target_sum=10000"
             )
         return Kind("delta", float(target_sum))
     if (table.values < 0).any():
@@ -111,7 +111,7 @@ def recognise(
     found.sort(key=lambda pair: pair[0])
     if kind == "auto" and (not found or found[0][0] > WORST_MISFIT):
         raise VcellError(
-            f"nobody can say what the values of {table.path} are: the typical row is like no mean of the control cells. {ask}"
+            f"the kind of the values in {table.path} could not be determined: the typical row is like no mean of the control cells. {ask}"
         )
     close = [fit for fit in found if fit[0] < CLEARLY * found[0][0]]
     usual = [fit for fit in close if fit[1].target_sum in (*USUAL_SUMS, controls.median_library)]

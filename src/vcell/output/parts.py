@@ -22,11 +22,13 @@ import pandas as pd
 from scipy import sparse
 
 from vcell.data.csr import number_type
+from vcell.data.store import checksum_of
 from vcell.errors import VcellError
 from vcell.output.writer import H5adWriter
 from vcell.progress import progress_bar
-from vcell.whole import remove
+from vcell.whole import remove, sync, sync_folder
 
+CHECKSUMS = "checksums.json"  # of the files of a part
 VALUES_AT_ONCE = 8_000_000
 STORED_BYTES = 8  # of a stored value in the joined file: int32 gene, float32 value
 
@@ -82,6 +84,8 @@ class Parts:
                     indices.write(block.indices.astype(self.index_type))
                     values.write(block.data.astype(np.float32))
             np.save(scratch / "lengths.npy", np.concatenate(lengths))
+            sync(scratch)
+            (scratch / CHECKSUMS).write_text(json.dumps(checksums_in(scratch)))
             scratch.rename(self._of(number))
         except OSError as error:
             # another process may have written the same part, or joined them all already
@@ -114,6 +118,8 @@ class Parts:
             H5adWriter(self.out, obs, genes, uns, compression, stored) as writer,
             progress_bar(len(obs), f"writing {self.out.name}", "cells") as progress,
         ):
+            # a kill between the renaming of the file and the removal of its parts is then known for what it was
+            writer.before_renaming = lambda: note_joined(self.folder, writer.scratch)  # type: ignore[method-assign]
             for number, length in enumerate(lengths):
                 self._append(writer, number, length)
                 progress.update(len(length))
@@ -124,7 +130,13 @@ class Parts:
         with (folder / "indices").open("rb") as indices, (folder / "values").open("rb") as values:
             while left:
                 n = min(left, VALUES_AT_ONCE)
-                writer.append(np.fromfile(indices, self.index_type, n), np.fromfile(values, np.float32, n))
+                some = np.fromfile(indices, self.index_type, n), np.fromfile(values, np.float32, n)
+                if any(len(array) != n for array in some):
+                    remove(folder)
+                    raise VcellError(
+                        f"{folder} is cut short; it has been removed. Run the same command again, which writes it anew"
+                    ) from OSError()
+                writer.append(*some)
                 left -= n
         writer.end_rows(lengths)
 
@@ -134,6 +146,31 @@ class Parts:
 
 def parts_folder(out: Path) -> Path:
     return out.with_name(out.name + ".parts")
+
+
+def checksums_in(part: Path) -> dict[str, str]:
+    return {path.name: checksum_of(path) for path in sorted(part.iterdir()) if path.name != CHECKSUMS}
+
+
+def note_joined(folder: Path, whole: Path) -> None:
+    """Notes which file the parts have become; its number in the file system outlasts its renaming."""
+    (folder / "joined.json").write_text(json.dumps(whole.stat().st_ino))
+    sync_folder(folder)
+
+
+def is_joined(out: Path, key: str) -> bool:
+    """Whether `out` is what the parts of this prediction became, though they were not removed any more."""
+    try:
+        return is_begun(out, key) and json.loads((parts_folder(out) / "joined.json").read_text()) == out.stat().st_ino
+    except (OSError, ValueError):
+        return False
+
+
+def _sound(part: Path) -> bool:
+    try:
+        return json.loads((part / CHECKSUMS).read_text()) == checksums_in(part)
+    except (OSError, ValueError, VcellError):
+        return False
 
 
 def begin(out: Path, key: str) -> None:
@@ -146,10 +183,15 @@ def begin(out: Path, key: str) -> None:
         then = json.loads((folder / "prediction.json").read_text()) if folder.exists() else None
     except (OSError, ValueError):
         then = {}
-    done = sum(path.is_dir() and path.name.isdigit() for path in folder.iterdir()) if folder.exists() else 0
     if then == {"key": key}:
-        if done:
-            print(f"going on     with {done:,} parts written before the interruption", flush=True)
+        found = [path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()]
+        damaged = [path for path in found if not _sound(path)]
+        for path in damaged:
+            remove(path)
+        if damaged:
+            print(f"note         {len(damaged):,} parts were damaged and are written anew", flush=True)
+        if len(found) > len(damaged):
+            print(f"resuming     with {len(found) - len(damaged):,} parts written before the interruption", flush=True)
         return
     if then is not None:
         print(f"starting     anew: {folder} holds parts of another prediction, or of other input", flush=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vcell.errors import VcellError, nearest, shortlist
+from vcell.whole import check_zip
 
 ONE_HOT = "one-hot"
 
@@ -145,7 +146,10 @@ class PerturbationTable:
 
 def _read_pt(path: Path) -> tuple[list[str], Tensor]:
     try:
+        check_zip(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise VcellError(f"no permission to read {path}. Ask its owner for it: chmod a+r {path}") from error
     except pickle.UnpicklingError as error:
         raise VcellError(
             f"{path} holds more than tensors, and unpickling it could run anyone's code. Save a plain dict from gene "
