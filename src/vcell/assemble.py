@@ -24,6 +24,7 @@ from vcell.data.covariates import Covariates
 from vcell.data.datamodule import CellSetDataModule
 from vcell.data.gather import Gather
 from vcell.data.hvg import choose_hvg
+from vcell.data.labels import resolve
 from vcell.data.leaks import drop_leaks
 from vcell.data.splits import Group, assign_from_toml, check_known
 from vcell.data.store import Cells
@@ -43,8 +44,9 @@ def split_groups(data: DictConfig, store: Cells) -> tuple[dict[Group, str], list
     VcellError
         If a training group gives away a held-out perturbation, and `data.split.leaks` does not say otherwise.
     """
-    check_known(data.exclude, {p for _, p in store.groups}, "data.exclude", "perturbation")
-    groups = [group for group in store.groups if group[1] not in data.exclude]
+    excluded = resolve(data.exclude, {p for _, p in store.groups})
+    check_known(excluded, {p for _, p in store.groups}, "data.exclude", "perturbation")
+    groups = [group for group in store.groups if group[1] not in excluded]
     split = build(data.split)
     assigned = assign_from_toml(data.toml, groups, store.control) if data.toml else split.assign(groups, store.control)
     return drop_leaks(assigned, split.leaks, store.genes)
@@ -179,12 +181,12 @@ def make_wandb(config: DictConfig, logger: DictConfig) -> Any:
     if importlib.util.find_spec("wandb") is None:
         raise VcellError(f"logger=wandb needs wandb: {install('wandb')}")
     mode = os.environ.get("WANDB_MODE", "").lower()
-    if not logger.get("offline") and mode not in ("offline", "disabled", "dryrun"):
-        if not (os.environ.get("WANDB_API_KEY") or _wandb_key()):
-            raise VcellError(
-                "logger=wandb: nobody is logged in here. Run: wandb login. Or keep the curves on this machine for now: "
-                "logger.wandb.offline=true (wandb sync sends them later)"
-            )
+    online = not logger.get("offline") and mode not in ("offline", "disabled", "dryrun")
+    if online and not (os.environ.get("WANDB_API_KEY") or _wandb_key()):
+        raise VcellError(
+            "logger=wandb: nobody is logged in here. Run: wandb login. Or keep the curves on this machine for now: "
+            "logger.wandb.offline=true (wandb sync sends them later)"
+        )
     changed = logger.copy()
     OmegaConf.set_struct(changed, False)
     # an id names a file and part of an address: crossval's folds are called NAME/fold_0

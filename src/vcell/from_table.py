@@ -23,7 +23,7 @@ from vcell.errors import VcellError, shortlist
 from vcell.model.baselines import MeanEffect
 from vcell.output.kinds import ControlSample, Kind, TableEffects, recognise
 from vcell.output.parts import parts_folder
-from vcell.output.tables import Table, read_table
+from vcell.output.tables import Table, check_orientation, read_table
 from vcell.prediction import CountModels, DrawnCells, ExpectedCells, Source
 from vcell.production import Place, Prediction, chosen_controls, gene_notes, make_form, produce
 from vcell.ranks import Rank
@@ -51,10 +51,12 @@ def prepare(resolved: Any, path: Path, out: Path, rank: Rank, claim: Callable[[]
     config = OmegaConf.create(resolved)
     challenge: Challenge = build(config.challenge)
     table = read_table(path, challenge.perturbation, challenge.context)
-    genes = read_gene_list(config.genes) if config.genes else table.genes
+    genes = read_gene_list(config.genes, "genes") if config.genes else table.genes
+    check_orientation(table, genes)
     if not claim():
         return None
     store = control_cells(config, challenge, joined_genes(genes, table.genes), parts_folder(out) / "controls")
+    check_orientation(table, store.genes)
     request = request_of(config, challenge, table, store)
     contexts = list(dict.fromkeys(w.context for w in request))
     challenge.phase(contexts)

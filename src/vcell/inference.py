@@ -76,14 +76,15 @@ def prepare(resolved: Any, ckpt: Path, rank: Rank, claim: Callable[[], bool]) ->
     challenge: Challenge = build(config.challenge)
     module = load_module(ckpt, other_table(config.perturbation, ckpt))
     identity, out = module.identity, Path(config.out)
-    genes = read_gene_list(config.genes) if config.genes else list(identity["genes"])
+    genes = read_gene_list(config.genes, "genes") if config.genes else list(identity["genes"])
     challenge.check_genes(genes, f"{config.genes} has" if config.genes else "the model predicts")
     from_files = config.controls is not None and not is_store(plain(config.controls))
     if from_files and not claim():
         return None
     store = open_controls(config, challenge, identity, ckpt, genes, parts_folder(out) / "controls")
-    request = requested(config, challenge, identity, store)
     uses_model = "model" in predictors_of(config)
+    known_targets = module.table.names if uses_model else [p for _, p, _ in identity["split"]]
+    request = requested(config, challenge, identity, store, known_targets)
     if uses_model:
         module.table.require([w.perturbation for w in request])
     challenge.phase(w.context for w in request)

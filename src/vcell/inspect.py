@@ -16,7 +16,7 @@ def run(config: DictConfig) -> None:
     from vcell.inspection.inspect import inspect
     from vcell.inspection.report import describe
 
-    genes = read_gene_list(config.genes) if config.genes else None
+    genes = read_gene_list(config.genes, "genes") if config.genes else None
     found = inspect(
         Path(config.path).expanduser(), dict(config.columns), config.control, config.matrix, genes, config.cells
     )

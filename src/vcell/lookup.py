@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vcell.config import plain
-from vcell.data.files import expand
+from vcell.data.files import expand, is_zarr
 from vcell.errors import VcellError, nearest
 
 # of each command: keys that name files to be read, and the key of the file it is mainly about
@@ -85,7 +85,7 @@ def _must_be_there(key: str, name: str) -> None:
     if key in ("controls", "data.path") and not path.exists():
         expand(name)  # a pattern
         return
-    if path.is_dir() and not (path.suffix == ".zarr" or (path / ".zgroup").is_file() or (path / "zarr.json").is_file()):
+    if path.is_dir() and not is_zarr(path):
         inside = sorted(path.glob("*.h5*"))
         hint = f" Name a file in it: {key}={inside[0]}" if inside else ""
         raise VcellError(f"{key}={name} is a folder, not a file.{hint}")

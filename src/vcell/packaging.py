@@ -102,7 +102,7 @@ def job_of(config: DictConfig) -> Job:
     out = Path(config.out) if config.out else pred.with_suffix(".vcc" if challenge.container else ".checked.h5ad")
     if out.resolve() == pred.resolve():
         raise VcellError(f"out={out} is the prediction itself; name another file")
-    genes = read_gene_list(config.genes) if config.genes else None
+    genes = read_gene_list(config.genes, "genes") if config.genes else None
     if genes is not None:
         challenge.check_genes(genes, f"{config.genes} has")
     elif challenge.n_genes is not None:
@@ -185,15 +185,19 @@ def packed(job: Job, path: Path, findings: Findings) -> Packed:
 
 def _by_official(job: Job, path: Path, findings: Findings) -> Packed:
     """Runs ``vcc prep`` or ``cell-eval prep`` on a file that has been checked."""
-    with written_file(job.out) as scratch:
-        _run_official(job, path, findings, scratch)
+    with written_file(job.out) as scratch, tempfile.TemporaryDirectory(prefix="vcell-lists-") as folder:
+        # as plain as can be: the official tools read no byte-order marks, semicolons or other columns
+        genes, targets = Path(folder, "genes.csv"), Path(folder, "targets.csv")
+        genes.write_text("\n".join(job.genes or []) + "\n")
+        targets.write_text("\n".join(["target_gene", *(job.targets or [])]) + "\n")
+        _run_official(job, path, findings, scratch, genes, targets)
     return Packed(job.out, checksum(job.out), job.out.stat().st_size, path.stat().st_size)
 
 
-def _run_official(job: Job, path: Path, findings: Findings, scratch: Path) -> None:
+def _run_official(job: Job, path: Path, findings: Findings, scratch: Path, genes: Path, targets: Path) -> None:
     challenge = job.challenge
     if challenge.container == "vcc-cli":
-        command = ["vcc", "prep", str(path), "--genes", str(job.config.genes), "--perts", str(job.config.targets)]
+        command = ["vcc", "prep", str(path), "--genes", str(genes), "--perts", str(targets)]
         command += ["--contexts", ",".join(findings.contexts), "--output", str(scratch), "--force"]
         command += ["--cells-per-pert", str(challenge.cells or -1), "--context-col", str(challenge.context)]
     else:
@@ -203,7 +207,7 @@ def _run_official(job: Job, path: Path, findings: Findings, scratch: Path) -> No
             "--input",
             str(path),
             "--genes",
-            str(job.config.genes),
+            str(genes),
             "--output",
             str(scratch),
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from omegaconf import DictConfig
 from vcell.challenge import Challenge
 from vcell.config import plain
 from vcell.data.h5ad import Columns, column_names, open_h5ad, read_obs
+from vcell.data.labels import is_control, resolve
+from vcell.data.lists import numbers, read_table
 from vcell.data.store import Cells
 from vcell.errors import VcellError, nearest, shortlist
 
@@ -36,6 +38,7 @@ def read_request(
     known_contexts: Sequence[str],
     control: str,
     columns: Columns,
+    known_targets: Collection[str] = (),
 ) -> list[Wanted]:
     """The cells asked for.
 
@@ -53,6 +56,8 @@ def read_request(
         The label of controls; a row of it is passed over.
     columns
         obs columns of a template; without `batch`, those of its cells do not matter.
+    known_targets
+        Perturbations that can be predicted: a target that means one of them in another spelling is that one.
 
     Raises
     ------
@@ -60,12 +65,12 @@ def read_request(
         If the CSV cannot be read, names a target twice, or has cell numbers that are not whole and above 0.
     """
     if not isinstance(targets, str):
-        table = pd.DataFrame({"target_gene": [str(t) for t in targets]})
+        table = pd.DataFrame({"target_gene": [str(t).strip() for t in targets]})
     elif targets.endswith((".h5ad", ".h5")):
         table = _read_template(Path(targets), columns, contexts)
     else:
         table = read_targets(targets)
-    table = table[table["target_gene"] != control]
+    table = table[(table["target_gene"] != control) & ~table["target_gene"].map(is_control)]
     if table.empty:
         raise VcellError(f"no targets are asked for in {targets}")
     if "n_cells" not in table:
@@ -74,6 +79,7 @@ def read_request(
         chosen = _contexts(contexts, known_contexts)
         table = pd.concat([table.assign(context=context) for context in chosen])
     keys = ["context", "target_gene", *(["batch"] if "batch" in table else [])]
+    table = table.assign(target_gene=_as_trained(table["target_gene"].tolist(), known_targets))
     twice = table[table.duplicated(keys)]["target_gene"]
     if len(twice):
         raise VcellError(f"{targets} asks twice for {shortlist(twice.unique())}")
@@ -85,6 +91,17 @@ def read_request(
             )
     groups = table.groupby(["context", "target_gene"], sort=False, observed=True)
     return [_wanted(str(context), str(target), rows) for (context, target), rows in groups]
+
+
+def _as_trained(targets: list[str], known: Collection[str]) -> list[str]:
+    if not known:
+        return targets
+    distinct = list(dict.fromkeys(targets))
+    meant = dict(zip(distinct, resolve(distinct, known), strict=True))
+    for target, became in meant.items():
+        if target != became:
+            print(f"note         the target {target} is predicted as {became}, which it means", flush=True)
+    return [meant[target] for target in targets]
 
 
 def _wanted(context: str, target: str, rows: pd.DataFrame) -> Wanted:
@@ -108,35 +125,25 @@ def _read_template(path: Path, columns: Columns, contexts: Sequence[str] | None)
 
 def read_targets(path: str) -> pd.DataFrame:
     """A CSV with a column `target_gene`, as the challenge's ``pert_counts_*.csv``; its `n_cells`, if any, checked."""
-    try:
-        table = pd.read_csv(path)
-    except FileNotFoundError as error:
-        raise VcellError(
-            f"no such file: {path} (looked from {Path.cwd()}). Give targets=FILE.csv with a column target_gene, or names: "
-            f"targets=[{Path(path).name}]"
-        ) from error
-    except (ValueError, OSError) as error:
-        raise VcellError(f"{path} cannot be read as CSV: {error}") from error
-    if "target_gene" not in table:
-        raise VcellError(f"{path} has no column target_gene; it has: {', '.join(map(str, table.columns))}")
-    # a gene called NA or NAN is a gene
-    table["target_gene"] = pd.read_csv(path, dtype=str, keep_default_na=False)["target_gene"].str.strip()
-    table = table[table["target_gene"] != ""]
-    for name in ("context", "batch"):
-        if name in table:
-            table[name] = table[name].astype(str)
+    table = read_table(path, "targets", "target_gene", ("n_cells", "context", "batch", "median_umi_per_cell"))
     if "n_cells" in table:
-        numbers = pd.to_numeric(table["n_cells"], errors="coerce")
-        bad = table[~((numbers > 0) & (numbers % 1 == 0))]
+        number = numbers(table["n_cells"])
+        bad = table[~((number > 0) & (number % 1 == 0))]
         if len(bad):
             raise VcellError(
                 f"{path}: n_cells must be whole and above 0; it is not for {shortlist(bad['target_gene'])}"
             )
-        table["n_cells"] = numbers.astype(int)
+        table["n_cells"] = number.astype(int)
     return table
 
 
-def requested(config: DictConfig, challenge: Challenge, identity: dict[str, Any], store: Cells) -> list[Wanted]:
+def requested(
+    config: DictConfig,
+    challenge: Challenge,
+    identity: dict[str, Any],
+    store: Cells,
+    known_targets: Collection[str] = (),
+) -> list[Wanted]:
     """What `targets` names; else the held-out test groups with as many cells as were measured; else the data's request."""
     columns, known = Columns(**identity["config"]["data"]["columns"]), store.control_contexts
     contexts = plain(config.contexts) or next((list(p) for p in challenge.contexts if set(p) <= set(known)), None)
@@ -145,12 +152,14 @@ def requested(config: DictConfig, challenge: Challenge, identity: dict[str, Any]
         targets = plain(config.targets)
         if isinstance(targets, str) and targets.endswith((".h5ad", ".h5")):
             columns = template_columns(Path(targets), columns, challenge, config.batches)
-        return read_request(targets, contexts, n_cells, known, store.control, columns)
+        return read_request(targets, contexts, n_cells, known, store.control, columns, known_targets)
     groups = [(c, p) for c, p, split in identity["split"] if split == "test"]
     groups = [g for g in groups if g in store.groups and (not config.contexts or g[0] in config.contexts)]
     usual = identity["config"]["data"]["request"]
     if not groups and usual["targets"]:
-        return read_request(usual["targets"], contexts or usual["contexts"], n_cells, known, store.control, columns)
+        return read_request(
+            usual["targets"], contexts or usual["contexts"], n_cells, known, store.control, columns, known_targets
+        )
     if not groups:
         raise VcellError(
             "the run held out no test perturbations: say what to predict, targets=FILE.csv or targets=[A,B]"

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vcell.data.genes import check_unique
 from vcell.errors import VcellError
 
 PIECE, PIECES = 2**16, 64  # bytes, and how many, read to recognise a file
@@ -31,10 +30,18 @@ def expand(path: str | Sequence[str]) -> list[Path]:
         matches = sorted(glob.glob(pattern, recursive=True))
         if not matches:
             missing.append(pattern)
-        found.update({Path(m): None for m in matches if Path(m).is_file()})
+        found.update({Path(m): None for m in matches if Path(m).is_file() or is_zarr(Path(m))})
+        folders = [m for m in matches if Path(m).is_dir() and not is_zarr(Path(m))]
+        if folders and not any(Path(m).is_file() for m in matches):
+            raise VcellError(f"{folders[0]} is a folder. Name the files in it: data.path='{folders[0]}/*.h5ad'")
     if missing:
         raise VcellError(f"no such file: {', '.join(missing)} (looked from {Path.cwd()}). Set data.path=FILE.h5ad")
     return list(found)
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is a zarr store."""
+    return path.is_dir() and any((path / name).is_file() for name in (".zgroup", "zarr.json", ".zmetadata"))
 
 
 def content_of(path: Path) -> str:
@@ -43,6 +50,11 @@ def content_of(path: Path) -> str:
     Its beginning, its end and pieces between are read, so that a copy made anew is the same file, and another file of the same
     length is another one.
     """
+    if path.is_dir():  # zarr: a file for each chunk
+        inside = sorted(p for p in path.rglob("*") if p.is_file())
+        listing = "\n".join(f"{p.relative_to(path)} {p.stat().st_size}" for p in inside)
+        pieces = [content_of(p) for p in inside[:: max(1, len(inside) // PIECES)]]
+        return hashlib.blake2b("\n".join([listing, *pieces]).encode(), digest_size=16).hexdigest()
     size = path.stat().st_size
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)
     with path.open("rb") as file:
@@ -61,13 +73,12 @@ def braces(pattern: str) -> list[str]:
     return [rest for option in match[1].split(",") for rest in braces(head + option.strip() + tail)]
 
 
-def read_gene_list(path: str) -> list[str]:
-    """Gene names, one a line, no header, as the challenge's `gene_names.csv`."""
-    if not Path(path).is_file():
-        raise VcellError(f"no such file: {path} (looked from {Path.cwd()}). Set data.genes=gene_names.csv")
-    genes = [line.split(",")[0].strip() for line in Path(path).read_text().splitlines() if line.strip()]
-    if not genes:
-        raise VcellError(f"{path} names no gene: it should hold one name a line")
+def read_gene_list(path: str, key: str = "data.genes") -> list[str]:
+    """Gene names, one in each row, as the challenge's `gene_names.csv`; a header is passed over."""
+    from vcell.data.genes import check_unique
+    from vcell.data.lists import read_list
+
+    genes = read_list(path, key)
     check_unique(genes, path, "Keep one of each")
     return genes
 

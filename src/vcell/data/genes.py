@@ -13,7 +13,7 @@ import importlib.util
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,6 +22,12 @@ import pandas as pd
 
 from vcell.errors import VcellError, shortlist
 
+NAMELESS = {"", "nan", "none", "null", "na", "n/a", "<na>", "-", "."}
+DATE = re.compile(
+    r"^(\d{1,2}[-/ ]?(Mar|Sep|Sept|Dec|Oct|Apr|Feb)|(Mar|Sep|Sept|Dec|Oct|Apr|Feb)[-/ ]\d{1,2}|\d{4}[-/]\d{1,2}[-/]\d{1,2}( .*)?|"
+    r"\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})$",
+    re.IGNORECASE,
+)
 ENSEMBL = re.compile(r"^(ENS[A-Z]*G\d{11})(\.\d+)?$")
 SEPARATORS = re.compile(r"\s*[+;,|&]\s*")
 GUIDE_NUMBER = re.compile(r"^(sg|g|guide|sgrna|p)?\d+$", re.IGNORECASE)
@@ -158,10 +164,13 @@ class Alignment:
         int64 ``(F)``: the wanted gene of each of the file's genes, -1 where it is none of them.
     decisions
         One row for each name that needed one: `gene` (in the file), `decision`, `became`, `candidates`.
+    called
+        The file's genes by the names that `rename` and plain errors of writing (HLA.A) give them.
     """
 
     position: np.ndarray
     decisions: pd.DataFrame
+    called: list[str] = field(default_factory=list)
 
     def measured(self, n_wanted: int) -> np.ndarray:
         """bool ``(G)``: which of the wanted genes the file has."""
@@ -187,11 +196,15 @@ def align(
     rename
         The user's own decisions: a name in the file to a wanted name.
     """
-    rename = rename or {}
+    rename = {**_without_dots(names, wanted), **(rename or {})}
     place = {gene: i for i, gene in enumerate(wanted)}
     called = [rename.get(name, name) for name in names]
     position = np.array([place.get(name, -1) for name in called], dtype=np.int64)
-    rows = [_row(n, "renamed", c) for n, c in zip(names, called, strict=True) if n != c and c in place]
+    rows = [_row(n, "renamed", c) for n, c in zip(names, called, strict=True) if n != c and (c in place or not place)]
+    rows += [
+        _row(n, "turned to a date by a spreadsheet: no gene is known by that name", "") for n in names if DATE.match(n)
+    ]
+    rows += [_row(n, "left out: it has no name", "") for n in names if not n]
     left = np.flatnonzero(position < 0)
     taken = set(position[position >= 0].tolist())
     free: dict[str, list[int]] = defaultdict(list)  # gene -> wanted names that mean it
@@ -217,14 +230,18 @@ def align(
             position[files[0]] = i
             how = meanings[files[0]].how
             rows.append(_row(names[files[0]], {"approved": "present symbol"}.get(how, f"by {how}"), wanted[i]))
-    return Alignment(position, pd.DataFrame(rows, columns=["gene", "decision", "became", "candidates"]))
+    return Alignment(position, pd.DataFrame(rows, columns=["gene", "decision", "became", "candidates"]), called)
 
 
 def appended(genes: list[str], names: Sequence[str], position: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """`genes` followed by those `names` that are none of them, and every name's place among them, from `position`."""
-    fresh = [name for name, at in zip(names, position, strict=True) if at < 0]
+    """`genes` followed by those `names` that are none of them, and every name's place among them, from `position`.
+
+    A gene without a name is none: its place is -1.
+    """
+    new = np.array([at < 0 and bool(name) for name, at in zip(names, position, strict=True)], dtype=bool)
+    fresh = [name for name, is_new in zip(names, new, strict=True) if is_new]
     position = position.copy()
-    position[position < 0] = len(genes) + np.arange(len(fresh))
+    position[new] = len(genes) + np.arange(len(fresh))
     return [*genes, *fresh], position
 
 
@@ -234,10 +251,22 @@ def check_unique(
     mend: str = "Keep one of each, or make them distinct: adata.var_names_make_unique()",
 ) -> None:
     """A `VcellError` where gene names stand more than once."""
-    index = pd.Index(names)
+    index = pd.Index([name for name in names if name])
     if not index.is_unique:
         twice = index[index.duplicated()].unique()
         raise VcellError(f"{what}: {len(twice):,} gene names stand more than once ({shortlist(twice, 5)}). {mend}")
+
+
+def _without_dots(names: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
+    """Names that R has written with dots (HLA.A, NKX2.1), to the genes that they are, where those are wanted or approved."""
+    known, there = set(wanted), set(names)
+    found = {}
+    for name in names:
+        if "." in name and name not in known and not ENSEMBL.match(name):
+            plain = name.replace(".", "-")
+            if plain not in there and (plain in known or plain in gene_names().approved):
+                found[name] = plain
+    return found
 
 
 def _meaning_of(name: str, ensembl: str | None) -> Meaning:

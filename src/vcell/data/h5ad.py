@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from vcell.data.genes import ENSEMBL
+from vcell.data.files import is_zarr
+from vcell.data.genes import ENSEMBL, NAMELESS
 from vcell.data.labels import NO_GUIDE, as_labels, is_without_guide, renamed
+from vcell.data.zarrstore import as_h5
 from vcell.errors import VcellError, nearest
 
 STRINGS_AT_ONCE = 500_000
@@ -42,19 +47,111 @@ class Columns:
 
 @contextmanager
 def open_h5ad(path: Path) -> Iterator[h5py.File]:
-    """An h5ad opened for reading; a `VcellError` where it is absent, truncated or no HDF5 file."""
+    """An h5ad (or an AnnData zarr store) opened for reading.
+
+    Raises
+    ------
+    VcellError
+        If it is absent, truncated, in use, no permission is given, or it is something else, saying what.
+    """
     with suppress(ImportError):  # only files packed with such filters need it
         import hdf5plugin  # noqa: F401  # registers zstd and other filters with HDF5
 
+    if is_zarr(path):
+        path = as_h5(path)
     try:
         file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
     except FileNotFoundError as error:
         raise VcellError(f"no such file: {path} (looked from {Path.cwd()})") from error
     except OSError as error:
-        reason = "is cut short or damaged" if "truncated" in str(error) else "is not an h5ad (HDF5) file"
-        raise VcellError(f"{path} {reason}: {error}. Download or write it again") from error
+        raise VcellError(_why_not(path, error)) from error
     with file:
         yield file
+
+
+def _why_not(path: Path, error: OSError) -> str:
+    """Why a file could not be opened, and what to do."""
+    words = str(error)
+    if path.is_dir():
+        inside = sorted(path.glob("*.h5*"))
+        return f"{path} is a folder, not a file." + (f" Name a file in it, such as {inside[0]}" if inside else "")
+    if isinstance(error, PermissionError) or "Permission denied" in words:
+        return f"no permission to read {path}. Ask its owner for it: chmod a+r {path}"
+    if "lock" in words.lower() or error.errno == errno.EAGAIN:
+        return (
+            f"{path} is in use: another process holds it open for writing, or its file system has no locks ({words}). Close it there "
+            "and try again; where nothing writes to it: export HDF5_USE_FILE_LOCKING=FALSE"
+        )
+    kind = _other_kind(path)
+    if kind:
+        return f"{path} is {kind}"
+    if "truncated" in words:
+        return f"{path} is cut short or damaged: {error}. Download or write it again"
+    return f"{path} is not an h5ad (HDF5) file: {error}. Download or write it again"
+
+
+def _other_kind(path: Path) -> str | None:
+    """What a file is that is no HDF5, with what to do; None where that cannot be told."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError:
+        return None
+    if start[:2] == b"\x1f\x8b":
+        return f"compressed with gzip. Unpack it first: gunzip {path}"
+    if start[:4] == b"\x28\xb5\x2f\xfd":
+        return f"compressed with zstd. Unpack it first: zstd -d {path}"
+    if start[:2] == b"PK":
+        return f"a zip archive. Unpack it first: unzip {path}"
+    if start[:3] == b"BZh" or start[:6] == b"\xfd7zXZ\x00":
+        return "a compressed file. Unpack it first"
+    return None
+
+
+def element(file: h5py.Group, name: str, path: Path) -> Any:
+    """An element of a file, whatever links lead to it.
+
+    Raises
+    ------
+    VcellError
+        If a link on the way leads nowhere, in a circle, or out of the file's folder.
+    """
+    here: Any = file
+    for piece in [p for p in name.split("/") if p]:
+        if not isinstance(here, h5py.Group):
+            raise VcellError(f"{path}: {name} is not there")
+        link = here.get(piece, getlink=True) if _linked(here, piece) else None
+        if isinstance(link, h5py.ExternalLink):
+            target = (path.parent / link.filename).resolve()
+            inside = path.parent.resolve() in target.parents
+            if not inside and os.environ.get("VCELL_EXTERNAL_LINKS") != "allow":
+                raise VcellError(
+                    f"{path}: {name} lies in another file, {link.filename}, outside its folder; it is not opened. If you trust it: "
+                    "export VCELL_EXTERNAL_LINKS=allow"
+                )
+        try:
+            here = here[piece]
+        except (KeyError, OSError, RuntimeError) as error:
+            where = f" to {link.path}" if isinstance(link, h5py.SoftLink | h5py.ExternalLink) else ""
+            raise VcellError(
+                f"{path}: {name} is a link{where} that leads nowhere, or is damaged ({error}). Write the file again"
+            ) from error
+    return here
+
+
+def _linked(group: h5py.Group, name: str) -> bool:
+    """Whether a group has a link of that name; h5py's own test passes over those that lead nowhere."""
+    return bool(group.id.links.exists(name.encode()))
+
+
+def has(file: h5py.Group, name: str) -> bool:
+    """Whether there is an element or a link of that name, wherever it leads."""
+    here: Any = file
+    pieces = [p for p in name.split("/") if p]
+    for piece in pieces[:-1]:
+        if not isinstance(here, h5py.Group) or not _linked(here, piece) or (here := here.get(piece)) is None:
+            return False
+    return isinstance(here, h5py.Group) and _linked(here, pieces[-1])
 
 
 def read_obs(file: h5py.File, path: Path, columns: Columns, context: str | None) -> pd.DataFrame:
@@ -99,17 +196,27 @@ def read_obs(file: h5py.File, path: Path, columns: Columns, context: str | None)
 
 
 def read_genes(file: h5py.File, path: Path, matrix: str = "X", column: str | None = None) -> list[str]:
-    """Gene names of `matrix`, as they stand: var's index, or `column`."""
+    """Gene names of `matrix`: var's index, or `column`, where a gene without a name there goes by the index.
+
+    Spaces around names are taken off; a gene without any name is "".
+    """
     key = var_key(file, matrix)
+    index = [_gene_name(name) for name in read_index(file, key, path)]
     if column is None:
-        return read_index(file, key, path).tolist()
+        return index
     names = column_names(_frame(file, key, path))
     if column not in names:
         raise VcellError(
             f"{path} has no var column {column!r} with gene names.{nearest(column, names)} It has: "
             f"{', '.join(names) or 'none'}. Set data.columns.gene=NAME, or null for var's index"
         )
-    return read_column(file, key, column, path).astype(str).tolist()
+    return [_gene_name(name) or other for name, other in zip(read_column(file, key, column, path), index, strict=True)]
+
+
+def _gene_name(value: Any) -> str:
+    """A name as text; "" for what is none."""
+    name = "" if value is None or value is pd.NA or value != value else str(value).strip()
+    return "" if name.lower() in NAMELESS else name
 
 
 def read_ensembl(file: h5py.File, path: Path, matrix: str) -> list[str] | None:
@@ -133,7 +240,19 @@ def column_names(node: h5py.Group | h5py.Dataset) -> list[str]:
     index = _index_name(node)
     if isinstance(node, h5py.Dataset):
         return [n for n in node.dtype.names or () if n != index]
-    return [n for n in node if n not in (index, "__categories")]
+    order = node.attrs.get("column-order")
+    listed = {n.decode() if isinstance(n, bytes) else str(n) for n in order} if order is not None else set()
+    # a column called "S/G2M" lies in a group "S" that is no column
+    plain = [n for n in node if n not in (index, "__categories") and (n in listed or _is_column(node, n))]
+    nested = [n for n in sorted(listed) if "/" in n and has(node, n)]
+    return [*plain, *nested]
+
+
+def _is_column(node: h5py.Group, name: str) -> bool:
+    if isinstance(node.get(name, getlink=True), h5py.SoftLink | h5py.ExternalLink):
+        return True  # said where it is read
+    found = node.get(name)
+    return isinstance(found, h5py.Dataset) or (isinstance(found, h5py.Group) and "encoding-type" in found.attrs)
 
 
 def read_column(file: h5py.File, key: str, name: str, path: Path) -> pd.Series:
@@ -146,15 +265,15 @@ def read_column(file: h5py.File, key: str, name: str, path: Path) -> pd.Series:
             if categories is not None and values.dtype.kind in "iu":
                 return pd.Series(pd.Categorical.from_codes(values, _decoded(categories[:])))
             return pd.Series(_decoded(values))
-        element = node[name]
-        if isinstance(element, h5py.Dataset) and "categories" in element.attrs:  # anndata 0.7
-            categories = _decoded(node[element.attrs["categories"]][:])
-            return pd.Series(pd.Categorical.from_codes(element[:], categories))
-        if isinstance(element, h5py.Dataset) and h5py.check_string_dtype(element.dtype) is not None:
-            return _strings(element)
+        stored = element(node, name, path)
+        if isinstance(stored, h5py.Dataset) and "categories" in stored.attrs:  # anndata 0.7
+            categories = _decoded(node[stored.attrs["categories"]][:])
+            return pd.Series(pd.Categorical.from_codes(stored[:], categories))
+        if isinstance(stored, h5py.Dataset) and h5py.check_string_dtype(stored.dtype) is not None:
+            return _strings(stored)
         from anndata.io import read_elem
 
-        return pd.Series(read_elem(element))
+        return pd.Series(read_elem(stored))
     except VcellError:
         raise
     except Exception as error:
@@ -173,14 +292,28 @@ def n_rows(file: h5py.File, key: str, path: Path) -> int:
     node = _frame(file, key, path)
     if isinstance(node, h5py.Dataset):
         return len(node)
-    element = node[_index_name(node)]
-    return len(element if isinstance(element, h5py.Dataset) else element["values"])
+    stored = element(node, _index_name(node), path)
+    return len(stored if isinstance(stored, h5py.Dataset) else stored["values"])
 
 
 def _frame(file: h5py.File, key: str, path: Path) -> h5py.Group | h5py.Dataset:
-    if key not in file:
-        raise VcellError(f"{path} has no {key!r}: it is not an AnnData file, or it was cut short")
-    return file[key]
+    if not has(file, key):
+        raise VcellError(f"{path} has no {key!r}: {no_anndata(file)}")
+    node = element(file, key, path)
+    if isinstance(node, h5py.Dataset) and node.dtype.names is None:
+        raise VcellError(f"{path}: {key} is no table; it is not an AnnData file")
+    return node
+
+
+def no_anndata(file: h5py.File) -> str:
+    """What a file is that lacks a part of AnnData, and what to do."""
+    if has(file, "mod"):
+        return "it is a MuData file (.h5mu) of several modalities. Write the one you want: mudata.read_h5mu(FILE)['rna'].write_h5ad('rna.h5ad')"
+    if has(file, "matrix/barcodes") or has(file, "matrix"):
+        return "it is not an AnnData file but a 10x matrix without cell labels. Read it with scanpy.read_10x_h5, add obs columns, and write_h5ad"
+    if has(file, "row_attrs") and has(file, "col_attrs"):
+        return "it is a loom file. Read it with scanpy.read_loom and write_h5ad"
+    return "it is not an AnnData file, or it was cut short"
 
 
 def _index_name(node: h5py.Group | h5py.Dataset) -> str:

@@ -154,6 +154,7 @@ def _write_store(
     cells = _cells(jobs)
     labelled = (cells["perturbation"] != NO_GUIDE).to_numpy()
     kept = np.zeros(len(cells), bool)
+    twice = _counted_twice(cells)
     kept[labelled], notes = filters.apply(cells[labelled].reset_index(drop=True), recipe.control_label)
     order = _order(cells, kept & (cells["library_size"] > 0).to_numpy())
     parts = [PartRows(job.folder / "rows", lengths) for job, lengths in zip(jobs, _split(cells, jobs), strict=True)]
@@ -175,6 +176,7 @@ def _write_store(
         "scales": {str(job.path): a["scale"] for job, a in zip(jobs, about, strict=True)},
         "empty_cells_dropped": int((cells["library_size"] <= 0).sum()),
         "filtered": notes,
+        "counted_twice": twice,
         "labels": labels.notes(),
         "genes_missing": {job.source: int(n) for job, n in zip(jobs, (~measured).sum(axis=1), strict=True) if n},
         "genes_zero": {job.source: int(n) for job, n in zip(jobs, (measured & ~seen).sum(axis=1), strict=True)},
@@ -193,6 +195,17 @@ def _cells(jobs: Sequence[PartJob]) -> pd.DataFrame:
         tables.append(table.assign(source=source).astype(dict.fromkeys(LABELS, "category")))
     joined = {name: union_categoricals([t[name] for t in tables]) for name in LABELS}
     return pd.concat([t.drop(columns=[*LABELS]) for t in tables], ignore_index=True).assign(**joined)
+
+
+def _counted_twice(cells: pd.DataFrame) -> list[str]:
+    """Sources that hold cells of another one: of the same name, label and total."""
+    same = ["cell_id", "context", "perturbation", "library_size", "stored"]
+    again = cells.duplicated(same, keep=False) & ~cells.duplicated([*same, "source"], keep=False)
+    found = cells.loc[again, "source"].value_counts()
+    sources = [str(source) for source, number in found.items() if number]
+    return (
+        [f"{int(again.sum()) // max(1, len(sources)):,} cells lie in each of {shortlist(sources)}"] if sources else []
+    )
 
 
 def _split(cells: pd.DataFrame, jobs: Sequence[PartJob]) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from vcell.data.csr import ranges, starts_of
+from vcell.data.h5ad import element, has
 from vcell.errors import VcellError, nearest
 
 BLOCK_VALUES = 4_000_000  # stored values read at a time: about 50 MB in flight
@@ -57,12 +58,12 @@ class Matrix:
         VcellError
             If there is none, its layout is unknown, or its parts do not fit together.
         """
-        if name not in file:
+        if not has(file, name):
             known = matrix_names(file)
             raise VcellError(
                 f"{path} has no matrix {name!r}.{nearest(name, known)} It has: {', '.join(known)}. Set data.matrix=NAME"
             )
-        node, what, shape = file[name], f"{path}: {name}", (n_cells, n_genes)
+        node, what, shape = element(file, name, path), f"{path}: {name}", (n_cells, n_genes)
         if isinstance(node, h5py.Dataset):
             if node.shape != shape:
                 raise VcellError(f"{what} has shape {node.shape}, not cells × genes {shape}")
@@ -72,7 +73,7 @@ class Matrix:
             raise VcellError(f"{what} is stored as {layout or 'an unknown layout'}; CSR, CSC and dense can be read")
         if _shape(node) not in (None, shape):
             raise VcellError(f"{what} has shape {_shape(node)}, not cells × genes {shape}")
-        indptr = node["indptr"][:].astype(np.int64)
+        indptr = _whole_numbers(element(node, "indptr", path), what)
         _check_indptr(indptr, node, what, shape[layout == "csc"])
         return cls(node, what, layout, shape, indptr)
 
@@ -203,14 +204,24 @@ class Matrix:
 
 def matrix_names(file: h5py.File) -> list[str]:
     """Matrices of a file that hold cells × genes."""
-    names = [name for name in ("X", "raw/X", "raw.X") if name in file]
-    return [*names, *(f"layers/{layer}" for layer in file.get("layers", {}))]
+    names = [name for name in ("X", "raw/X", "raw.X") if has(file, name)]
+    layers = file.get("layers") if has(file, "layers") else None
+    return [*names, *(f"layers/{layer}" for layer in layers or {})]
 
 
 def dense_block(values: np.ndarray, start: int) -> CsrBlock:
     """A dense block as CSR, zeros left out."""
     row, gene = np.nonzero(values)
     return CsrBlock(start, starts_of(np.bincount(row, minlength=len(values))), gene, values[row, gene])
+
+
+def _whole_numbers(node: h5py.Dataset, what: str) -> np.ndarray:
+    try:
+        return node[:].astype(np.int64)
+    except (OSError, TypeError, ValueError) as error:
+        raise VcellError(
+            f"{what} is damaged: its index pointer cannot be read ({error}). Download or write the file again"
+        ) from error
 
 
 def _layout(node: h5py.Group) -> str:

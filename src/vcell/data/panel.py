@@ -76,7 +76,7 @@ class GeneChoice:
                 self._check_overlap(found.position, names, genes, path, listed is not None)
             position = found.position
             if listed is None:
-                genes, position = appended(genes, [(self.rename or {}).get(n, n) for n in names], position)
+                genes, position = appended(genes, found.called, position)
             aligned.append(position)
             names_of.append(found.decisions.assign(file=short))
         if unused:

@@ -94,6 +94,8 @@ def _made(data: DictConfig, path: Path, workers: int | None, cluster: str | None
     )
     for note in store.meta["labels"]:
         print(f"labels       {note}", flush=True)
+    for note in store.meta["counted_twice"]:
+        print(f"warning      {note}: they count twice. Leave one of the files out", flush=True)
     return store
 
 
@@ -157,6 +159,9 @@ def _decisions(store: CellStore) -> list[str]:
                 f"all zero     {number:,} genes are 0 in every cell of {source}; if they were never measured there, say so: "
                 "data.zero_genes=missing"
             )
+    lines += [
+        f"warning      {note}: they count twice. Leave one of the files out" for note in meta.get("counted_twice", [])
+    ]
     lines += [f"labels       {note}" for note in meta.get("labels", [])]
     if meta.get("labels"):
         lines.append(f"             all of them: {store.path / 'labels.csv'}")

@@ -27,6 +27,8 @@ LARGEST_LOG1P = np.log(2**32)
 SAME_TOTAL = 0.01  # spread of the cells' totals, relative, below which they were scaled to one
 WANTED = 0.95  # of the cells of a sample
 TELLING_VALUES = 10
+FEWEST_TELLING = 10  # cells
+NEARLY_ONE_TOTAL = 0.01  # spread of the totals of values rounded after scaling; depths of cells differ by far more
 
 
 class Scale(StrEnum):
@@ -38,6 +40,8 @@ class Scale(StrEnum):
     NORMALISED = "normalised"
     LOG1P_FRACTIONAL = "log1p_fractional"
     FRACTIONAL = "fractional"
+    LOG1P_ROUNDED = "log1p_rounded"
+    ROUNDED = "rounded"
     UNKNOWN = "unknown"
 
     @property
@@ -57,6 +61,8 @@ class Scale(StrEnum):
             Scale.NORMALISED: "counts scaled per cell",
             Scale.LOG1P_FRACTIONAL: "log1p of scaled values that are no multiples of whole counts",
             Scale.FRACTIONAL: "values above 0 that are no multiples of whole counts",
+            Scale.LOG1P_ROUNDED: "log1p of counts scaled to one total per cell and then rounded: all cells have nearly the same total",
+            Scale.ROUNDED: "counts scaled to one total per cell and then rounded: all cells have nearly the same total",
             Scale.UNKNOWN: "unknown: neither counts, nor scaled counts, nor log1p of values with one total",
         }[self]
 
@@ -129,7 +135,7 @@ def detect_scale(values: np.ndarray, indptr: np.ndarray) -> Scale:
     for scale in [Scale.COUNTS, *logged, Scale.NORMALISED]:
         fine = recover_counts(values, indptr, scale).fine
         if fine.mean() >= WANTED:
-            return scale
+            return _told_by_steps(values, indptr, scale)
         found[scale] = int((fine & left).sum())
         left &= ~fine
     if sum(found.values()) > (1 - WANTED) * telling.sum():
@@ -137,13 +143,44 @@ def detect_scale(values: np.ndarray, indptr: np.ndarray) -> Scale:
         shares = "; ".join(f"{n / telling.sum():.0%} {scale.words}" for scale, n in found.items() if n)
         raise VcellError(
             f"the cells are on several scales ({shares}): scores and losses would compare numbers that mean different things. "
-            "Write cells of each scale to a file of their own"
+            "Write cells of each scale to a file of their own; or, where all are counts from which something was subtracted (ambient RNA), "
+            "keep the values as they are: data.scale=fractional (or log1p_fractional)"
         )
     if not looks_logged:
         return Scale.FRACTIONAL
     # of two ways to read them, the one by which the cells' totals agree; small values look alike both ways
     candidates = [s for s in (Scale.FRACTIONAL, Scale.LOG1P_FRACTIONAL) if one_total(values, indptr, s) is not None]
     return min(candidates, key=lambda s: np.ptp(cell_totals(values, indptr, s)), default=Scale.UNKNOWN)
+
+
+def _told_by_steps(values: np.ndarray, indptr: np.ndarray, scale: Scale) -> Scale:
+    """Whether whole values are counts: scaled ones may be whole too, by their factor or by rounding.
+
+    Counts of a cell are 1 and more, so that the smallest step between its values is 1. Where it is larger in nearly every cell, the
+    values are multiples of a count. And cells of one experiment have totals of their own: totals that are equal to a few parts in a
+    thousand, but not exactly, were scaled and rounded; exactly equal ones may have been drawn down to one depth.
+    """
+    if scale not in (Scale.COUNTS, Scale.LOG1P_COUNTS):
+        return scale
+    whole = np.rint(linear(values, scale))
+    keep = whole > 0
+    starts = starts_of(keep)[indptr]
+    whole, lengths = whole[keep].astype(np.int64), np.diff(starts)
+    telling = np.flatnonzero(lengths >= TELLING_VALUES)
+    if len(telling) < FEWEST_TELLING:
+        return scale
+    steps = np.gcd.reduceat(whole, starts[:-1][telling]) if len(telling) == len(lengths) else np.array(
+        [np.gcd.reduce(whole[starts[i] : starts[i + 1]]) for i in telling]
+    )  # fmt: skip
+    if np.mean(steps > 1) >= WANTED:
+        return Scale.NORMALISED if scale is Scale.COUNTS else Scale.LOG1P_NORMALISED
+    totals = np.add.reduceat(whole, starts[:-1][telling]) if len(telling) == len(lengths) else np.array(
+        [whole[starts[i] : starts[i + 1]].sum() for i in telling]
+    )  # fmt: skip
+    low, high = np.quantile(totals, [0.02, 0.98])
+    if low != high and high / low - 1 < NEARLY_ONE_TOTAL:
+        return Scale.ROUNDED if scale is Scale.COUNTS else Scale.LOG1P_ROUNDED
+    return scale
 
 
 def cell_totals(values: np.ndarray, indptr: np.ndarray, scale: Scale) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from vcell.data.files import read_toml
+from vcell.data.labels import listed_names, resolve
 from vcell.errors import VcellError, nearest, shortlist
 from vcell.whole import write_text
 
@@ -72,7 +73,7 @@ class Folds:
     def test(self, groups: Sequence[Group], seed: int) -> tuple[set[Group], set[Group]]:
         """Groups that test, and groups in no split."""
         contexts = _fold([c for c, _ in groups], self, seed, "context") if self.by != "perturbation" else None
-        within = None if self.within is None else set(self.within)
+        within = None if self.within is None else set(listed_names(self.within))
         if within is not None:
             check_known(within, {c for c, _ in groups}, "data.split.folds.within", "context")
         inside = [g for g in groups if within is None or g[0] in within]
@@ -121,13 +122,13 @@ class Split:
         self, name: str, hold_out: HoldOut, groups: list[Group], assigned: dict[Group, str], rng: np.random.Generator
     ) -> list[Group]:
         contexts = sorted({c for c, _ in groups})
-        within = contexts if hold_out.within is None else list(hold_out.within)
+        within = contexts if hold_out.within is None else listed_names(hold_out.within)
         key = f"data.split.{name}"
         if isinstance(hold_out.contexts, int | float):
             free = sorted({c for c, _ in groups} - {c for (c, _), s in assigned.items() if s != "train"})
             whole = _draw(free, len(contexts), float(hold_out.contexts), f"{key}.contexts", rng)
         else:
-            whole = set(hold_out.contexts)
+            whole = set(listed_names(hold_out.contexts))
             check_known(whole, contexts, f"{key}.contexts", "context")
         check_known(within, contexts, f"{key}.within", "context")
         if isinstance(hold_out.perturbations, int | float):
@@ -139,7 +140,7 @@ class Split:
                 free, len({p for _, p in groups}), float(hold_out.perturbations), f"{key}.perturbations", rng
             )
         else:
-            wanted = set(hold_out.perturbations)
+            wanted = set(resolve(hold_out.perturbations, {p for _, p in groups}))
             check_known(wanted, {p for _, p in groups}, f"{key}.perturbations", "perturbation")
         return [(c, p) for c, p in groups if c in whole or (p in wanted and c in within)]
 
@@ -199,7 +200,7 @@ def assign_from_toml(path: str | Path, groups: Iterable[Group], control: str) ->
     for key, lists in content.get("fewshot", {}).items():
         context = context_of(key, "fewshot")
         for split, names in lists.items():
-            wanted = set(names)
+            wanted = set(resolve(names, {p for _, p in assigned}))
             assigned.update({g: checked(split, "fewshot") for g in assigned if g[0] == context and g[1] in wanted})
     if "train" not in assigned.values():
         raise VcellError(f"{path} leaves nothing to train on")

@@ -27,7 +27,7 @@ LARGEST_TABLE_INSIDE = 64 * 2**20
 
 
 # what a checkpoint may ask to be built, by the name it is given in one
-MODELS: dict[str, type[torch.nn.Module]] = {"vcell.model.transition.TransitionModel": TransitionModel}
+MODELS: dict[str, type[TransitionModel]] = {"vcell.model.transition.TransitionModel": TransitionModel}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -172,7 +172,7 @@ def load_table(perturbation: Any, trained: Sequence[str], held_out: Sequence[str
     return table.with_aliases(perturbation["aliases"] or {})
 
 
-def make_model(config: Mapping[str, Any], sizes: Mapping[str, Any], path: Path) -> torch.nn.Module:
+def make_model(config: Mapping[str, Any], sizes: Mapping[str, Any], path: Path) -> TransitionModel:
     """The model that a checkpoint describes: one of `MODELS`, made with plain values. Nothing of a checkpoint is ever called.
 
     Raises

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 
 from vcell.data.csr import row_of
 from vcell.data.h5ad import column_names, open_h5ad, read_column, read_index
+from vcell.data.lists import read_matrix
 from vcell.data.matrix import Matrix
 from vcell.errors import VcellError, shortlist
 
@@ -71,17 +73,14 @@ def read_table(path: Path, perturbation: str, context: str | None) -> Table:
     if path.suffix.lower() not in SUFFIXES:
         return _read_h5ad(path, perturbation, context)
     try:
-        if path.suffix.lower() in (".parquet", ".pq"):
-            frame = pd.read_parquet(path)
-        else:
-            # a target called NA or NAN is a gene
-            frame = pd.read_csv(
-                path, sep="\t" if path.suffix.lower() == ".tsv" else ",", keep_default_na=False, na_values=[""]
-            )
+        frame = pd.read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else read_matrix(path, "pred")
     except FileNotFoundError as error:
         raise VcellError(f"no such file: {path} (looked from {Path.cwd()})") from error
+    except VcellError:
+        raise
     except Exception as error:
         raise VcellError(f"{path} cannot be read as a table: {error}") from error
+    frame.columns = pd.Index([str(name).strip() for name in frame.columns])
     label = next((name for name in (perturbation, *NAMES) if name in frame.columns), None)
     if label is None and not isinstance(frame.index, pd.RangeIndex):
         frame = frame.reset_index(names=perturbation)
@@ -93,7 +92,7 @@ def read_table(path: Path, perturbation: str, context: str | None) -> Table:
             f"{path} does not say which row is which perturbation: it needs a column {perturbation!r}. Columns: "
             f"{shortlist(map(str, frame.columns), 5)}"
         )
-    targets = frame.pop(label).astype(str).tolist()
+    targets = frame.pop(label).astype(str).str.strip().tolist()
     contexts = frame.pop(context).astype(str).tolist() if context in frame.columns else None
     words = [str(name) for name, kind in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
     if words:
@@ -113,6 +112,28 @@ def _read_h5ad(path: Path, perturbation: str, context: str | None) -> Table:
             for block in matrix.blocks(Path(scratch)):
                 values[block.start + row_of(block.indptr), block.indices] = block.values
     return _checked(Table(path, genes, values, targets, contexts))
+
+
+def check_orientation(table: Table, genes: Sequence[str]) -> None:
+    """Refuses a table of genes x targets: targets are genes too, so its rows would pass for targets.
+
+    Parameters
+    ----------
+    genes
+        Those that are wanted, or that the control cells have.
+
+    Raises
+    ------
+    VcellError
+        Where the rows are more of these genes than the columns are.
+    """
+    known = set(genes)
+    as_rows, as_columns = len(known & set(table.targets)), len(known & set(table.genes))
+    if as_rows > as_columns and as_rows > 0.5 * len(table.targets):
+        raise VcellError(
+            f"{table.path} seems to be transposed: its rows ({shortlist(table.targets, 3)}) are {as_rows:,} of the genes, its columns "
+            f"({shortlist(table.genes, 3)}) {as_columns:,}. Rows must be perturbations and columns genes: write frame.T"
+        )
 
 
 def _checked(table: Table) -> Table:
