@@ -26,7 +26,7 @@ def expand(path: str | Sequence[str]) -> list[Path]:
     patterns = [path] if isinstance(path, str) else list(path)
     found: dict[Path, None] = {}
     missing = []
-    for pattern in (alternative for p in patterns for alternative in braces(str(Path(p).expanduser()))):
+    for pattern in (alternative for p in patterns for alternative in alternatives(str(Path(p).expanduser()))):
         matches = sorted(glob.glob(pattern, recursive=True))
         if not matches:
             missing.append(pattern)
@@ -37,6 +37,11 @@ def expand(path: str | Sequence[str]) -> list[Path]:
     if missing:
         raise VcellError(f"no such file: {', '.join(missing)} (looked from {Path.cwd()}). Set data.path=FILE.h5ad")
     return list(found)
+
+
+def alternatives(pattern: str) -> list[str]:
+    """A pattern with its braces resolved; a name that is there as it stands is none, whatever brackets it has."""
+    return [glob.escape(pattern)] if Path(pattern).exists() else braces(pattern)
 
 
 def is_zarr(path: Path) -> bool:

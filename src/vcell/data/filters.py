@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vcell.data.genes import gene_names
+from vcell.data.labels import listed_names
 from vcell.errors import VcellError, nearest, shortlist
 
 
@@ -97,12 +98,12 @@ class Filters:
     def _named_batches(self, batch: pd.Series) -> np.ndarray:
         """Cells of the batches to drop; a `VcellError` where a name is no batch."""
         known = set(batch.astype(str))
-        unknown = sorted(set(self.drop_batches) - known)
+        unknown = sorted(set(listed_names(self.drop_batches)) - known)
         if unknown:
             raise VcellError(
                 f"data.filter.drop_batches names {shortlist(unknown)}, which is no batch.{nearest(unknown[0], known)}"
             )
-        return batch.isin(list(self.drop_batches)).to_numpy()
+        return batch.isin(listed_names(self.drop_batches)).to_numpy()
 
     def _unknown(self, cells: pd.DataFrame, residual: np.ndarray, is_control: np.ndarray) -> np.ndarray:
         """Cells whose perturbation is no known gene, where those are to be left out."""

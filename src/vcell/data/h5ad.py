@@ -77,7 +77,7 @@ def _why_not(path: Path, error: OSError) -> str:
         return f"{path} is a folder, not a file." + (f" Name a file in it, such as {inside[0]}" if inside else "")
     if isinstance(error, PermissionError) or "Permission denied" in words:
         return f"no permission to read {path}. Ask its owner for it: chmod a+r {path}"
-    if "lock" in words.lower() or error.errno == errno.EAGAIN:
+    if "unable to lock" in words or error.errno in (errno.EAGAIN, errno.ENOLCK):
         return (
             f"{path} is in use: another process holds it open for writing, or its file system has no locks ({words}). Close it there "
             "and try again; where nothing writes to it: export HDF5_USE_FILE_LOCKING=FALSE"
@@ -298,7 +298,8 @@ def n_rows(file: h5py.File, key: str, path: Path) -> int:
 
 def _frame(file: h5py.File, key: str, path: Path) -> h5py.Group | h5py.Dataset:
     if not has(file, key):
-        raise VcellError(f"{path} has no {key!r}: {no_anndata(file)}")
+        what = f"the zarr store {path}" if is_zarr(path) else str(path)
+        raise VcellError(f"{what} has no {key!r}: {no_anndata(file)}")
     node = element(file, key, path)
     if isinstance(node, h5py.Dataset) and node.dtype.names is None:
         raise VcellError(f"{path}: {key} is no table; it is not an AnnData file")

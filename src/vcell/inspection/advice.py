@@ -19,6 +19,10 @@ def warnings(found: dict[str, Any]) -> list[str]:
     used: dict[str, Any] = next((m for m in found["matrices"] if m["name"] == found["matrix"]), {})
     if used and not used["counts_recoverable"]:
         out.append("no counts come back from the values; they can be stored, but not trained on beside counts")
+    if used and used["scale"] in ("rounded", "log1p_rounded"):
+        out.append(
+            "the values are whole, but no raw counts: give the raw counts (data.matrix=layers/counts, data.matrix=raw/X)"
+        )
     if used.get("empty_cells"):
         out.append(
             f"{used['empty_cells']:,} of {used['sampled_cells']:,} sampled cells are all zeros: leave them out with data.empty_cells=drop"
@@ -37,9 +41,8 @@ def warnings(found: dict[str, Any]) -> list[str]:
         out.append("no label looks like a control: name it with control=LABEL")
     for role in ("perturbation", "batch", "context"):
         if labels[role].get("without_label"):
-            out.append(
-                f"{labels[role]['without_label']:,} cells have no value in {labels[role]['column']}: prepare will refuse them"
-            )
+            what = "they are left out (data.labels.no_guide)" if role == "perturbation" else "prepare will refuse them"
+            out.append(f"{labels[role]['without_label']:,} cells have no value in {labels[role]['column']}: {what}")
     unmatched = labels.get("unmatched", {})
     if unmatched.get("contexts_without_controls"):
         out.append(f"contexts without control cells: {shortlist(unmatched['contexts_without_controls'], 4)}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from vcell.data.genes import gene_names
-from vcell.data.h5ad import column_names, n_rows, read_column
+from vcell.data.h5ad import column_names, has, n_rows, read_column
+from vcell.data.labels import as_labels, is_control, is_untreated, listed_names
 from vcell.errors import VcellError, nearest
 
 # in the order in which they are preferred
@@ -31,11 +30,6 @@ USUAL = {
         "cell_type", "cell_line", "cellline", "celltype", "context", "cell_types", "cell_label", "line", "cell_type_name", "tissue",
     ),
 }  # fmt: skip
-CONTROL = re.compile(
-    r"^(non[-_ ]?targeting|nt|ntc|control|ctrl|neg(ative)?|scramble[d]?|safe[-_ ]?(targeting|harbor)|unperturbed|vehicle|dmso|"
-    r"untreated|unstim(ulated)?|mock|wt|wild[-_ ]?type|pbs|aavs1|intergenic)([-_ ]?(control|ctrl|guide|sgrna|cells?))?s?([-_ ]?\d+)?$",
-    re.IGNORECASE,
-)
 MOST_LABELS = 50_000
 
 
@@ -82,7 +76,9 @@ def guess_labels(file: h5py.File, path: Path, given: dict[str, str | None], cont
             raise VcellError(
                 f"{path} has no obs column {name!r} for the {role}.{nearest(name, names)} It has: {', '.join(names)}"
             )
-    columns = {name: column for name in names if (column := _labels(file, name, path)) is not None}
+    columns = {
+        name: column for name in names if (column := _labels(file, name, path, name in given.values())) is not None
+    }
     guesses = {role: _guess(role, columns, given.get(role)) for role in USUAL}
     taken = guesses["perturbation"].name
     for role in ("batch", "context"):
@@ -117,14 +113,15 @@ def _guess(role: str, columns: dict[str, pd.Series], given: str | None) -> Guess
     return Guess(None, "none", "no column has a usual name or a label that looks like a control")
 
 
-def _control(column: pd.Series | None, given: str | None, path: Path) -> tuple[str | None, str]:
+def _control(column: pd.Series | None, given: Any, path: Path) -> tuple[str | None, str]:
     if column is None:
         return None, "no perturbation column"
-    labels = column.cat.categories
+    labels = [str(label) for label in column.cat.categories]
     if given is not None:
-        if given not in labels:
-            raise VcellError(f"{path}: no cell is labelled {given!r}.{nearest(given, labels)}")
-        return given, "named by you"
+        for name in listed_names(given):
+            if name not in labels:
+                raise VcellError(f"{path}: no cell is labelled {name!r}.{nearest(name, labels)}")
+        return listed_names(given)[0], "named by you"
     found = _control_labels(column)
     if not found:
         return None, "no label looks like a control"
@@ -132,51 +129,49 @@ def _control(column: pd.Series | None, given: str | None, path: Path) -> tuple[s
 
 
 def _control_labels(column: pd.Series) -> list[str]:
-    """Labels that look like controls, the most frequent first."""
-    found = [label for label in column.cat.categories if CONTROL.match(label)]
+    """Labels that look like controls: non-targeting guides before untreated cells, the most frequent first."""
     number = column.value_counts()
-    return sorted(found, key=lambda label: -int(number[label]))
+    present = [label for label in column.cat.categories if number[label]]
+    found = [label for label in present if is_control(label) or is_untreated(label)]
+    return sorted(found, key=lambda label: (not is_control(label), -int(number[label])))
 
 
 def _gene_share(column: pd.Series) -> float:
-    labels = [label for label in column.cat.categories[:2000] if not CONTROL.match(label)]
+    labels = [label for label in column.cat.categories[:2000] if not (is_control(label) or is_untreated(label))]
     genes = gene_names()
     known = [all(genes.meaning(t).how != "unknown" for t in genes.targets(label)) for label in labels]
     return float(np.mean(known)) if known else 0.0
 
 
-def _labels(file: h5py.File, name: str, path: Path) -> pd.Series | None:
-    """A column as categories of strings; None for one that is no label: measurements, or one value a cell."""
+def _labels(file: h5py.File, name: str, path: Path, asked: bool = False) -> pd.Series | None:
+    """A column as categories of strings; None for one that is no label: measurements, or one value per cell. One `asked` for is read."""
     node: Any = file["obs"]
     cells = n_rows(file, "obs", path)
-    element = node if isinstance(node, h5py.Dataset) else node[name]
-    usual = any(name.lower() in names for names in USUAL.values())
+    element = node if isinstance(node, h5py.Dataset) else node.get(name)
+    if element is None and not has(node, name):
+        return None
+    usual = asked or any(name.lower() in names for names in USUAL.values())
     if isinstance(element, h5py.Dataset) and element is not node:
-        if element.dtype.kind == "f" or (
+        if (element.dtype.kind == "f" and not asked) or (
             element.dtype.kind in "iu" and not usual and "categories" not in element.attrs
         ):
             return None
         if not usual and "categories" not in element.attrs and _distinct_soon(element) > 0.9:
             return None  # barcodes
-    column = read_column(file, "obs", name, path)
-    if not isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype("category")
+    try:
+        column = as_labels(read_column(file, "obs", name, path))
+    except VcellError:
+        if usual:
+            raise
+        return None  # a column that nobody asked for need not be readable
+    counts = column.value_counts()
+    if (counts == 0).any():
+        column = column.cat.remove_unused_categories()  # labels of cells that were left out of the file
     few = len(column.cat.categories) <= min(MOST_LABELS, max(2, cells // 2))
-    if not few and not usual:
-        return None
-    return column.cat.rename_categories(_unique(column.cat.categories.astype(str)))
+    return column if few or usual else None
 
 
 def _distinct_soon(element: h5py.Dataset) -> float:
     """Share of distinct values among the first ones."""
     some = element[:1000].tolist()
     return len(set(map(str, some))) / max(1, len(some)) if len(element) > 1000 else 0.0
-
-
-def _unique(labels: Sequence[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    out = []
-    for label in labels:
-        seen[label] = seen.get(label, 0) + 1
-        out.append(label if seen[label] == 1 else f"{label}#{seen[label]}")
-    return out

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 
 from vcell.data.genes import gene_names
-from vcell.data.h5ad import column_names, n_rows, open_h5ad, read_genes
+from vcell.data.h5ad import column_names, n_rows, no_anndata, open_h5ad, read_genes
+from vcell.data.labels import NO_GUIDE, is_without_guide
 from vcell.data.matrix import matrix_names
 from vcell.errors import VcellError
 from vcell.inspection.advice import data_overrides, warnings
@@ -21,6 +21,7 @@ from vcell.inspection.knockdown import UNSILENCED, knockdown
 from vcell.inspection.values import Values, look_at
 
 ACTIVATED = 1.5
+FEWEST_TO_HOLD_OUT = 3  # perturbations: one each to train, validate and test
 
 
 def inspect(
@@ -50,9 +51,7 @@ def inspect(
     columns = columns or {}
     with open_h5ad(path) as file:
         if "obs" not in file or "var" not in file:
-            raise VcellError(
-                f"{path} has no {'obs' if 'obs' not in file else 'var'}: it is not an AnnData file{_tenx(file)}"
-            )
+            raise VcellError(f"{path} has no {'obs' if 'obs' not in file else 'var'}: {no_anndata(file)}")
         names = matrix_names(file)
         if matrix is not None and matrix not in names:
             raise VcellError(f"{path} has no matrix {matrix!r}; it has: {', '.join(names)}")
@@ -69,14 +68,16 @@ def inspect(
             "matrix": best.name if best is not None and best.usable else None,
             "genes": judge_genes(file, path, best.name if best else "X", held, gene_column, genes),
             "obs_columns": column_names(file["obs"]),
-            "obsm": list(file.get("obsm", {})),
+            "obsm": list(file.get("obsm") or {}),
             "labels": _labels(labels, set(held)),
         }
         found["knockdown"] = _knockdown(best, labels, held)
     found["warnings"] = warnings(found)
     overrides = data_overrides(found, gene_column)
     found["prepare"] = f"python -m vcell.prepare data=perturb_seq {overrides}" if overrides else None
-    found["train"] = f"python -m vcell.train experiment=perturb_seq {overrides}" if overrides else None
+    few = found["labels"]["perturbation"].get("number", 0) < FEWEST_TO_HOLD_OUT
+    all_train = " 'data.split.val.perturbations=[]' 'data.split.test.perturbations=[]'" if few else ""
+    found["train"] = f"python -m vcell.train experiment=perturb_seq {overrides}{all_train}" if overrides else None
     return found
 
 
@@ -91,9 +92,10 @@ def _labels(labels: Labels, genes: set[str]) -> dict[str, Any]:
     number = labels.perturbation.value_counts()
     if labels.control is not None:
         out["control"]["cells"] = int(number[labels.control])
-    perturbed = number.drop(labels.control, errors="ignore")
+    without = [label for label in number.index if label != labels.control and is_without_guide(str(label))]
+    perturbed = number.drop([label for label in (labels.control, *without) if label in number.index])
     out["perturbation"] |= _perturbations(perturbed[perturbed > 0], genes)
-    out["perturbation"]["without_label"] = int(labels.perturbation.isna().sum())
+    out["perturbation"]["without_label"] = int(number[without].sum())
     for role in ("batch", "context"):
         column = getattr(labels, role)
         if column is not None:
@@ -103,7 +105,7 @@ def _labels(labels: Labels, genes: set[str]) -> dict[str, Any]:
                 "number": len(counts),
                 "cells_each": _spread(counts),
                 "cells": {str(k): int(v) for k, v in counts.items()},
-                "without_label": int(column.isna().sum()),
+                "without_label": int((column == NO_GUIDE).sum()),
             }
     if labels.control is not None:
         out["unmatched"] = _unmatched(labels)
@@ -186,11 +188,3 @@ def _knockdown(best: Values | None, labels: Labels, names: list[str]) -> dict[st
 
 def _spread(numbers: pd.Series) -> dict[str, int]:
     return {"min": int(numbers.min()), "median": int(numbers.median()), "max": int(numbers.max())}
-
-
-def _tenx(file: h5py.File) -> str:
-    return (
-        " but a 10x matrix without cell labels. Read it with scanpy.read_10x_h5, add obs columns, and write_h5ad"
-        if "matrix" in file
-        else ""
-    )
