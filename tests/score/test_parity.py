@@ -100,7 +100,15 @@ def empty_cell(pred: Cells, real: Cells) -> None:
     real["G28"][:2] *= 100
 
 
-AWKWARD = [ordinary, ties, constant_genes, single_cells, no_effect, p_of_zero, empty_cell]
+def zeroed_genes(pred: Cells, real: Cells) -> None:
+    """A prediction that switches genes off: their fold changes are infinite, and so many tie."""
+    rng = np.random.default_rng(2)
+    for label in TARGETS:
+        pred[label][:, rng.random(len(GENES)) < 0.4] = 0
+        real[label][:, rng.random(len(GENES)) < 0.15] = 0
+
+
+AWKWARD = [zeroed_genes, ordinary, ties, constant_genes, single_cells, no_effect, p_of_zero, empty_cell]
 
 
 def two_screens(how: Callable[[Cells, Cells], None]) -> tuple[GroupedCells, GroupedCells]:

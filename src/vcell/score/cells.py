@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
+from anndata.io import read_elem
 from scipy import sparse
 
-from vcell.data.h5ad import open_h5ad
+from vcell.data.genes import align, check_unique
+from vcell.data.h5ad import column_names, element, has, open_h5ad, read_column, read_genes
+from vcell.data.labels import NO_GUIDE, LabelRules, as_labels, is_control, read_labels, renamed, resolve
+from vcell.data.matrix import Matrix, matrix_names
 from vcell.data.scale import Scale, detect_scale, recover_counts
 from vcell.errors import VcellError, nearest, shortlist
+from vcell.inspection.columns import USUAL
+from vcell.inspection.values import look_at
 from vcell.score.grouped import GroupedCells
 
 SAMPLE_CELLS = 500
+LEAST_MEASURED = 0.5  # of the prediction's genes, that measured cells must have
 CONTEXT_COLUMNS = ("context", "cell_type", "cell_line")
 
 
@@ -61,91 +69,181 @@ class Pair:
 class CellFile:
     """An h5ad whose labels are read at once and whose cells are read context by context.
 
+    Columns are looked for under the names given, then under those that challenges and screens usually have: prediction and measured
+    cells need not call them alike. Labels are read by their meaning (`data.labels`).
+
+    Parameters
+    ----------
+    matrix
+        ``X``, ``layers/NAME``, ``raw/X``; None: X, or another one where X holds no counts and that does.
+
     Raises
     ------
     VcellError
         If it cannot be read, or has no column or control cells of that name.
     """
 
-    def __init__(self, path: Path, columns: Columns, needs_controls: bool) -> None:
-        with open_h5ad(path):
-            pass
-        try:
-            self.backed = ad.read_h5ad(path, backed="r")
-        except Exception as error:
-            raise VcellError(f"{path} cannot be read as h5ad ({type(error).__name__}: {error})") from error
-        if self.backed.X is None:
-            raise VcellError(f"{path} has no X")
-        self.path, self.columns, self.genes = path, columns, list(map(str, self.backed.var_names))
-        obs = self.backed.obs
-        if columns.perturbation not in obs:
-            raise VcellError(
-                f"{path} has no obs column {columns.perturbation!r}.{nearest(columns.perturbation, obs)} "
-                f"It has: {', '.join(map(str, obs))}. Set columns.perturbation=NAME"
-            )
-        if len(set(self.genes)) < len(self.genes):
-            twice = shortlist(sorted(gene for gene, number in Counter(self.genes).items() if number > 1), 3)
-            raise VcellError(f"{path}: genes appear twice: {twice}")
-        self.labels = obs[columns.perturbation].astype(str).to_numpy()
-        if needs_controls and columns.control not in set(self.labels):
-            raise VcellError(
-                f"{path} has no control cells {columns.control!r}: scores are differences from controls."
-                f"{nearest(columns.control, np.unique(self.labels))} Set control=LABEL"
-            )
-        wanted = (columns.context, *CONTEXT_COLUMNS) if columns.context is not None else ()
-        self.context_column = next((c for c in wanted if c in obs), None)
-        self.contexts = None if self.context_column is None else obs[self.context_column].astype(str).to_numpy()
+    def __init__(self, path: Path, columns: Columns, needs_controls: bool, matrix: str | None = None) -> None:
+        self.path, self.columns = path, columns
+        with open_h5ad(path) as file:
+            known = column_names(element(file, "obs", path)) if has(file, "obs") else []
+            name = _first([columns.perturbation, "target_gene", *USUAL["perturbation"]], known)
+            if name is None:
+                raise VcellError(
+                    f"{path} has no obs column {columns.perturbation!r}.{nearest(columns.perturbation, known)} "
+                    f"It has: {', '.join(known) or 'none'}. Set columns.perturbation=NAME"
+                )
+            if not matrix_names(file):
+                raise VcellError(f"{path} has no X")
+            self.matrix = matrix or best_matrix(file, path)
+            self.genes = read_genes(file, path, self.matrix)
+            check_unique(self.genes, str(path), "Keep one of each")
+            labels = as_labels(read_column(file, "obs", name, path))
+            wanted = [columns.context, *CONTEXT_COLUMNS, *USUAL["context"]] if columns.context is not None else []
+            self.context_column = _first(wanted, [n for n in known if n != name])
+            contexts = None
+            if self.context_column is not None:
+                contexts = as_labels(read_column(file, "obs", self.context_column, path)).astype(str).to_numpy()
+            self.contexts = contexts
+            self.about = _about(file)
+        self.perturbation = name
+        self.labels = self._by_meaning(labels, needs_controls).astype(str).to_numpy()
 
-    @property
-    def about(self) -> dict[str, Any]:
-        """What a file written by vcell says of itself; nothing for other files."""
-        try:
-            about = json.loads(str(self.backed.uns.get("vcell", "{}")))
-        except json.JSONDecodeError:
-            return {}
-        return about if isinstance(about, dict) else {}
+    def _by_meaning(self, labels: pd.Series, needs_controls: bool) -> pd.Series:
+        counted = {str(label): int(n) for label, n in labels.value_counts().items()}
+        control = self.columns.control
+        there = [label for label in counted if label.lower() == control.lower() or is_control(label)]
+        if not there:
+            if needs_controls:
+                raise VcellError(
+                    f"{self.path} has no control cells {control!r}: scores are differences from controls."
+                    f"{nearest(control, counted)} Set control=LABEL"
+                )
+            return labels
+        named = next((label for label in there if label.lower() == control.lower()), there[0])
+        table = read_labels({str(self.path): counted}, named, LabelRules(), self.genes, "control")
+        meaning = {
+            label: control if became == table.control else became
+            for label, became in table.meaning[str(self.path)].items()
+        }
+        return renamed(labels, meaning)
 
     def rows(self, context: str | None) -> np.ndarray:
-        """Rows of a context, all where it is None."""
-        if context is None or self.contexts is None:
-            return np.arange(self.backed.n_obs)
-        return np.flatnonzero(self.contexts == context)
+        """Rows of a context, all where it is None; cells without a perturbation are left out."""
+        labelled = self.labels != NO_GUIDE
+        return np.flatnonzero(
+            labelled if context is None or self.contexts is None else labelled & (self.contexts == context)
+        )
 
     def read(self, rows: np.ndarray) -> ad.AnnData:
         """Cells in memory, X as CSR, values checked."""
-        together = len(rows) and rows[-1] - rows[0] == len(rows) - 1
-        try:
-            cells = self.backed[slice(rows[0], rows[-1] + 1) if together else rows].to_memory()
-        except Exception as error:
-            raise VcellError(f"{self.path}: X cannot be read ({type(error).__name__}: {error})") from error
-        matrix = sparse.csr_matrix(cells.X)
-        if not np.isfinite(matrix.data).all() or (matrix.data < 0).any():
-            raise VcellError(f"{self.path}: X holds NaN, infinite or negative values")
+        with open_h5ad(self.path) as file, tempfile.TemporaryDirectory(prefix="vcell-cells-") as scratch:
+            matrix = Matrix.open(file, self.path, self.matrix, len(self.labels), len(self.genes))
+            try:
+                cells = matrix_rows(matrix, rows, Path(scratch))
+            except (OSError, KeyError) as error:
+                raise VcellError(
+                    f"{self.path}: {self.matrix} cannot be read ({type(error).__name__}: {error})"
+                ) from error
+        if not np.isfinite(cells.data).all() or (cells.data < 0).any():
+            raise VcellError(f"{self.path}: {self.matrix} holds NaN, infinite or negative values")
         obs = pd.DataFrame({self.columns.perturbation: self.labels[rows]}, index=pd.Index(rows.astype(str)))
-        return ad.AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes)))
+        return ad.AnnData(cells, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes)))
+
+
+def _first(wanted: Sequence[str | None], known: Sequence[str]) -> str | None:
+    return next((name for name in wanted if name in known), None)
+
+
+def _about(file: h5py.File) -> dict[str, Any]:
+    """What a file written by vcell says of itself; nothing for other files."""
+    if not has(file, "uns/vcell"):
+        return {}
+    try:
+        about = json.loads(str(read_elem(file["uns/vcell"])))
+    except Exception:  # another program's entry of that name, however it was written
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def best_matrix(file: h5py.File, path: Path) -> str:
+    """X; or, where no counts come back from it and another matrix of the file has them, that one."""
+    names = matrix_names(file)
+    if len(names) == 1 or "X" not in names:
+        return names[0]
+    looked = [look_at(file, path, name, SAMPLE_CELLS) for name in names]
+    if looked[0].scale is not None and looked[0].scale.recoverable:
+        return "X"
+    better = [values for values in looked[1:] if values.scale is not None and values.scale.recoverable]
+    return min(better, key=lambda values: values.rank).name if better else "X"
+
+
+def matrix_rows(matrix: Matrix, rows: np.ndarray, scratch: Path) -> sparse.csr_matrix:
+    """Rows of a matrix, ascending, whatever its layout."""
+    if matrix.layout != "csc":
+        found = matrix.rows(rows)
+        return _csr(found.values, found.indices, found.indptr, matrix.shape[1])
+    wanted, parts = np.zeros(matrix.shape[0], bool), []
+    wanted[rows] = True
+    for block in matrix.blocks(scratch):
+        here = _csr(block.values, block.indices, block.indptr, matrix.shape[1])
+        parts.append(here[wanted[block.start : block.start + here.shape[0]]])
+    return sparse.csr_matrix(sparse.vstack(parts, format="csr"))
+
+
+def _csr(values: np.ndarray, indices: np.ndarray, indptr: np.ndarray, n_genes: int) -> sparse.csr_matrix:
+    made = sparse.csr_matrix((values, indices, indptr), shape=(len(indptr) - 1, n_genes))
+    made.sum_duplicates()
+    return made
 
 
 def pairs(pred: CellFile, real: CellFile, columns: Columns, counts: bool, notes: list[str]) -> Iterator[Pair]:
-    """Every context that was predicted, one after the other; remarks are added to `notes`."""
-    same_genes(pred, real)
-    for context in scored_contexts(pred, real, columns):
-        pred_rows, real_rows = pred.rows(context), real.rows(context)
-        predicted, measured = pred.read(pred_rows), real.read(real_rows)
-        if real.genes != pred.genes:
-            measured = measured[:, pred.genes].copy()
-        where = f"{context}: " if context and pred.contexts is not None else ""
-        targets = common_targets(predicted, measured, columns, where, notes)
-        predicted, measured = (kept_only(c, [*targets, columns.control], columns) for c in (predicted, measured))
-        target_sum, total = None, 0.0
-        if counts:
-            whole_counts(predicted, pred.path, "the prediction")
-            whole_counts(measured, real.path, "the measured cells")
-        else:
-            target_sum, total = same_scale(predicted, measured, pred.about, columns)
-        pair = pair_of(str(context or ""), predicted, measured, columns, target_sum, total)
-        del predicted, measured  # what is scored is in the pair, and a context may be large
-        yield pair
-        del pair
+    """Every context that was predicted and measured, one after the other; remarks are added to `notes`."""
+    place = common_genes(pred, real, notes)
+    for context in scored_contexts(pred, real, columns, notes):
+        yield pair_in(context, pred, real, columns, counts, place, notes)
+
+
+def pair_in(
+    context: str | None,
+    pred: CellFile,
+    real: CellFile,
+    columns: Columns,
+    counts: bool,
+    place: GenePlaces,
+    notes: list[str],
+) -> Pair:
+    """Predicted and measured cells of one context."""
+    predicted, measured = pred.read(pred.rows(context)), real.read(real.rows(context))
+    if not place.all_predicted:
+        predicted = predicted[:, place.predicted].copy()
+    if not place.same_order:
+        measured = measured[:, place.measured].copy()
+        measured.var_names = list(predicted.var_names)
+    _same_targets(predicted, measured, columns)
+    where = f"{context}: " if context and pred.contexts is not None else ""
+    targets = common_targets(predicted, measured, columns, where, notes)
+    predicted, measured = (kept_only(c, [*targets, columns.control], columns) for c in (predicted, measured))
+    target_sum, total = None, 0.0
+    if counts:
+        whole_counts(predicted, pred.path, "the prediction")
+        whole_counts(measured, real.path, "the measured cells")
+    else:
+        target_sum, total = same_scale(predicted, measured, pred.about, columns)
+    return pair_of(str(context or ""), predicted, measured, columns, target_sum, total)
+
+
+def _same_targets(predicted: ad.AnnData, measured: ad.AnnData, columns: Columns) -> None:
+    """Measured labels as the prediction spells them."""
+    known = set(predicted.obs[columns.perturbation])
+    distinct = sorted(set(measured.obs[columns.perturbation]) - {columns.control})
+    meant = {
+        name: became
+        for name, became in zip(distinct, resolve(distinct, known - {columns.control}), strict=True)
+        if name != became
+    }
+    if meant:
+        measured.obs[columns.perturbation] = measured.obs[columns.perturbation].replace(meant)
 
 
 def kept_only(cells: ad.AnnData, labels: list[str], columns: Columns) -> ad.AnnData:
@@ -164,18 +262,51 @@ def pair_of(
     return Pair(context, made if own else made.with_controls(real.controls), real, target_sum, own, total)
 
 
-def same_genes(pred: CellFile, real: CellFile) -> None:
-    """Refuses files of different genes; their order may differ."""
-    if set(pred.genes) != set(real.genes):
-        only_pred, only_real = set(pred.genes) - set(real.genes), set(real.genes) - set(pred.genes)
+@dataclass(frozen=True)
+class GenePlaces:
+    """Genes that are scored: columns of the prediction, and of the measured cells, in the prediction's order."""
+
+    predicted: np.ndarray
+    measured: np.ndarray
+    n_predicted: int
+    n_measured: int
+
+    @property
+    def all_predicted(self) -> bool:
+        return len(self.predicted) == self.n_predicted
+
+    @property
+    def same_order(self) -> bool:
+        return len(self.measured) == self.n_measured and bool((np.diff(self.measured) == 1).all())
+
+
+def common_genes(pred: CellFile, real: CellFile, notes: list[str]) -> GenePlaces:
+    """The prediction's genes that were measured, matched by name as everywhere (`data.genes.align`); remarks go to `notes`.
+
+    Raises
+    ------
+    VcellError
+        If fewer than half of the prediction's genes were measured.
+    """
+    place = np.full(len(pred.genes), -1, np.int64)
+    position = align(real.genes, pred.genes).position
+    place[position[position >= 0]] = np.flatnonzero(position >= 0)
+    kept = np.flatnonzero(place >= 0)
+    if len(kept) < LEAST_MEASURED * len(pred.genes):
+        missing = [gene for gene, at in zip(pred.genes, place, strict=True) if at < 0]
         raise VcellError(
-            f"prediction and measured cells have different genes: {len(only_pred):,} only in the prediction "
-            f"({shortlist(sorted(only_pred), 3)}), {len(only_real):,} only in the measured ({shortlist(sorted(only_real), 3)})"
+            f"only {len(kept):,} of the prediction's {len(pred.genes):,} genes are in {real.path}; missing are {shortlist(missing, 3)}. "
+            "Give measured cells with the same genes"
         )
+    if len(kept) < len(pred.genes):
+        notes.append(f"scored on the {len(kept):,} of {len(pred.genes):,} predicted genes that {real.path.name} has")
+    elif len(real.genes) > len(kept):
+        notes.append(f"scored on the prediction's {len(kept):,} genes, of {len(real.genes):,} in {real.path.name}")
+    return GenePlaces(kept, place[kept], len(pred.genes), len(real.genes))
 
 
-def scored_contexts(pred: CellFile, real: CellFile, columns: Columns) -> list[str | None]:
-    """Contexts of the prediction; one without a name where its file does not tell them apart."""
+def scored_contexts(pred: CellFile, real: CellFile, columns: Columns, notes: list[str]) -> list[str | None]:
+    """Contexts that were predicted and measured; one without a name where its file does not tell them apart."""
     if pred.contexts is None:
         if real.contexts is not None and len(measured := np.unique(real.contexts)) > 1:
             raise VcellError(
@@ -183,7 +314,7 @@ def scored_contexts(pred: CellFile, real: CellFile, columns: Columns) -> list[st
                 "column that says of which it is. Set columns.context=NAME, or give measured cells of that context alone"
             )
         return [None]
-    contexts = list(dict.fromkeys(pred.contexts[pred.labels != columns.control]))
+    contexts = list(dict.fromkeys(pred.contexts[(pred.labels != columns.control) & (pred.labels != NO_GUIDE)]))
     if real.contexts is None:
         if len(contexts) > 1:
             raise VcellError(
@@ -191,10 +322,13 @@ def scored_contexts(pred: CellFile, real: CellFile, columns: Columns) -> list[st
             )
         return list(contexts)
     known = np.unique(real.contexts).tolist()
-    for context in contexts:
-        if context not in known:
-            raise VcellError(f"the measured cells have no context {context!r}; they have {', '.join(known)}")
-    return list(contexts)
+    both = [context for context in contexts if context in known]
+    if not both:
+        raise VcellError(f"the measured cells have no context {contexts[0]!r}; they have {', '.join(known)}")
+    if len(both) < len(contexts):
+        left = [context for context in contexts if context not in both]
+        notes.append(f"scored in {shortlist(both)}; no cells of {shortlist(left)} were measured")
+    return list(both)
 
 
 def common_targets(pred: ad.AnnData, real: ad.AnnData, columns: Columns, where: str, notes: list[str]) -> list[str]:
@@ -222,7 +356,12 @@ def only(pair: Pair, targets: list[str]) -> Pair:
 
 def whole_counts(cells: ad.AnnData, path: Path, what: str) -> None:
     """Refuses anything but whole counts, which the scores of 2026 take; measured log1p counts come back as counts."""
-    scale = scale_of(cells)
+    try:
+        scale = scale_of(cells)
+    except VcellError:
+        if what != "the prediction":
+            raise
+        scale = Scale.UNKNOWN
     if scale is not Scale.COUNTS:
         if what == "the prediction" or not scale.recoverable:
             hint = (
@@ -230,7 +369,7 @@ def whole_counts(cells: ad.AnnData, path: Path, what: str) -> None:
                 "them of other predictions"
             )
             raise VcellError(
-                f"{path}: the scores of 2026 take whole counts, and {what} are {scale.words}."
+                f"{path}: the scores of 2026 take whole counts, and the values of {what} are {scale.words}."
                 f"{hint if what == 'the prediction' else ' Give the file with their raw counts'}"
             )
         cells.X = recovered(cells, scale, what)

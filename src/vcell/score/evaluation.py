@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from vcell.errors import VcellError
 from vcell.machine import cores
 from vcell.predictors import choose_device
 from vcell.score import figures, traps
-from vcell.score.cells import CellFile, Columns, Pair, only, pairs
+from vcell.score.cells import CellFile, Columns, Pair, common_genes, only, pair_in, pairs, scored_contexts
 from vcell.score.grouped import GroupedCells
 from vcell.score.references import References
 from vcell.score.report import OVERALL, Report, table_text, write_report
 from vcell.score.scoring import CEILING, SCORERS, ContextScores, Scorer, all_metrics, score_context
 from vcell.score.statistics import Interval, Resampled, better_by
 
+MISSING = object()
 # rows of the table that another prediction's file must not be named like
 RESERVED = {"model", "prediction", "copied_controls", "context_mean", "perturbation_mean", "wrong_target", CEILING} | {
     scorer.floor for scorer in SCORERS.values()
@@ -141,7 +142,7 @@ def run_evaluation(
     scorer, device = SCORERS[challenge.scorer], choose_device(config.device, 0)
     columns = Columns(config.columns.perturbation, config.columns.context, config.control)
     pred = CellFile(pred_path, columns, needs_controls=not scorer.counts)
-    real = CellFile(real_path, columns, needs_controls=True)
+    real = CellFile(real_path, real_columns(config, columns), needs_controls=True, matrix=config.real_matrix)
     about = pred.about
     references, notes = References.find(config, about)
     other_paths = other_predictions(config)
@@ -179,6 +180,14 @@ def run_evaluation(
     return found, references, {"target_sum": target_sums, "prediction": about}
 
 
+def real_columns(config: DictConfig, columns: Columns) -> Columns:
+    """Columns of the measured cells, where they are called otherwise than in the prediction."""
+    given = config.real_columns
+    return replace(
+        columns, perturbation=given.perturbation or columns.perturbation, context=given.context or columns.context
+    )
+
+
 def other_predictions(config: DictConfig) -> dict[str, Path]:
     """Files to compare with, by name."""
     given = plain(config.against) or []
@@ -195,23 +204,24 @@ def with_others(
     found: dict[str, GroupedCells] = {}
     targets = set(pair.pred.targets)
     for name, file in others.items():
-        same = (
-            p
-            for p in pairs(file, real, columns, scorer.counts, [])
-            if p.context in (pair.context, "") or not pair.context
-        )
-        match = next(same, None)
-        if match is None:
+        unsaid: list[str] = []
+        contexts = scored_contexts(file, real, columns, unsaid)
+        context = next((c for c in contexts if not c or not pair.context or c == pair.context), MISSING)
+        if context is MISSING:
             raise VcellError(
                 f"{file.path} has no cells of context {pair.context!r}, in which the predictions are compared"
             )
+        place = common_genes(file, real, unsaid)
+        match = pair_in(context, file, real, columns, scorer.counts, place, unsaid)  # type: ignore[arg-type]
         if pair.target_sum is not None and abs(match.target_sum / pair.target_sum - 1) > 1e-3:  # type: ignore[operator]
             raise VcellError(
                 f"{file.path} is scaled to {match.target_sum:,.0f} counts per cell, the other prediction to {pair.target_sum:,.0f}: "
                 "write both with the same target_sum, or both as whole counts"
             )
         if list(match.pred.genes) != list(pair.pred.genes):
-            raise VcellError(f"{file.path} has its genes in another order than the other prediction")
+            if set(match.pred.genes) != set(pair.pred.genes):
+                raise VcellError(f"{file.path} has other genes than the other prediction: they cannot be compared")
+            match = replace(match, pred=match.pred.in_genes(pair.pred.genes))
         found[name] = match.pred
         targets &= set(match.pred.targets)
     if not targets:

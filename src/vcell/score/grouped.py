@@ -63,6 +63,12 @@ class GroupedCells:
             raise VcellError(f"no control cells {self.control!r}: scores are differences from controls")
         return self.cells[self.control]
 
+    def in_genes(self, genes: Sequence[str]) -> GroupedCells:
+        """The same cells with their genes in this order."""
+        place = {gene: i for i, gene in enumerate(self.genes)}
+        order = [place[gene] for gene in genes]
+        return GroupedCells({label: cells[:, order] for label, cells in self.cells.items()}, list(genes), self.control)
+
     def only(self, targets: Iterable[str]) -> GroupedCells:
         """Those targets, and the controls."""
         wanted = {*targets, self.control}

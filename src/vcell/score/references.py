@@ -71,7 +71,9 @@ class References:
         if self.source is None:
             return
         context = pair.context or self._only_context()
-        if context not in self.source.pool.of_context or set(self.source.gather.store.genes) != set(pair.pred.genes):
+        if context not in self.source.pool.of_context or not set(pair.pred.genes) <= set(
+            self.source.gather.store.genes
+        ):
             self.without.add(str(context))
             return
         numbers = {t: pair.pred.cells[t].shape[0] for t in pair.pred.targets}

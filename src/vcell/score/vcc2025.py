@@ -102,9 +102,19 @@ def overlap(pred: Calls, real: Calls) -> np.ndarray:
         if number == 0 or len(called) == 0:
             continue
         size = np.abs(pred.fold_PG[row, called]).astype(np.float32)
-        largest = called[np.argsort(-size, kind="stable")[:number]]
+        largest = called[_official_order(size)[:number]]
         found[row] = real.called_PG[row, largest].sum() / number
     return found
+
+
+def _official_order(size: np.ndarray) -> np.ndarray:
+    """The largest first; equal ones as the official package has them, whose rank (polars', of a struct) does not keep their order."""
+    if len(np.unique(size)) == len(size):
+        return np.argsort(-size)
+    import polars
+
+    ranks = polars.DataFrame({"size": size}).select(polars.struct("size").rank("ordinal", descending=True))
+    return np.argsort(ranks.to_series().to_numpy())
 
 
 def discrimination(
