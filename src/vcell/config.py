@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -108,6 +110,18 @@ def default_of(key: str) -> Any:
     if key.endswith("_target_") and value is not None:
         return str(value).rsplit(".", 1)[-1]
     return None if value in ({}, []) else value
+
+
+def slurm_tasks_per_node() -> int:
+    """Tasks on each node of a SLURM job, whichever of its variables say so: ``4``, ``4(x2)``, or all tasks over the nodes."""
+    for name in ("SLURM_NTASKS_PER_NODE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"):
+        if match := re.match(r"\d+", os.environ.get(name, "")):
+            return int(match[0])
+    tasks, nodes = (os.environ.get(name, "") for name in ("SLURM_NTASKS", "SLURM_NNODES"))
+    return max(1, int(tasks) // int(nodes)) if tasks.isdigit() and nodes.isdigit() and int(nodes) else 1
+
+
+OmegaConf.register_new_resolver("slurm_tasks_per_node", slurm_tasks_per_node, replace=True)
 
 
 @cache

@@ -15,6 +15,7 @@ from vcell.data.genes import align, appended
 from vcell.data.h5ad import Columns, column_names, open_h5ad
 from vcell.data.ingest import ingest
 from vcell.data.panel import GeneChoice
+from vcell.data.prepare import verified
 from vcell.data.recipe import Recipe
 from vcell.data.store import Cells, CellStore
 from vcell.data.view import open_stores
@@ -37,7 +38,7 @@ def open_controls(
         store = control_store(
             plain(config.controls),
             place,
-            Columns(**identity["config"]["data"]["columns"]),
+            columns_of(identity),
             Columns(challenge.perturbation, None, challenge.context),
             identity["control"] if challenge.control is None else challenge.control,
             config.contexts,
@@ -51,6 +52,14 @@ def open_controls(
             "from. Give control cells with the same genes"
         )
     return store
+
+
+def columns_of(identity: dict[str, Any]) -> Columns:
+    """The obs columns that a checkpoint was trained with."""
+    try:
+        return Columns(**identity["config"]["data"]["columns"])
+    except (KeyError, TypeError) as error:
+        raise VcellError(f"the checkpoint does not say which columns it was trained with ({error})") from error
 
 
 def embedding_of(identity: dict[str, Any]) -> str | None:
@@ -77,7 +86,7 @@ def open_run_store(store: Any, identity: dict[str, Any], ckpt: Path) -> Cells:
             f"the cell store {opened.name} is not the one {ckpt} was trained on (fingerprints differ). Give that one with "
             "store=FOLDER, or control cells with controls=FILE.h5ad"
         )
-    return opened
+    return verified(opened)
 
 
 def store_of(store: Any, identity: dict[str, Any]) -> list[str]:

@@ -85,7 +85,7 @@ def run_fold(config: DictConfig, fold: int, folder: Path) -> None:
     if not ckpt.is_file():
         raise VcellError(f"{folder} has no {config.use}: use=last.ckpt, or hold out validation groups (data.split.val)")
     pred, real, scores = folder / "pred.h5ad", folder / "real.h5ad", folder / "scores"
-    if newer(scores / "scores.json", ckpt):
+    if newer(scores / "scores.json", ckpt) and (scores / "report.html").is_file():
         print(f"scored       {scores / 'report.html'}", flush=True)
         return
     challenge = OmegaConf.create(OmegaConf.to_container(config.challenge, resolve=True))

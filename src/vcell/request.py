@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from vcell.challenge import Challenge
 from vcell.config import plain
+from vcell.controls import columns_of
 from vcell.data.h5ad import Columns, column_names, open_h5ad, read_obs
 from vcell.data.labels import is_control, resolve
 from vcell.data.lists import numbers, read_table
@@ -145,7 +146,7 @@ def requested(
     known_targets: Collection[str] = (),
 ) -> list[Wanted]:
     """What `targets` names; else the held-out test groups with as many cells as were measured; else the data's request."""
-    columns, known = Columns(**identity["config"]["data"]["columns"]), store.control_contexts
+    columns, known = columns_of(identity), store.control_contexts
     contexts = plain(config.contexts) or next((list(p) for p in challenge.contexts if set(p) <= set(known)), None)
     n_cells = config.n_cells or challenge.cells
     if config.targets is not None:

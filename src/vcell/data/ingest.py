@@ -248,8 +248,8 @@ def _write_tables(folder: Path, cells: pd.DataFrame, genes: list[str], checksum:
         checksum.update("\n".join(cells[name].cat.categories).encode())
         checksum.update(cells[name].cat.codes.to_numpy(np.int32).tobytes())
     checksum.update("\n".join(genes).encode())
-    cells[[*LABELS, "cell_id", "library_size", "residual"]].to_parquet(folder / "obs.parquet")
-    pd.DataFrame({"gene": genes}).to_parquet(folder / "var.parquet")
+    cells[[*LABELS, "cell_id", "library_size", "residual"]].to_parquet(folder / "obs.parquet", write_page_checksum=True)
+    pd.DataFrame({"gene": genes}).to_parquet(folder / "var.parquet", write_page_checksum=True)
     sizes = {
         "format_version": FORMAT_VERSION,
         "vcell": __version__,

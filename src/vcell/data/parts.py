@@ -140,7 +140,7 @@ class _Part:
 
     def finish(self, folder: Path) -> None:
         cells = self.cells.assign(library_size=self.library_size, stored=self.lengths, residual=self._residual())
-        cells.to_parquet(folder / "cells.parquet")
+        cells.to_parquet(folder / "cells.parquet", write_page_checksum=True)
         np.save(folder / "seen.npy", self.seen)
         checksums = {path.name: checksum_of(path) for path in sorted(folder.iterdir()) if path.is_file()}
         about = {"scale": str(self.scale), "largest": self.largest, "path": str(self.job.path), "checksums": checksums}

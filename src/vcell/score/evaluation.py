@@ -19,10 +19,11 @@ from vcell.predictors import choose_device
 from vcell.score import figures, traps
 from vcell.score.cells import CellFile, Columns, Pair, common_genes, only, pair_in, pairs, scored_contexts
 from vcell.score.grouped import GroupedCells
+from vcell.score.metrics import summary
 from vcell.score.references import References
 from vcell.score.report import OVERALL, Report, table_text, write_report
-from vcell.score.scoring import CEILING, SCORERS, ContextScores, Scorer, all_metrics, score_context
-from vcell.score.statistics import Interval, Resampled, better_by
+from vcell.score.scoring import CEILING, SCORERS, ContextScores, Scorer, all_metrics, score_context, without_cells
+from vcell.score.statistics import FEW_TARGETS, Interval, Resampled, better_by
 
 MISSING = object()
 # rows of the table that another prediction's file must not be named like
@@ -56,8 +57,23 @@ class Evaluation:
         last = [n for n in ("wrong_target", self.scorer.floor, CEILING) if n in names]
         return [*(n for n in names if n not in last), *last]
 
+    @property
+    def few(self) -> bool:
+        """Whether targets are too few for intervals over targets."""
+        return any(c.without_cells for c in self.contexts)
+
+    @property
+    def over(self) -> str:
+        """What intervals run over."""
+        return "cells" if self.few else "targets"
+
     def resampled(self, predictor: str) -> Resampled:
         """Of the official members and ours."""
+        if self.few and all(predictor in c.without_cells for c in self.contexts):
+            tables = [c.tables[predictor] for c in self.contexts]
+            return Resampled.of_groups(
+                tables, [c.without_cells[predictor] for c in self.contexts], all_metrics(self.scorer)
+            )
         return Resampled.of([c.tables[predictor] for c in self.contexts], all_metrics(self.scorer))
 
     def overall(self, found: Resampled) -> Any:
@@ -84,16 +100,16 @@ class Evaluation:
         return pd.concat(parts, names=["context", "predictor"])
 
     def intervals(self, predictor: str) -> dict[str, Interval]:
-        found = self.resampled(predictor)
-        return {OVERALL: Interval.of(self.overall(found))} | {
-            m.key: Interval.of(found.of_metric(m.key)) for m in found.metrics
+        found, interval = self.resampled(predictor), Interval.jackknife if self.few else Interval.of
+        return {OVERALL: interval(self.overall(found))} | {
+            m.key: interval(found.of_metric(m.key)) for m in found.metrics
         }
 
     def compared(self, other: str) -> dict[str, Interval]:
         """By how much the prediction beats another, metric by metric; positive is better."""
         one, two = self.resampled(self.name), self.resampled(other)
-        return {OVERALL: better_by(self.overall(one), self.overall(two), True)} | {
-            m.key: better_by(one.of_metric(m.key), two.of_metric(m.key), m.higher) for m in one.metrics
+        return {OVERALL: better_by(self.overall(one), self.overall(two), True, self.few)} | {
+            m.key: better_by(one.of_metric(m.key), two.of_metric(m.key), m.higher, self.few) for m in one.metrics
         }
 
     def per_perturbation(self) -> pd.DataFrame:
@@ -129,7 +145,7 @@ def evaluate(config: DictConfig) -> None:
         details["run"] = (references.run_folder / "config.yaml").read_text()
     report = Report(
         found.summary(), found.by_context(), intervals, {o: found.compared(o) for o in found.others}, found.per_perturbation(),
-        all_metrics(found.scorer), found.scorer, found.notes, details, found.pictures, plain(config),
+        all_metrics(found.scorer), found.scorer, found.notes, details, found.pictures, plain(config), found.over,
     )  # fmt: skip
     write_report(out, report)
     say(report, references, pred_path, out)
@@ -171,6 +187,8 @@ def run_evaluation(
             device,
         )
         found.contexts.append(scores)
+        if len(pair.pred.targets) < FEW_TARGETS:
+            scores.without_cells = without_cells(pair, {found.name: pair.pred, **made}, scorer, device)
         if config.pictures:
             found.pictures.append(figures.collect(pair, side, judge, plain(config.show)))
         target_sums[pair.context] = pair.target_sum
@@ -236,7 +254,13 @@ def remarks(found: Evaluation, config: DictConfig) -> list[str]:
     """What a reader should know of these numbers."""
     scorer = found.scorer
     tables = [c.tables[found.name] for c in found.contexts]
-    notes = [traps.discrimination_note(tables, scorer.perfect is not None, config.pds_subset)]
+    notes = [] if not found.few else [
+        f"FEWER THAN {FEW_TARGETS} TARGETS: these scores say next to nothing about others. Intervals are over cells (groups of them left out "
+        "in turn), not over targets"
+    ]  # fmt: skip
+    if (alone := member_alone(found)) is not None:
+        notes.append(alone)
+    notes += [traps.discrimination_note(tables, scorer.perfect is not None, config.pds_subset)]
     notes.append(
         "genes are called by Benjamini-Hochberg at 5 % within each target, as the official scorers do, not over all at once"
     )
@@ -263,6 +287,25 @@ def remarks(found: Evaluation, config: DictConfig) -> list[str]:
     return notes
 
 
+def member_alone(found: Evaluation) -> str | None:
+    """That the overall score comes from one member alone, the others being no better than the floor."""
+    above: dict[str, bool] = {}
+    for member in found.scorer.metrics:
+        scaled = []
+        for context in found.contexts:
+            room = context.top[member.key] - context.floor[member.key]
+            value = summary(context.tables[found.name], [member])[member.key]
+            scaled.append((value - context.floor[member.key]) / room if room and room == room else float("nan"))
+        known = [value for value in scaled if value == value]
+        if known:
+            above[member.key] = sum(known) / len(known) > 0
+    good = [key for key, is_above in above.items() if is_above]
+    if len(good) != 1 or len(above) < 2:
+        return None
+    others = ", ".join(key for key in above if key != good[0])
+    return f"the overall score comes from {good[0]} alone: in {others} the prediction is no better than {found.scorer.floor}"
+
+
 def say(report: Report, references: References, pred_path: Path, out: Path) -> None:
     """The table, the comparison and the remarks, on the screen."""
     details = report.details
@@ -273,7 +316,7 @@ def say(report: Report, references: References, pred_path: Path, out: Path) -> N
     print(f"{package}, {n_targets:,} targets{scale}\n")
     print(table_text(report.scores, report.metrics) + "\n")
     name = next(iter(report.intervals))
-    print(f"score        {name} {report.intervals[name][OVERALL]} (95 % over targets); 0 is {report.scorer.floor}, 1 is "
+    print(f"score        {name} {report.intervals[name][OVERALL]} (95 % over {report.over}); 0 is {report.scorer.floor}, 1 is "
           f"{'a perfect prediction' if report.scorer.perfect else 'a repetition of the experiment'}")  # fmt: skip
     if len(details["target_sum"]) > 1:
         each = report.by_context.xs(name, level="predictor")[OVERALL]

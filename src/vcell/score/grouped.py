@@ -105,6 +105,14 @@ class GroupedCells:
             )
         return self._like(first), self._like(second)
 
+    def without_group(self, group: int, groups: int) -> GroupedCells:
+        """Every label without each `groups`-th cell, from `group`; a label of a single cell keeps it."""
+        kept = {}
+        for label, cells in self.cells.items():
+            keep = np.arange(cells.shape[0]) % min(groups, max(2, cells.shape[0])) != group
+            kept[label] = cells[np.flatnonzero(keep)] if keep.any() and cells.shape[0] > 1 else cells
+        return self._like(kept)
+
     def _like(self, cells: Mapping[str, sparse.csr_matrix]) -> GroupedCells:
         return GroupedCells({label: cells[label] for label in sorted(cells)}, self.genes, self.control)
 

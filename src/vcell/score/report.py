@@ -20,6 +20,7 @@ from vcell.score.figures import Shown
 from vcell.score.metrics import Metric
 from vcell.score.scoring import CEILING, Scorer
 from vcell.score.statistics import Interval
+from vcell.whole import write_text, written_file
 
 OVERALL = "SCORE"
 VERSIONS = ("torch", "lightning", "numpy", "scipy", "anndata", "scanpy", "pdex", "numba", "cell-eval", "cell-eval2")
@@ -47,6 +48,8 @@ class Report:
         One a context.
     config
         The configuration of the command.
+    over
+        What the intervals run over: ``targets`` or ``cells``.
     """
 
     scores: pd.DataFrame
@@ -60,6 +63,7 @@ class Report:
     details: Mapping[str, Any]
     pictures: Sequence[Shown]
     config: Mapping[str, Any]
+    over: str = "targets"
 
 
 def table_text(scores: pd.DataFrame, metrics: Sequence[Metric]) -> str:
@@ -77,16 +81,24 @@ def table_text(scores: pd.DataFrame, metrics: Sequence[Metric]) -> str:
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """scores.csv, by_context.csv, per_perturbation.csv, scores.json, PNG and report.html in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    report.scores.to_csv(folder / "scores.csv", index_label="predictor")
-    report.by_context.to_csv(folder / "by_context.csv")
-    report.per_perturbation.to_csv(folder / "per_perturbation.csv", index=False)
-    (folder / "scores.json").write_text(json.dumps(for_json(as_json(report)), indent=1))
+    """scores.csv, by_context.csv, per_perturbation.csv, PNG, report.html and scores.json in `folder`.
+
+    Everything is drawn before the first file is written, each file is whole or not there, and scores.json is the last: where it is,
+    the others are.
+    """
     drawn = draw(report)
+    texts = {
+        "scores.csv": report.scores.to_csv(index_label="predictor"),
+        "by_context.csv": report.by_context.to_csv(),
+        "per_perturbation.csv": report.per_perturbation.to_csv(index=False),
+        "report.html": page(report, drawn),
+        "scores.json": json.dumps(for_json(as_json(report)), indent=1),
+    }
     for name, (_, picture) in drawn.items():
-        (folder / f"{name}.png").write_bytes(picture)
-    (folder / "report.html").write_text(page(report, drawn))
+        with written_file(folder / f"{name}.png") as scratch:
+            scratch.write_bytes(picture)
+    for name, text in texts.items():
+        write_text(folder / name, text)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -129,7 +141,7 @@ def draw(report: Report) -> dict[str, tuple[str, bytes]]:
     found = {
         "scores": (
             f"From floor (the official baseline {report.scorer.floor} for official scores, copied controls for the others) to ceiling "
-            "(one half of the measured cells predicting the other). Lines are 95 % intervals over targets; marks far outside are "
+            f"(one half of the measured cells predicting the other). Lines are 95 % intervals over {report.over}; marks far outside are "
             "cut off.",
             figures.png(
                 figures.floor_to_ceiling(report.scores, report.intervals, floor, CEILING, ends, report.metrics)
@@ -203,7 +215,7 @@ pre {{ overflow-x: auto; background: #f3f5f8; padding: 1rem; font-size: .8rem; }
 </style></head><body>
 <h1>Scores of {html.escape(str(report.details.get("pred", name)))}</h1>
 <p class="big">{overall.value:.3f} <small>[{overall.low:.3f}, {overall.high:.3f}]</small></p>
-<p>Overall score with its 95 % interval over targets. 0 is the official baseline ({report.scorer.floor}), 1 is {ends}.</p>{compared}
+<p>Overall score with its 95 % interval over {report.over}. 0 is the official baseline ({report.scorer.floor}), 1 is {ends}.</p>{compared}
 <div class="wide">{score_table(report)}</div>{context_table(report)}
 {f"<h2>Pictures</h2>{pictures}" if pictures else ""}
 <h2>What to know of these numbers</h2><ul>{remarks}</ul>

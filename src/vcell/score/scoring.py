@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -22,6 +23,7 @@ from vcell.score.vcc2026 import BULK_SUM, Fast2026
 
 ENGINES = ("auto", "official", "fast")
 CEILING = "split_half"
+CELL_GROUPS = 10  # of the intervals over cells
 EXPECTED = 4  # references
 
 
@@ -74,6 +76,8 @@ class ContextScores:
         Values of the split-half replicate.
     difference
         Largest difference of the official values and ours, where both were computed.
+    without_cells
+        By prediction, where targets are few: values ``(groups, metrics)`` with one group of cells left out each.
     """
 
     context: str
@@ -83,6 +87,7 @@ class ContextScores:
     ceiling: dict[str, float] = field(default_factory=dict)
     parameters: dict[str, Any] = field(default_factory=dict)
     difference: float | None = None
+    without_cells: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class ContextScorer:
@@ -161,6 +166,24 @@ def score_context(
         progress.total = progress.n + 1  # fewer references where no run is at hand
         progress.update()
     return judge.scores, side, judge
+
+
+def without_cells(
+    pair: Pair, predictions: Mapping[str, GroupedCells], scorer: Scorer, device: torch.device
+) -> dict[str, np.ndarray]:
+    """Values of each prediction ``(groups, metrics)`` by our scorer, with one group of predicted and measured cells left out each."""
+    metrics = all_metrics(scorer)
+    found: dict[str, list[list[float]]] = {name: [] for name in predictions}
+    with progress_bar(CELL_GROUPS, "intervals over cells", "groups") as progress:
+        for group in range(CELL_GROUPS):
+            fast = scorer.fast(pair.real.without_group(group, CELL_GROUPS), device)
+            embedding = Embedding.of(fast.real.cells, BULK_SUM if scorer.counts else None)
+            for name, cells in predictions.items():
+                side = fast.side(cells.without_group(group, CELL_GROUPS))
+                values = summary(fast.score(side).join(extra_scores(side, fast.real, embedding)), metrics)
+                found[name].append([values[m.key] for m in metrics])
+            progress.update()
+    return {name: np.array(values) for name, values in found.items()}
 
 
 def all_metrics(scorer: Scorer) -> list[Metric]:
