@@ -30,10 +30,11 @@ DATE = re.compile(
 )
 ENSEMBL = re.compile(r"^(ENS[A-Z]*G\d{11})(\.\d+)?$")
 SEPARATORS = re.compile(r"\s*[+;,|&]\s*")
+POSITION = re.compile(r"_[+-]_\d+(\.\d+)?(-(P\dP?\d?|ENST\S+|all))*$", re.IGNORECASE)  # of Weissman-lab guides
 GUIDE_NUMBER = re.compile(r"^(sg|g|guide|sgrna|p)?\d+$", re.IGNORECASE)
 GUIDE_BEFORE = re.compile(r"^(sg|grna|sgrna|g)[-_ ]?(?=\w)", re.IGNORECASE)
 GUIDE_AFTER = re.compile(
-    r"([-_ .#]+(sg|g|guide|sgrna|grna|p|i)?[-_ ]?\d{1,3}|(sg|g|guide|sgrna|grna)[-_ ]?\d{1,3}|[-_][ACGT]{15,}|_[+-]_\d+\.\d+[-_]?(P\dP?\d?|ENST\d+)?)$",
+    r"([-_ .#]+(sg|g|guide|sgrna|grna|p|i)?[-_ ]?\d{1,3}|(sg|g|guide|sgrna|grna)[-_ ]?\d{1,3}|[-_][ACGT]{15,})$",
     re.IGNORECASE,
 )
 CONTROL_PIECES = {
@@ -82,13 +83,16 @@ class GeneNames:
 
         A label is taken apart, or read in other case, only where that gives genes of HGNC or of `known`.
         """
-        label = label.strip()
+        label = POSITION.sub("", label.strip())
         pieces = [p for p in SEPARATORS.split(label) if p.lower() not in CONTROL_PIECES]
         return tuple(dict.fromkeys(gene for piece in pieces for gene in self._joined(piece, known))) or (label,)
 
     def _joined(self, piece: str, known: Collection[str]) -> list[str]:
         if self._is_gene(piece, known):
             return [piece]
+        for stem in self._stems(piece):
+            if ("-" in stem or "_" in stem) and self._is_gene(stem, known):  # NKX2-1-1 and AGBL5-IT1-1 are one gene each
+                return [stem]
         for separator in "_-":
             parts = [p for p in piece.split(separator) if p.lower() not in CONTROL_PIECES]
             genes = [p for p in parts if self._is_gene(p, known)]

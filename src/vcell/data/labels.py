@@ -179,7 +179,7 @@ def read_labels(
                 continue
             became, decision = _decide(label, kinds[label], named[0], proper, rules, spellings)
             meaning[file][label] = became
-            if became != label:
+            if became != label or kinds[label] == "no guide":
                 rows.append({"file": file, "label": label, "cells": cells, "decision": decision, "became": became})
     table = pd.DataFrame(rows, columns=["file", "label", "cells", "decision", "became"])
     lost = table[table["decision"].str.startswith("without a guide")] if len(table) else table

@@ -110,6 +110,7 @@ def read_list(path: str | Path, key: str) -> list[str]:
     if rows and len(rows[0]) > 1:
         header = [cell.lower() for cell in rows[0]]
         named = [i for i, cell in enumerate(header) if cell in HEADERS - {"0", "x", "v1", "index"}]
+        named.sort(key=lambda i: "id" in header[i].split("_"))  # symbols before ids
         numbers = all(row[0].isdigit() for row in rows[1:] if row)  # what pandas writes for an index
         column = named[0] if named else 1 if numbers and len(rows) > 1 else 0
     names = [row[column] for row in rows if len(row) > column and row[column]]
