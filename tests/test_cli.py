@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from tests.conftest import Command, assert_refused
-from vcell.cli import FORMER_KEYS, check_overrides
+from vcell.cli import FORMER_KEYS, check_overrides, readable
 from vcell.config import CONFIG_DIR, compose, flatten
 from vcell.errors import VcellError
 from vcell.evaluate import run as vcell_evaluate
 from vcell.infer import run as vcell_infer
+from vcell.usage import usage
 
 # training.yaml is what two of them share
 VERBS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml") if "app_name" in path.read_text())
@@ -114,3 +118,102 @@ def test_runs_of_a_sweep_need_names_of_their_own():
         check_overrides("train", ["-m", "experiment=demo", "seed=0,1"])
     check_overrides("train", ["-m", "experiment=demo", "seed=0,1", "name=demo_${hydra:job.num}"])
     check_overrides("train", ["-m", "experiment=demo", "callbacks=[default,average]"])
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "words"),
+    [
+        ("train", ["--experiment", "demo"], "Write experiment=demo"),
+        ("train", ["--max-steps=5"], "Write trainer.max_steps=5"),
+        ("train", ["experiment", "=", "demo"], "no spaces around ="),
+        ("train", ["trainer.max_steps=", "5"], "no spaces around ="),
+        ("train", ["~data.filter"], "keys cannot be removed"),
+        ("train", ["demo"], "settings are given as KEY=VALUE"),
+        ("inspect", ["my.h5ad"], "write path=my.h5ad"),
+        ("infer", ["runs/x/last.ckpt"], "write ckpt=runs/x/last.ckpt"),
+        ("prepare", ["data.path=[a (1).h5ad]"], "need quotes of their own"),
+    ],
+)
+def test_what_is_no_setting_is_told_what_was_meant(verb: str, arguments: list[str], words: str):
+    with pytest.raises(VcellError, match=re.escape(words)):
+        readable(verb, arguments)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a (1).h5ad",
+        "~/x.h5ad",
+        "a b.h5ad",
+        "it's.h5ad",
+        'say "x".h5ad',
+        "a#b.h5ad",
+        "Ä&ö!.h5ad",
+        "x:y.h5ad",
+        "(a).h5ad",
+    ],
+)
+def test_names_of_files_need_no_quotes(value: str):
+    argument = readable("inspect", [f"path={value}"])[0]
+    assert compose("inspect", [argument]).path == value
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trainer.max_steps=abc", "trainer.max_steps=abc must be a whole number, such as 1000"),
+        ("optimizer.lr=fast", "optimizer.lr=fast must be a number"),
+        ("overwrite=yes", "overwrite=yes must be true or false"),
+        ("seed=one", "seed=one must be a whole number"),
+    ],
+)
+def test_text_where_a_number_is_wanted_is_refused(override: str, words: str):
+    with pytest.raises(VcellError, match=re.escape(words)):
+        check_overrides("train", ["experiment=demo", override])
+    for fine in (
+        "trainer.devices=auto",
+        "compile=max-autotune",
+        "data.sets.resident=auto",
+        "trainer.max_steps=7",
+        "data.target_sum=1e4",
+    ):
+        check_overrides("train", ["experiment=demo", fine])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_explains_every_key_of_the_command(verb: str):
+    text = usage(verb, [])
+    for key, _ in flatten(OmegaConf.to_container(compose(verb, ["data=perturb_seq"] if verb == "prepare" else []))):
+        if (
+            "_target_" not in key
+            and "_partial_" not in key
+            and not key.startswith(("hydra", "trainer.strategy", "data.required", "data.simulate."))
+        ):
+            assert re.search(rf"^  {re.escape(key.split('.weights.')[0])}", text, re.MULTILINE), key
+    assert "a whole number" not in text and "# " not in text
+    if verb not in ("train", "crossval"):
+        assert "experiment=" not in text  # which these commands refuse
+
+
+def test_a_mistake_is_answered_before_torch_is_loaded(tmp_path: Path):
+    code = (
+        "import sys\nsys.argv = ['x', *sys.argv[2:]]\nverb = sys.argv.pop(1)\nimport importlib\nfrom vcell.cli import launch\n"
+        "try:\n launch(verb, importlib.import_module('vcell.' + verb).run)\n"
+        "finally:\n print('torch' in sys.modules, 'pandas' in sys.modules)"
+    )
+    for arguments in (
+        ["infer", "ckpt=no.ckpt"], ["evaluate", "pred=no.h5ad", "real=b.h5ad"], ["package", "pred=no.h5ad"], ["inspect", "path=no.h5ad"],
+        ["prepare", "data=perturb_seq", "data.path=no.h5ad"], ["train", "experiment=perturb_seq", "data.path=no.h5ad"],
+    ):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code, "-", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert_refused(done, "no")
+        assert done.stdout.split() == ["False", "False"], (arguments, done.stdout)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+def test_any_console_is_spoken_to(encoding: str, vcell: Command, tmp_path: Path):
+    done = vcell("inspect", "--help", cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": encoding})
+    assert done.returncode == 0, done.stderr

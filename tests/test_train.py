@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.conftest import SMALL, Command, assert_refused, start, train_here, val_rows, wait_for
+from vcell.config import compose
 from vcell.data.batch import CellSetBatch
 from vcell.data.gather import Gather
 from vcell.data.sampler import CellSetSampler
@@ -24,6 +25,7 @@ from vcell.model.checkpoint import load_module, read_checkpoint
 from vcell.model.losses import SetLoss
 from vcell.model.metrics import read_metrics
 from vcell.model.module import TransitionModule
+from vcell.model.saving import KeepLast
 from vcell.model.validation import ValidationScores
 
 STEPS_TO_KILL = 150
@@ -280,8 +282,76 @@ def test_a_run_killed_at_random_moments_ends_like_one_never_killed(fresh: Path):
     assert same_weights(fresh / "runs/whole/checkpoints/last.ckpt", last)
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_every_signal_saves_and_ends_with_its_code(
+    name: str, fresh: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    number, step = signal.Signals[name], TransitionModule.training_step
+
+    def asked(module: TransitionModule, *args: object) -> torch.Tensor:
+        if module.trainer.global_step == 4:
+            os.kill(os.getpid(), number)
+        return step(module, *args)
+
+    monkeypatch.setattr(TransitionModule, "training_step", asked)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    queued: list[list[str]] = []
+    monkeypatch.setattr(
+        "vcell.stopping.subprocess.run", lambda command, check: queued.append(command) or SimpleNamespace(returncode=0)
+    )
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        train_here("trainer.max_steps=100", "trainer.val_check_interval=50")
+    assert stopped.value.code == 128 + number and read_checkpoint(LAST)["global_step"] == 5
+    assert f"stopped by {name}, saved at step 5" in capsys.readouterr().err
+    assert queued == ([["scontrol", "requeue", "77"]] if "USR" in name else [])
+    assert signal.getsignal(number) == before
+
+
+def test_a_kill_right_after_saving_loses_no_row_and_no_validation(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+    options = [
+        "trainer.val_check_interval=3",
+        "trainer.log_every_n_steps=1",
+        "callbacks.last.every_n_steps=3",
+        "schedule.decay=constant",
+    ]
+    train_here(*options, "trainer.max_steps=9", "name=whole")
+    save = KeepLast._save
+
+    def killed(self: KeepLast, trainer: object, between_steps: bool = True) -> None:
+        save(self, trainer, between_steps)  # type: ignore[arg-type]
+        if self.saved_step == 6:
+            raise SystemExit(137)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(KeepLast, "_save", killed)
+        with pytest.raises(SystemExit):
+            train_here(*options, "trainer.max_steps=9", "name=parts")
+    train_here(*options, "trainer.max_steps=9", "name=parts")
+    whole, parts = (
+        [
+            {k: v for k, v in row.items() if not k.startswith("throughput")}
+            for row in read_metrics(Path(f"runs/{n}/metrics.csv"))
+        ]
+        for n in ("whole", "parts")
+    )
+    for one, other in zip(whole, parts, strict=True):
+        assert one == other
+    assert sorted(val_rows("runs/parts")) == [3, 6, 9]
+    chosen = [
+        read_checkpoint(Path(f"runs/{n}/checkpoints/best.ckpt"))["vcell"]["chosen_for"] for n in ("whole", "parts")
+    ]
+    assert chosen[0] == chosen[1]
+
+
+def test_a_trainer_named_on_the_command_line_wins_over_the_experiment():
+    assert compose("train", ["experiment=demo", "trainer=debug"]).trainer.max_steps == 20
+    assert compose("train", ["trainer=debug", "experiment=h1_replogle", "trainer.max_steps=7"]).trainer.max_steps == 7
+    assert compose("train", ["experiment=demo", "trainer=cpu"]).trainer.max_steps == 1000
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("asked", [signal.SIGUSR1])
 def test_a_run_asked_to_stop_saves_first(asked: signal.Signals, fresh: Path):
     scontrol = fresh / "bin" / "scontrol"
     scontrol.parent.mkdir()

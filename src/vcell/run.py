@@ -109,7 +109,7 @@ class RunFolder:
                 f"{path} is damaged ({type(error).__name__}): it should hold the configuration the run was begun with. Put a copy of it "
                 "back, or begin another run with name=NEW_NAME"
             ) from error
-        if not isinstance(found, dict):
+        if not isinstance(found, dict) or not {"data", "model", "trainer"} <= found.keys():
             raise VcellError(f"{path} is damaged: it holds no configuration. Begin another run with name=NEW_NAME")
         return {str(key): value for key, value in found.items()}
 

@@ -3,6 +3,7 @@ import pytest
 from scipy import sparse
 
 from vcell.data.scale import Scale, detect_scale, one_total, recover_counts
+from vcell.errors import VcellError
 
 pytestmark = pytest.mark.numeric
 
@@ -94,3 +95,45 @@ def test_the_total_that_cells_were_scaled_to_is_found(log: bool):
     assert one_total(found.data, found.indptr, scale) == pytest.approx(7321.5, rel=1e-4)
     some = found[:, ::2].tocsr()
     assert one_total(some.data, some.indptr, scale) is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("log", [False, True])
+def test_whole_values_with_a_step_of_their_own_are_scaled_counts(seed: int, log: bool):
+    """Cells of 1,000 counts each, scaled to 10,000: whole numbers, tenfold."""
+    rng = np.random.default_rng(seed)
+    counts = sparse.csr_matrix(rng.multinomial(1000, rng.dirichlet(np.full(300, 0.3)), 60).astype(float))
+    found = scaled(counts, 1e4, log)
+    scale = detect_scale(found.data, found.indptr)
+    assert scale is (Scale.LOG1P_NORMALISED if log else Scale.NORMALISED)
+    recovered = recover_counts(found.data, found.indptr, scale)
+    assert recovered.fine.all() and np.array_equal(recovered.counts, counts.data)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("log", [False, True])
+def test_values_rounded_after_scaling_are_no_counts(seed: int, log: bool):
+    rounded = scaled(cells(seed), 1e4, log=False)
+    rounded.data = np.round(rounded.data)
+    rounded.eliminate_zeros()
+    rounded.data = np.log1p(rounded.data) if log else rounded.data
+    scale = detect_scale(rounded.data, rounded.indptr)
+    assert (
+        scale is (Scale.LOG1P_ROUNDED if log else Scale.ROUNDED) and not scale.recoverable and "rounded" in scale.words
+    )
+
+
+def test_counts_drawn_down_to_one_depth_are_counts():
+    rng = np.random.default_rng(0)
+    counts = sparse.csr_matrix(rng.multinomial(1000, rng.dirichlet(np.full(300, 0.3)), 60).astype(np.float32))
+    assert detect_scale(counts.data, counts.indptr) is Scale.COUNTS
+
+
+def test_cells_on_several_scales_are_told_what_would_take_them():
+    counts = cells()
+    mixed = counts.copy()
+    half = mixed.indptr[30]
+    mixed.data[:half] *= 0.913
+    mixed.data[:half:3] += 0.37
+    with pytest.raises(VcellError, match=r"data\.scale=fractional"):
+        detect_scale(mixed.data, mixed.indptr)

@@ -91,7 +91,9 @@ class GeneNames:
         if self._is_gene(piece, known):
             return [piece]
         for stem in self._stems(piece):
-            if ("-" in stem or "_" in stem) and self._is_gene(stem, known):  # NKX2-1-1 and AGBL5-IT1-1 are one gene each
+            if ("-" in stem or "_" in stem) and self._is_gene(
+                stem, known
+            ):  # NKX2-1-1 and AGBL5-IT1-1 are one gene each
                 return [stem]
         for separator in "_-":
             parts = [p for p in piece.split(separator) if p.lower() not in CONTROL_PIECES]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -83,6 +84,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
         lines = text[: text.rfind("\n") + 1].splitlines()
+        if text.strip() and "step" not in text.splitlines()[0].split(","):
+            raise ValueError("it has no column step")
         rows = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(lines)]
         found = [{**row, "step": int(row["step"])} for row in rows if row]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
@@ -105,7 +108,7 @@ class Curves(Callback):
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero and (self.artist is None or not self.artist.is_alive()):
-            self.artist = Thread(target=plot_curves, args=(self.folder / "metrics.csv", self.folder / "curves.png"))
+            self.artist = Thread(target=_draw, args=(self.folder / "metrics.csv", self.folder / "curves.png"))
             self.artist.start()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -113,6 +116,12 @@ class Curves(Callback):
             self.artist.join()
         if trainer.is_global_zero:
             plot_curves(self.folder / "metrics.csv", self.folder / "curves.png")
+
+
+def _draw(metrics: Path, out: Path) -> None:
+    """Draws beside the training, which a picture that cannot be written does not disturb."""
+    with suppress(VcellError, OSError):
+        plot_curves(metrics, out)
 
 
 def plot_curves(metrics: Path, out: Path) -> None:

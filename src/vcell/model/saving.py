@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ class KeepLast(Checkpoint):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._save(trainer)
+        self._save(trainer, between_steps=False)
 
     def _stop(self, trainer: Trainer) -> None:
         """Saves, says so, and ends training with the signal's exit code."""
@@ -101,10 +102,11 @@ class KeepLast(Checkpoint):
             signal.signal(number, handler)
         self.handlers = {}
 
-    def _save(self, trainer: Trainer) -> None:
+    def _save(self, trainer: Trainer, between_steps: bool = True) -> None:
         if trainer.global_step != self.saved_step:  # the same on every rank: saving is done by all together
             start = time.monotonic()
-            trainer.save_checkpoint(self.path)
+            with _logged_step_kept(trainer) if between_steps else nullcontext():
+                trainer.save_checkpoint(self.path)
             self.pause = max(self.seconds, (time.monotonic() - start) / self.share)
             self.saved_step = trainer.global_step
         self.saved_at = time.monotonic()
@@ -117,6 +119,25 @@ class KeepLast(Checkpoint):
         if trainer.global_step % STEPS_BETWEEN_QUESTIONS:
             return False
         return trainer.strategy.reduce_boolean_decision(wanted, all=False)
+
+
+@contextmanager
+def _logged_step_kept(trainer: Trainer) -> Iterator[None]:
+    """Has a checkpoint that is written between two steps resume at the step that is to come, for loggers and for validation.
+
+    Lightning has counted the coming batch as ready already, and adds one to the loggers' count when it resumes, as its own
+    checkpoints are written before that count goes up.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    loop._batches_that_stepped -= 1
+    for progress in (loop.batch_progress.total, loop.batch_progress.current):
+        progress.ready -= 1
+    try:
+        yield
+    finally:
+        loop._batches_that_stepped += 1
+        for progress in (loop.batch_progress.total, loop.batch_progress.current):
+            progress.ready += 1
 
 
 class KeepBest(Checkpoint):
