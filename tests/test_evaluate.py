@@ -17,7 +17,8 @@ from tests.conftest import assert_refused, infer_here
 from tests.score.test_parity import effects, screen
 from vcell.config import compose
 from vcell.errors import VcellError
-from vcell.score.evaluation import evaluate
+from vcell.score.evaluation import Evaluation, evaluate, member_alone
+from vcell.score.scoring import SCORERS, ContextScores
 
 pytest.importorskip("cell_eval")
 REAL = "data/demo/screen/truth/simC_test.h5ad"
@@ -281,3 +282,88 @@ def test_a_file_that_is_not_scaled_to_one_total_is_refused(in_trained: Path, tmp
     cells.write_h5ad(tmp_path / "p.h5ad")
     with pytest.raises(VcellError, match="not scaled to one total"):
         score(tmp_path / "s", f"pred={tmp_path / 'p.h5ad'}", f"real={REAL}")
+
+
+def renamed_real(cells: ad.AnnData) -> None:
+    cells.obs = cells.obs.rename(columns={"target_gene": "gene", "cell_type": "cell_line", "batch": "gem_group"})
+    cells.obs["gene"] = cells.obs["gene"].astype(str).replace({"non-targeting": "NT"})
+
+
+def counts_in_a_layer(cells: ad.AnnData) -> None:
+    cells.layers["counts"] = cells.X.copy()
+    cells.X = sparse.csr_matrix(cells.X.toarray() * 0.37 + (cells.X.toarray() > 0) * 0.011)
+
+
+def by_genes(cells: ad.AnnData) -> None:
+    cells.X = sparse.csc_matrix(cells.X)
+
+
+def more_genes(cells: ad.AnnData) -> None:
+    cells.var_names = [*cells.var_names[:-1], "EXTRA"]
+
+
+def spaced_labels(cells: ad.AnnData) -> None:
+    cells.obs["target_gene"] = pd.Categorical(cells.obs["target_gene"].astype(str) + " ")
+
+
+@pytest.mark.parametrize("how", [renamed_real, counts_in_a_layer, by_genes, spaced_labels])
+def test_measured_cells_are_read_however_they_are_laid_out(how, in_trained: Path, pred: Path, tmp_path: Path):
+    cells = ad.read_h5ad(REAL)
+    how(cells)
+    cells.write_h5ad(tmp_path / "real.h5ad")
+    plain, other = (
+        score(tmp_path / name, f"pred={pred}", f"real={real}", "engine=fast")
+        for name, real in (("a", REAL), ("b", tmp_path / "real.h5ad"))
+    )
+    pd.testing.assert_frame_equal(plain, other)
+
+
+def test_scores_are_on_the_genes_that_both_files_have(
+    in_trained: Path, pred: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    cells = ad.read_h5ad(REAL)
+    more_genes(cells)
+    cells.write_h5ad(tmp_path / "real.h5ad")
+    score(tmp_path / "s", f"pred={pred}", f"real={tmp_path / 'real.h5ad'}", "engine=fast")
+    assert "scored on the 119 of 120 predicted genes that real.h5ad has" in capsys.readouterr().out
+
+
+def test_contexts_that_were_not_measured_are_named(
+    in_trained: Path, pred: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    one = ad.read_h5ad(pred)
+    two = one.copy()
+    two.obs["cell_type"] = "simZ"
+    both = ad.concat([one, two], index_unique="-")
+    both.uns = one.uns
+    both.write_h5ad(tmp_path / "both.h5ad")
+    together = score(tmp_path / "s", f"pred={tmp_path / 'both.h5ad'}", f"real={REAL}", "engine=fast")
+    assert "scored in simC; no cells of simZ were measured" in capsys.readouterr().out
+    alone = score(tmp_path / "t", f"pred={pred}", f"real={REAL}", "engine=fast")
+    pd.testing.assert_frame_equal(together.loc[["model"]], alone.loc[["model"]])
+
+
+def test_few_targets_get_an_interval_over_cells_and_a_loud_note(
+    in_trained: Path, pred: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    cells = ad.read_h5ad(REAL)
+    first = next(t for t in cells.obs["target_gene"].unique() if t != "non-targeting")
+    cells[cells.obs["target_gene"].isin([first, "non-targeting"])].copy().write_h5ad(tmp_path / "one.h5ad")
+    score(tmp_path / "s", f"pred={pred}", f"real={tmp_path / 'one.h5ad'}", "engine=fast", "pictures=true")
+    said = capsys.readouterr().out
+    assert "FEWER THAN 10 TARGETS" in said and "95 % over cells" in said
+    about = json.loads((tmp_path / "s" / "scores.json").read_text())
+    interval = about["intervals"]["model"]["MAE"]
+    assert interval["low"] < interval["value"] < interval["high"]
+    assert "interval over cells" in (tmp_path / "s" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("better", "said"), [({"PDS": 1.0}, "comes from PDS alone"), ({"PDS": 1.0, "DES": 0.5}, None), ({}, None)]
+)
+def test_a_score_of_one_member_alone_says_so(better: dict[str, float], said: str | None):
+    floor, top = {"DES": 0.2, "PDS": 0.5, "MAE": 0.1}, {"DES": 1.0, "PDS": 1.0, "MAE": 0.0}
+    values = {"DES": 0.1, "PDS": 0.4, "MAE": 0.2} | better
+    scores = ContextScores("c", {"p": pd.DataFrame([values], index=["T"])}, floor, top)
+    note = member_alone(Evaluation(SCORERS["cell-eval"], "p", [], [scores]))
+    assert note is None if said is None else said in str(note)

@@ -6,6 +6,8 @@ import importlib.util
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -197,12 +199,22 @@ def make_wandb(config: DictConfig, logger: DictConfig) -> Any:
 
 
 def _wandb_key() -> str | None:
+    """The key that `wandb login` left behind, without asking anybody."""
+    import netrc
+    from urllib.parse import urlparse
+
     import wandb
 
-    try:
-        return wandb.setup().settings.api_key or wandb.api.api_key
-    except Exception:  # whatever its version calls it: then its own message must do
-        return "unknown"
+    settings = wandb.setup().settings
+    if settings.api_key:
+        return settings.api_key
+    for name in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        path = Path(name or "").expanduser()
+        if name and path.is_file():
+            with suppress(OSError, netrc.NetrcParseError):
+                found = netrc.netrc(str(path)).authenticators(urlparse(settings.base_url).hostname or "")
+                return found[2] if found else None
+    return None
 
 
 def cluster_environment(options: DictConfig) -> ClusterEnvironment | None:

@@ -30,7 +30,8 @@ def look_up(verb: str, config: Any) -> None:
     config
         Of the command, not resolved yet.
     """
-    for key in FILES[verb]:
+    simulated = "data" in config and config.data.simulate is not None  # its files are made by the command
+    for key in () if simulated else FILES[verb]:
         for name in _names(config, key):
             _must_be_there(key, name)
     if verb in ("train", "crossval", "prepare"):

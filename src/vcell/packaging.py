@@ -244,8 +244,13 @@ def report(job: Job, findings: Findings) -> str:
 
 
 def packed_report(packed: Packed, challenge: Challenge) -> str:
+    relaxed = challenge.n_genes is None or (challenge.container == "vcc-cli" and challenge.n_targets is None)
     upload = (
-        f"vcc submit {packed.path}" if challenge.container == "vcc-cli" else "upload it at virtualcellchallenge.org"
+        "nothing to upload: this was not checked against the challenge's own lists"
+        if relaxed
+        else (
+            f"vcc submit {packed.path}" if challenge.container == "vcc-cli" else "upload it at virtualcellchallenge.org"
+        )
     )
     return (
         f"written      {packed.path} ({packed.size / 1e6:,.1f} MB, {packed.unpacked / 1e6:,.1f} MB unpacked)\n"

@@ -298,23 +298,26 @@ def n_rows(file: h5py.File, key: str, path: Path) -> int:
 
 def _frame(file: h5py.File, key: str, path: Path) -> h5py.Group | h5py.Dataset:
     if not has(file, key):
-        what = f"the zarr store {path}" if is_zarr(path) else str(path)
-        raise VcellError(f"{what} has no {key!r}: {no_anndata(file)}")
+        raise VcellError(no_anndata(file, key, path))
     node = element(file, key, path)
     if isinstance(node, h5py.Dataset) and node.dtype.names is None:
         raise VcellError(f"{path}: {key} is no table; it is not an AnnData file")
     return node
 
 
-def no_anndata(file: h5py.File) -> str:
-    """What a file is that lacks a part of AnnData, and what to do."""
+def no_anndata(file: h5py.File, key: str, path: Path) -> str:
+    """That a file lacks the part `key` of AnnData, what it is instead, and what to do."""
+    what = f"the zarr store {path}" if is_zarr(path) else str(path)
+    kind = "it is not an AnnData file, or it was cut short"
     if has(file, "mod"):
-        return "it is a MuData file (.h5mu) of several modalities. Write the one you want: mudata.read_h5mu(FILE)['rna'].write_h5ad('rna.h5ad')"
-    if has(file, "matrix/barcodes") or has(file, "matrix"):
-        return "it is not an AnnData file but a 10x matrix without cell labels. Read it with scanpy.read_10x_h5, add obs columns, and write_h5ad"
-    if has(file, "row_attrs") and has(file, "col_attrs"):
-        return "it is a loom file. Read it with scanpy.read_loom and write_h5ad"
-    return "it is not an AnnData file, or it was cut short"
+        kind = "it is a MuData file (.h5mu) of several modalities. Write the one you want: mudata.read_h5mu(FILE)['rna'].write_h5ad('rna.h5ad')"
+    elif has(file, "matrix"):
+        kind = (
+            "it is a 10x matrix without cell labels. Read it with scanpy.read_10x_h5, add obs columns, and write_h5ad"
+        )
+    elif has(file, "row_attrs") and has(file, "col_attrs"):
+        kind = "it is a loom file. Read it with scanpy.read_loom and write_h5ad"
+    return f"{what} has no {key!r}: {kind}"
 
 
 def _index_name(node: h5py.Group | h5py.Dataset) -> str:

@@ -50,8 +50,9 @@ def inspect(
     """
     columns = columns or {}
     with open_h5ad(path) as file:
-        if "obs" not in file or "var" not in file:
-            raise VcellError(f"{path} has no {'obs' if 'obs' not in file else 'var'}: {no_anndata(file)}")
+        for part in ("obs", "var"):
+            if part not in file:
+                raise VcellError(no_anndata(file, part, path))
         names = matrix_names(file)
         if matrix is not None and matrix not in names:
             raise VcellError(f"{path} has no matrix {matrix!r}; it has: {', '.join(names)}")

@@ -35,7 +35,7 @@ def convert(path: Path, out: Path, challenge: Challenge, genes: Sequence[str] | 
     """
     with open_h5ad(path) as file, tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         names = read_index(file, "var", path).astype(str).tolist()
-        labels = read_labels(file, path, challenge)
+        labels = read_labels(file, path, challenge, strip=True)
         matrix = Matrix.open(file, path, "X", len(labels.target), len(names))
         place, changes = _places(names, genes, path)
         keep = np.ones(len(labels.target), bool)

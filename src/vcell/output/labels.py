@@ -11,6 +11,7 @@ import pandas as pd
 
 from vcell.challenge import Challenge
 from vcell.data.h5ad import column_names, read_column
+from vcell.data.labels import as_labels
 from vcell.errors import VcellError, nearest, shortlist
 
 CONVERT = "convert=true writes it anew as it should be"
@@ -50,8 +51,8 @@ class Labels:
         return number, names
 
 
-def read_labels(file: h5py.File, path: Path, challenge: Challenge) -> Labels:
-    """Targets and contexts; one context where the challenge has none."""
+def read_labels(file: h5py.File, path: Path, challenge: Challenge, strip: bool = False) -> Labels:
+    """Targets and contexts; one context where the challenge has none. `strip` takes spaces off, which are refused otherwise."""
     known = column_names(file["obs"]) if "obs" in file else []
 
     def column(name: str, key: str) -> pd.Categorical:
@@ -66,7 +67,13 @@ def read_labels(file: h5py.File, path: Path, challenge: Challenge) -> Labels:
             raise VcellError(
                 f"{path}: {missing.size:,} cells have no value in obs column {name!r}, cell {missing[0]:,} first"
             )
-        return pd.Categorical(values.astype(str))
+        labels = as_labels(values)
+        spaced = [str(v) for v in values.astype(str).unique() if str(v) != str(v).strip()]
+        if spaced and not strip:
+            raise VcellError(
+                f"{path}: labels in obs column {name!r} have spaces around them: {shortlist(map(repr, spaced), 5)}. {CONVERT}"
+            )
+        return labels.array
 
     target = column(challenge.perturbation, "perturbation")
     if challenge.context is None or (challenge.context not in known and not challenge.contexts):
