@@ -27,7 +27,7 @@ demo: env
 
 # two processes of one thread each: faster than one of two, and they do not fight over the cores
 test: env
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 test-hardware: env
 	$(RUN) tests/hardware.py

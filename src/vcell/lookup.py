@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vcell.config import plain
-from vcell.data.files import expand, is_zarr
+from vcell.data.files import check_required, expand, is_zarr
 from vcell.errors import VcellError, nearest
 
 # of each command: keys that name files to be read, and the key of the file it is mainly about
@@ -31,6 +31,8 @@ def look_up(verb: str, config: Any) -> None:
         Of the command, not resolved yet.
     """
     simulated = "data" in config and config.data.simulate is not None  # its files are made by the command
+    if "data" in config and not (Path(str(config.data.store)) / "meta.json").is_file():
+        check_required(config.data)
     for key in () if simulated else FILES[verb]:
         for name in _names(config, key):
             _must_be_there(key, name)

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from vcell.config import differences
 from vcell.errors import VcellError, shortlist
@@ -104,7 +102,7 @@ class RunFolder:
         path = self.path / "config.yaml"
         try:
             found = OmegaConf.to_container(OmegaConf.load(path))
-        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        except Exception as error:  # of YAML, OmegaConf or the disk
             raise VcellError(
                 f"{path} is damaged ({type(error).__name__}): it should hold the configuration the run was begun with. Put a copy of it "
                 "back, or begin another run with name=NEW_NAME"

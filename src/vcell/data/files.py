@@ -49,6 +49,18 @@ def is_zarr(path: Path) -> bool:
     return path.is_dir() and any((path / name).is_file() for name in (".zgroup", "zarr.json", ".zmetadata"))
 
 
+def check_required(data: Any) -> None:
+    """A `VcellError` that lists the files a distributed data set lacks, and where it is to be had."""
+    missing = {name: what for name, what in data.required.items() if not (Path(data.root) / str(name)).is_file()}
+    if missing:
+        width = max(len(str(name)) for name in missing)
+        listed = "\n".join(f"  {name!s:<{width}}  {what}" for name, what in missing.items())
+        raise VcellError(
+            f"{len(missing)} of the {len(data.required)} files of data={data.name} are not in {data.root}/ "
+            f"(looked from {Path.cwd()}):\n{listed}\n{data.where}"
+        )
+
+
 def content_of(path: Path) -> str:
     """What tells that a file is the same one without reading it all: its size, and a checksum of pieces of it.
 

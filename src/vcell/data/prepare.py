@@ -10,7 +10,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from vcell.config import build, differences
-from vcell.data.files import content_of, expand, read_gene_list, toml_patterns
+from vcell.data.files import check_required, content_of, expand, read_gene_list, toml_patterns
 from vcell.data.h5ad import Columns
 from vcell.data.ingest import ingest
 from vcell.data.panel import PANELS, GeneChoice
@@ -183,18 +183,6 @@ def _files(data: DictConfig) -> list[Path]:
     if path is None:
         raise VcellError("say which files to read: data.path=FILE.h5ad")
     return expand(path)
-
-
-def check_required(data: DictConfig) -> None:
-    """A `VcellError` that lists the files a distributed data set lacks, and where it is to be had."""
-    missing = {name: what for name, what in data.required.items() if not (Path(data.root) / str(name)).is_file()}
-    if missing:
-        width = max(len(str(name)) for name in missing)
-        listed = "\n".join(f"  {name!s:<{width}}  {what}" for name, what in missing.items())
-        raise VcellError(
-            f"{len(missing)} of the {len(data.required)} files of data={data.name} are not in {data.root}/ "
-            f"(looked from {Path.cwd()}):\n{listed}\n{data.where}"
-        )
 
 
 def _files_there(data: DictConfig) -> bool:

@@ -101,6 +101,11 @@ def _executor(cluster: str | None, workers: int) -> Iterator[Executor]:
         pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))  # forked threads of torch would hang
         try:
             yield pool
+        except BaseException as error:
+            if not isinstance(error, Exception):  # told to stop: files that take minutes are not waited for
+                for process in list((pool._processes or {}).values()):
+                    process.terminate()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
         return
