@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--genes", type=int, default=18080, help="[%(default)s]")
     parser.add_argument("--sets", type=int, default=16 if gpu else 1, help="a step [%(default)s]")
     parser.add_argument(
-        "--steps", type=int, default=100 if gpu else 4, help="measured, after 20 % more to warm up [%(default)s]"
+        "--steps", type=int, default=100 if gpu else 4, help="measured, after 20 %% more to warm up [%(default)s]"
     )
     parser.add_argument(
         "--overrides", nargs="*", default=[], help="of vcell.train: compile=true trainer.precision=32-true ..."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +20,7 @@ from lightning.pytorch.plugins.environments import (
 )
 from omegaconf import DictConfig, OmegaConf
 
-from vcell.config import build
+from vcell.config import build, wandb_id
 from vcell.data.covariates import Covariates
 from vcell.data.datamodule import CellSetDataModule
 from vcell.data.gather import Gather
@@ -191,8 +190,7 @@ def make_wandb(config: DictConfig, logger: DictConfig) -> Any:
         )
     changed = logger.copy()
     OmegaConf.set_struct(changed, False)
-    # an id names a file and part of an address: crossval's folds are called NAME/fold_0
-    changed["id"] = re.sub(r"[:;,#?/\\\s'%]+", "-", str(changed.get("id") or config.name))[:128]
+    changed["id"] = wandb_id(str(changed.get("id") or config.name))
     made = build(changed)
     made.log_hyperparams(OmegaConf.to_container(config, resolve=True))
     return made

@@ -112,6 +112,11 @@ def default_of(key: str) -> Any:
     return None if value in ({}, []) else value
 
 
+def wandb_id(name: str) -> str:
+    """A run's name as an id for Weights & Biases, which names a file and part of an address: crossval's folds are NAME/fold_0."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:128]
+
+
 def slurm_tasks_per_node() -> int:
     """Tasks on each node of a SLURM job, whichever of its variables say so: ``4``, ``4(x2)``, or all tasks over the nodes."""
     for name in ("SLURM_NTASKS_PER_NODE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"):

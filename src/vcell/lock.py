@@ -7,6 +7,7 @@ is gone (on this machine), or that was not touched for a minute (on another), is
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import sys
@@ -71,14 +72,14 @@ def locked(place: Path, what: str, wait: bool = False) -> Iterator[None]:
         yield
         return
     made = _missing_parents(path)
-    said = 0.0
+    said = -math.inf
     while (holder := _take(path, me, what)) is not None:
         if not wait:
             raise VcellError(
                 f"{what} {place} is being written by {holder.words}. Wait until it has ended, or stop it. If no such process "
                 f"runs any more, remove {path}"
             )
-        if time.monotonic() - said > REMIND_S:
+        if time.monotonic() >= said + REMIND_S:
             print(f"waiting      for {holder.words}, which is writing {what} {place}", file=sys.stderr, flush=True)
             said = time.monotonic()
         time.sleep(LOOK_S)

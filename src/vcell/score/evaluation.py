@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from vcell import __version__
 from vcell.challenge import Challenge
-from vcell.config import build, plain
+from vcell.config import build, plain, wandb_id
 from vcell.errors import VcellError
 from vcell.machine import cores
 from vcell.predictors import choose_device
@@ -148,7 +148,29 @@ def evaluate(config: DictConfig) -> None:
         all_metrics(found.scorer), found.scorer, found.notes, details, found.pictures, plain(config), found.over,
     )  # fmt: skip
     write_report(out, report)
+    if references.run_folder is not None:
+        hand_over(references.run_folder, out)
     say(report, references, pred_path, out)
+
+
+def hand_over(run_folder: Path, out: Path) -> None:
+    """Adds the report to the run's curves, where these went to Weights & Biases too."""
+    try:
+        run: Any = OmegaConf.load(run_folder / "config.yaml")
+        logger = (run.get("logger") or {}).get("wandb")
+        if logger is None:
+            return
+        import wandb
+
+        mode: Any = "offline" if logger.offline else None
+        with wandb.init(
+            project=logger.project, id=wandb_id(str(logger.id)), dir=str(run_folder), resume="allow", mode=mode
+        ) as kept:
+            for name in ("report.html", "scores.csv", "scores.json", "scores.png"):
+                if (out / name).is_file():
+                    kept.save(str(out / name), base_path=str(out), policy="now")
+    except Exception as error:  # the scores are there all the same
+        print(f"note         the report was not added to the run's curves: {type(error).__name__}: {error}", flush=True)
 
 
 def run_evaluation(
