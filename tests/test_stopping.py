@@ -53,3 +53,33 @@ def test_a_signal_that_the_caller_ignores_stays_ignored(job: dict[str, str]):
     assert process.stdout is not None and process.stdout.readline() == "listening\n"
     process.send_signal(signal.SIGHUP)
     assert process.wait(20) == 0
+
+
+def test_a_file_that_is_being_written_is_closed_first(tmp_path: Path):
+    code = """
+import os, signal, sys
+from pathlib import Path
+from vcell.stopping import listen
+listen("infer")
+import numpy as np, pandas as pd
+from vcell.output import writer
+write, calls = writer._Sink.write, []
+def asked(self, data):
+    calls.append(1)
+    if len(calls) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGTERM)  # in the midst of HDF5
+    return write(self, data)
+writer._Sink.write = asked
+with writer.H5adWriter(Path(sys.argv[1]), pd.DataFrame(index=list("abc")), ["G"]) as cells:
+    for _ in range(3):
+        cells.write(np.ones((1, 1)))
+"""
+    for call in (1, 4, 12):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "x.h5ad"), str(call)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 128 + signal.SIGTERM and "Traceback" not in done.stderr, done.stderr
+    assert all(path.name == "x.h5ad" for path in tmp_path.iterdir())

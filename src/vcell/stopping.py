@@ -10,7 +10,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # HUP: the terminal is gone; TERM: SLURM or the system; USR1 and USR2: a job's time is nearly up (sbatch --signal, submitit)
@@ -28,6 +29,27 @@ class Stopped(SystemExit):
         self.number = number
 
 
+class _Held:
+    depth = 0
+    signal: int | None = None
+
+
+_held = _Held()
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Lets a block end before a signal ends the command: HDF5, for one, must not be left in the middle of a write."""
+    _held.depth += 1
+    try:
+        yield
+    finally:
+        _held.depth -= 1
+        if not _held.depth and _held.signal is not None:
+            number, _held.signal = _held.signal, None
+            raise Stopped(number)
+
+
 def listen(verb: str) -> None:
     """From here on a signal to stop ends the command in one line; what it was writing is removed or can be resumed."""
     again = f"the same command resumes: python -m vcell.{verb} ..."
@@ -35,6 +57,9 @@ def listen(verb: str) -> None:
     def stop(number: int, _: Any) -> None:
         requeue(number)
         tell(f"stopped by {signal.Signals(number).name}; {again}")
+        if _held.depth:
+            _held.signal = number
+            return
         raise Stopped(number)
 
     handle(stop)

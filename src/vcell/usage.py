@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,7 @@ def _parts(verb: str, text: str) -> tuple[list[str], dict[str, str | None]]:
             for name, option in entry.items():
                 if not str(name).startswith("override"):
                     groups[str(name).split("@")[0]] = option[0] if isinstance(option, list) else option
-    return [*keys_of(text), *lines], groups
+    return [*_lines(keys_of(text)), *lines], groups
 
 
 def _group(group: str, option: Any) -> list[str]:
@@ -72,14 +74,14 @@ def _group(group: str, option: Any) -> list[str]:
             *(f"  {group}={name:<{WIDTH - len(group) - 1}} {_first_comment(group, name)}" for name in files),
         ]
     prefix = "" if group == "screen" else f"{group}."
-    shown: dict[str, str] = {}
+    keys: dict[str, Key] = {}
     for name in _chain(group, str(option).strip("[]").split(",")[0]):
-        for line in keys_of((CONFIG_DIR / group / f"{name}.yaml").read_text(), prefix):
-            shown.setdefault(line.split("=", 1)[0].strip(), "")
-            key = line.split("=", 1)[0].strip()
-            if "#" in line or "  " in line.strip() or not shown[key]:
-                shown[key] = line
-    return [*lines, *shown.values()]
+        for key in keys_of((CONFIG_DIR / group / f"{name}.yaml").read_text(), prefix):
+            said = key.comments or (keys[key.name].comments if key.name in keys else [])
+            keys[key.name] = Key(
+                key.name, key.value, said
+            )  # the value of the option, in the words of what it builds on
+    return [*lines, *_lines(keys.values())]
 
 
 def _chain(group: str, option: str) -> list[str]:
@@ -97,10 +99,29 @@ def _first_comment(group: str, option: str) -> str:
     return next((line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line), "")
 
 
-def keys_of(text: str, prefix: str = "") -> list[str]:
-    """One line for each key of a YAML text: dotted name, value, and the comment beside it (or in the lines after it)."""
+@dataclass
+class Key:
+    """A key of a YAML file: its dotted name, its value, and the comment beside it, line by line."""
+
+    name: str
+    value: str
+    comments: list[str]
+
+
+def _lines(keys: Iterable[Key]) -> list[str]:
+    out = []
+    for key in keys:
+        shown = f"{key.name}={key.value}" if key.value else key.name
+        first, *more = key.comments or [""]
+        out.append(f"  {shown:<{WIDTH}}   {first}".rstrip())
+        out += [f"{'':<{WIDTH + 5}}{line}" for line in more]
+    return out
+
+
+def keys_of(text: str, prefix: str = "") -> list[Key]:
+    """Keys of a YAML text that have a value or a comment, in its order."""
     stack: list[tuple[int, str]] = []
-    out: list[str] = []
+    out: list[Key] = []
     skip: int | None = None
     for line in text.splitlines():
         comment = COMMENT.search(line)
@@ -108,7 +129,7 @@ def keys_of(text: str, prefix: str = "") -> list[str]:
         match = KEY.match(bare)
         if match is None:
             if comment and not bare and line.startswith(" ") and out and skip is None:
-                out.append(f"{'':<{WIDTH + 4}} {comment[2]}")
+                out[-1].comments.append(comment[2].strip())
             continue
         indent = len(match[1])
         if skip is not None and indent > skip:
@@ -118,10 +139,7 @@ def keys_of(text: str, prefix: str = "") -> list[str]:
             continue
         stack = [*(s for s in stack if s[0] < indent), (indent, match[2])]
         value = (match[3] or "").strip()
-        name = prefix + ".".join(key for _, key in stack)
-        said = comment[2] if comment else ""
-        if not value and not said:
-            continue
-        shown = f"{name}={value}" if value else name
-        out.append(f"  {shown:<{WIDTH}}   {said}".rstrip())
+        if value or comment:
+            name = prefix + ".".join(key for _, key in stack)
+            out.append(Key(name, value, [comment[2].strip()] if comment else []))
     return out

@@ -20,6 +20,7 @@ from anndata.io import write_elem
 from scipy import sparse
 
 from vcell.errors import VcellError
+from vcell.stopping import held
 from vcell.whole import sync_file, sync_folder
 
 CHUNK = 1 << 18  # stored values a chunk, about 1 MB of float32
@@ -59,6 +60,20 @@ class H5adWriter:
             self.sink = _Sink(self.scratch)
         except OSError as error:
             raise VcellError(f"{self.path} cannot be written: {error}") from error
+        try:
+            with held():
+                self._begin(obs, genes, uns, compression, stored)
+        except BaseException as error:  # nobody would call __exit__
+            self._close(error)
+
+    def _begin(
+        self,
+        obs: pd.DataFrame,
+        genes: list[str],
+        uns: dict[str, Any] | None,
+        compression: str | None,
+        stored: int | None,
+    ) -> None:
         self.file = h5py.File(self.sink, "w")
         write_frame(self.file, obs, genes, uns)
         matrix = self.file.create_group("X")
@@ -82,10 +97,11 @@ class H5adWriter:
     def append(self, indices: np.ndarray, values: np.ndarray) -> None:
         """Appends stored values, sorted by gene within each cell; `end_rows` says which cells they are."""
         start, stop = self.stored, self.stored + len(values)
-        for dataset, array in ((self.data, values), (self.indices, indices)):
-            if not self.in_one_piece:
-                dataset.resize((stop,))
-            dataset[start:stop] = array
+        with held():
+            for dataset, array in ((self.data, values), (self.indices, indices)):
+                if not self.in_one_piece:
+                    dataset.resize((stop,))
+                dataset[start:stop] = array
         self.stored = stop
         self.sink.check()
 
@@ -98,6 +114,10 @@ class H5adWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        with held():
+            self._close(error)
+
+    def _close(self, error: BaseException | None) -> None:
         if error is None and self.written != self.n_cells:
             error = VcellError(f"only {self.written:,} of {self.n_cells:,} cells were written to {self.path}")
         if error is None:
@@ -171,7 +191,7 @@ def written_h5(path: Path) -> Iterator[h5py.File]:
     """A new HDF5 file whose write errors come as `OSError` when the block ends, with HDF5 none the wiser."""
     sink = _Sink(path)
     try:
-        with h5py.File(sink, "w") as file:
+        with held(), h5py.File(sink, "w") as file:
             yield file
     finally:
         sink.close()
