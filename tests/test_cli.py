@@ -170,6 +170,9 @@ def test_names_of_files_need_no_quotes(value: str):
 def test_text_where_a_number_is_wanted_is_refused(override: str, words: str):
     with pytest.raises(VcellError, match=re.escape(words)):
         check_overrides("train", ["experiment=demo", override])
+
+
+def test_words_that_stand_for_numbers_are_taken():
     for fine in (
         "trainer.devices=auto",
         "compile=max-autotune",

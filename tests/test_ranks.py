@@ -75,7 +75,7 @@ def test_two_ranks_of_torchrun_train_like_one_with_twice_the_sets(one: Path):
     assert_equals_one("torchrun")
 
 
-@pytest.mark.parametrize("victim", ["first", "second"])
+@pytest.mark.parametrize("victim", ["first", "second"] if os.environ.get("VCELL_RELEASE") else ["first"])
 def test_a_dead_rank_ends_the_job(victim: str, fresh: Path):
     process = start(
         fresh, "trainer=ddp", *TWO, "trainer.max_steps=1000000", "callbacks.last.every_n_steps=5", OMP_NUM_THREADS="1"

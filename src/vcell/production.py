@@ -28,7 +28,7 @@ from vcell.prediction import CellMaker, Source, copied_cells
 from vcell.progress import progress_bar
 from vcell.ranks import Rank
 from vcell.request import Wanted
-from vcell.whole import remove
+from vcell.whole import remove, remove_leftovers
 
 CELLS_A_PART = 2048
 PATIENCE_S = 3600
@@ -125,6 +125,7 @@ class Place:
     def claim(self, rank: Rank, started: float) -> bool:
         """Makes the folder of parts, or on other ranks waits for it; false where the others have finished already."""
         if rank.number == 0:
+            remove_leftovers(self.out)
             begin(self.out, self.key)
             return True
         while not is_begun(self.out, self.key):

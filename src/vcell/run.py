@@ -71,6 +71,12 @@ class RunFolder:
         except OSError as error:
             raise VcellError(f"the run folder {self.path} cannot be written: {error}") from error
 
+    def clear_leftovers(self) -> None:
+        """Removes half-written files of a run that was killed."""
+        for pattern in ("checkpoints/*.tmp.ckpt", "*.tmp.csv", "*.tmp.png", "*.tmp.yaml", "*.tmp.json"):
+            for path in self.path.glob(pattern):
+                path.unlink(missing_ok=True)
+
     def discard_if_empty(self) -> None:
         """Removes the folder of a run that failed before anything of it was saved."""
         if not list(self.checkpoints.glob("*.ckpt")):

@@ -51,6 +51,8 @@ def train(config: DictConfig) -> None:
 
 
 def _train(config: DictConfig, resolved: dict[str, Any], folder: RunFolder, rank: int) -> None:
+    if rank == 0 and not config.check:
+        folder.clear_leftovers()
     checkpoint = None if config.check else folder.checkpoint_to_continue(resolved, config.resume, config.overwrite)
     seed_everything(config.seed, workers=True, verbose=False)
     store = ensure_store(config.data) if rank == 0 else wait_for_store(config.data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import zipfile
@@ -64,6 +65,16 @@ def written_file(out: Path) -> Iterator[Path]:
         raise VcellError(f"{out} could not be written: {error}") from error
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def remove_leftovers(out: Path) -> None:
+    """Removes what killed processes have left of attempts to write `out`; for those who hold its lock."""
+    for path in [
+        *out.parent.glob(f"{glob.escape(out.stem)}.*.tmp{out.suffix}"),
+        *out.parent.glob(f"{glob.escape(out.name)}.*.tmp"),
+    ]:
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_text(out: Path, text: str) -> None:

@@ -78,7 +78,7 @@ def counts_like(seed: int, genes: int, cells: int = 7) -> tuple[torch.Tensor, to
 
 
 @pytest.mark.parametrize("genes", [1, 3, 50, 777, 18_080])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_energy_distance_equals_its_definition_in_any_order_of_the_genes(genes: int, seed: int):
     x, y = counts_like(seed, genes)
     for order in (torch.arange(genes), torch.randperm(genes), torch.arange(genes).flip(0)):
