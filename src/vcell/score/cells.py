@@ -369,7 +369,7 @@ def whole_counts(cells: ad.AnnData, path: Path, what: str) -> None:
                 "them of other predictions"
             )
             raise VcellError(
-                f"{path}: the scores of 2026 take whole counts, and the values of {what} are {scale.words}."
+                f"{path}: the scores of 2026 take whole counts, and those of {what} are {'log1p or other values' if scale is Scale.UNKNOWN else scale.words}."
                 f"{hint if what == 'the prediction' else ' Give the file with their raw counts'}"
             )
         cells.X = recovered(cells, scale, what)
