@@ -71,10 +71,6 @@ class LabelRules:
             if getattr(self, key) not in known:
                 raise VcellError(f"data.labels.{key}={getattr(self, key)} must be one of {', '.join(known)}")
 
-    @property
-    def plain(self) -> dict[str, Any]:
-        return {**{key: getattr(self, key) for key in CHOICES}, "rename": dict(self.rename or {})}
-
 
 @dataclass(frozen=True)
 class LabelTable:

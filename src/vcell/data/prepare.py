@@ -206,7 +206,7 @@ def _fingerprints(files: list[Path]) -> list[list[Any]]:
 
 
 def _same_files(then: list[list[Any]], now: list[list[Any]]) -> bool:
-    """Whether files are those of then; vcell before 0.2 noted a time of change in place of a checksum."""
+    """Whether files are those of then; stores of earlier versions noted a time of change in place of a checksum."""
     whole = all(len(row) == 3 and isinstance(row[2], str) for row in then)
     return then == now if whole else [row[:2] for row in then] == [row[:2] for row in now]
 

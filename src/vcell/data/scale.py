@@ -165,18 +165,16 @@ def _told_by_steps(values: np.ndarray, indptr: np.ndarray, scale: Scale) -> Scal
     whole = np.rint(linear(values, scale))
     keep = whole > 0
     starts = starts_of(keep)[indptr]
-    whole, lengths = whole[keep].astype(np.int64), np.diff(starts)
-    telling = np.flatnonzero(lengths >= TELLING_VALUES)
-    if len(telling) < FEWEST_TELLING:
+    lengths = np.diff(starts)
+    filled = np.flatnonzero(lengths)
+    telling = lengths[filled] >= TELLING_VALUES
+    if telling.sum() < FEWEST_TELLING:
         return scale
-    steps = np.gcd.reduceat(whole, starts[:-1][telling]) if len(telling) == len(lengths) else np.array(
-        [np.gcd.reduce(whole[starts[i] : starts[i + 1]]) for i in telling]
-    )  # fmt: skip
+    whole, begins = whole[keep].astype(np.int64), starts[:-1][filled]
+    steps = np.gcd.reduceat(whole, begins)[telling]
     if np.mean(steps > 1) >= WANTED:
         return Scale.NORMALISED if scale is Scale.COUNTS else Scale.LOG1P_NORMALISED
-    totals = np.add.reduceat(whole, starts[:-1][telling]) if len(telling) == len(lengths) else np.array(
-        [whole[starts[i] : starts[i + 1]].sum() for i in telling]
-    )  # fmt: skip
+    totals = np.add.reduceat(whole, begins)[telling]
     low, high = np.quantile(totals, [0.02, 0.98])
     if low != high and high / low - 1 < NEARLY_ONE_TOTAL:
         return Scale.ROUNDED if scale is Scale.COUNTS else Scale.LOG1P_ROUNDED
