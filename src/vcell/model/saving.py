@@ -68,6 +68,8 @@ class KeepLast(Checkpoint):
         self.signal = number
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # a resumed loop adds one to the loggers' count of steps, which is right only for checkpoints from within training
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         if batch_idx % trainer.accumulate_grad_batches:  # within a step: gradients are not saved
             return
         if self._agreed(trainer, self.signal is not None):
