@@ -27,7 +27,7 @@ import pandas as pd
 from scipy import sparse
 from tables import device_name, save
 
-from vcell.machine import cores
+from vcell.system import cores
 
 CONTROL = "non-targeting"
 TEN = 10
@@ -112,10 +112,10 @@ def compare(folder: Path, year: int) -> list[dict]:
 
 def score_once(year: int, pred: Path, real: Path) -> None:
     """Our scores of the two files, as JSON."""
-    from vcell.predictors import choose_device
     from vcell.score.cells import CellFile, Columns, pairs
     from vcell.score.metrics import summary
     from vcell.score.scoring import SCORERS
+    from vcell.system import choose_device
 
     scorer = SCORERS["cell-eval" if year == 2025 else "cell-eval2"]
     columns = Columns("target_gene", None, CONTROL)
@@ -144,7 +144,7 @@ def rank_tests(folder: Path) -> list[dict]:
 
     from vcell.score.grouped import GroupedCells
     from vcell.score.ranksum import SortedControls, rank_sum_p
-    from vcell.threads import in_threads
+    from vcell.system import in_threads
 
     cells = GroupedCells.of(ad.read_h5ad(folder / "real.h5ad"), "target_gene", CONTROL)
     groups = [cells.cells[t] for t in cells.targets]

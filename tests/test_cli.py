@@ -12,12 +12,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.conftest import Command, assert_refused
-from vcell.cli import FORMER_KEYS, check_overrides, readable
+from vcell.cli.arguments import FORMER_KEYS, check_overrides, readable
+from vcell.cli.usage import usage
 from vcell.config import CONFIG_DIR, compose, flatten
 from vcell.errors import VcellError
 from vcell.evaluate import run as vcell_evaluate
 from vcell.infer import run as vcell_infer
-from vcell.usage import usage
 
 # training.yaml is what two of them share
 VERBS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml") if "app_name" in path.read_text())
@@ -79,7 +79,7 @@ def test_a_command_without_its_files_says_so(vcell: Command, tmp_path: Path, mon
         vcell_infer(compose("infer", []))
     with pytest.raises(VcellError, match=r"no such file: pred\.h5ad"):
         vcell_evaluate(compose("evaluate", ["real=absent.h5ad"]))
-    assert_refused(vcell("simulate", cwd=tmp_path), "out=FOLDER")
+    assert_refused(vcell("simulate", cwd=tmp_path), "needs out=VALUE")
     assert not list(tmp_path.iterdir())
 
 
@@ -200,7 +200,7 @@ def test_help_explains_every_key_of_the_command(verb: str):
 
 def test_a_mistake_is_answered_before_torch_is_loaded(tmp_path: Path):
     code = (
-        "import sys\nsys.argv = ['x', *sys.argv[2:]]\nverb = sys.argv.pop(1)\nimport importlib\nfrom vcell.cli import launch\n"
+        "import sys\nsys.argv = ['x', *sys.argv[2:]]\nverb = sys.argv.pop(1)\nimport importlib\nfrom vcell.cli.launch import launch\n"
         "try:\n launch(verb, importlib.import_module('vcell.' + verb).run)\n"
         "finally:\n print('torch' in sys.modules, 'pandas' in sys.modules)"
     )

@@ -150,7 +150,7 @@ def test_2026_takes_whole_counts_only(real_2026: Path, tmp_path: Path):
 def test_without_the_extra_one_line_says_how_to_get_it(tmp_path: Path):
     for name in ("pred.h5ad", "r.h5ad"):
         (tmp_path / name).touch()
-    hidden = "import sys; sys.modules['numba'] = None; from vcell.cli import launch; from vcell.evaluate import run; sys.argv = ['x', 'real=r.h5ad']; launch('evaluate', run)"
+    hidden = "import sys; sys.modules['numba'] = None; from vcell.cli.launch import launch; from vcell.evaluate import run; sys.argv = ['x', 'real=r.h5ad']; launch('evaluate', run)"
     done = subprocess.run([sys.executable, "-c", hidden], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert_refused(done, "pip install 'cell-eval", "'cell-eval==0.8.2'")
 

@@ -35,6 +35,7 @@ from vcell.model.checkpoint import AtomicCheckpointIO, load_table, make_identity
 from vcell.model.cost import batch_flops
 from vcell.model.module import TransitionModule
 from vcell.perturbation.table import PerturbationTable
+from vcell.system import slurm_tasks
 
 
 def split_groups(data: DictConfig, store: Cells) -> tuple[dict[Group, str], list[str]]:
@@ -240,11 +241,3 @@ def cluster_environment(options: DictConfig) -> ClusterEnvironment | None:
         )
     os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(tasks // nodes))
     return SLURMEnvironment(auto_requeue=False)  # KeepLast saves and requeues
-
-
-def slurm_tasks() -> int:
-    """Tasks that srun has started beside this one, itself included; 1 for a process that it did not start."""
-    if not os.environ.get("SLURM_PROCID", "").isdigit() or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
-        return 1
-    number = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS", "1")
-    return int(number) if number.isdigit() and "SLURM_STEP_ID" in os.environ else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -16,12 +15,54 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vcell.errors import VcellError
+from vcell.system import slurm_tasks_per_node
 
 # configs/ lies in the package of an installed wheel, and at the top of a checkout
 _INSIDE, _CHECKOUT = Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs"
 CONFIG_DIR = _INSIDE if _INSIDE.is_dir() else _CHECKOUT
 # groups by the file that says what a key is when nobody says it
 DEFAULTS = {"": "training.yaml", "data": "data/base.yaml", "model": "model/base.yaml", "loss": "loss/energy.yaml", "trainer": "trainer/auto.yaml"}  # fmt: skip
+
+# How a command does its work, not what comes of it: these keys may differ when a run or a prediction is resumed. FIXED ones may not.
+# A key belongs to the longest of these names that it begins with; `tests/test_config.py` fails for a key that has none.
+FREE = {
+    "train": (
+        "resume", "overwrite", "check", "run_dir", "callbacks", "logger", "data.path", "data.toml", "data.root", "data.store", "data.where",
+        "data.sets.threads", "data.sets.resident", "trainer.default_root_dir", "trainer.max_steps", "trainer.max_time",
+        "trainer.log_every_n_steps",
+    ),
+    "infer": ("out", "overwrite", "device", "devices", "runs"),
+    "package": ("out", "overwrite", "check", "by", "threads"),
+}  # fmt: skip
+FIXED = {
+    "train": (
+        "name", "seed", "init_from", "compile", "perturbation", "optimizer", "schedule", "validation", "model", "loss",
+        *(f"data.{key}" for key in (
+            "name", "stores", "columns", "control", "labels", "context", "matrix", "scale", "normalised_to", "reconcile", "empty_cells",
+            "genes", "rename", "zero_genes", "min_overlap", "obsm", "filter", "input", "hvg", "target_sum", "simulate", "required", "exclude",
+            "split", "request", "sets.set_size", "sets.sets_per_step", "sets.weights",
+        )),
+        *(f"trainer.{key}" for key in (
+            "_target_", "accelerator", "devices", "num_nodes", "strategy", "precision", "accumulate_grad_batches", "gradient_clip_val",
+            "val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps",
+            "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "use_distributed_sampler", "max_epochs",
+        )),
+    ),
+    "infer": (
+        "challenge", "ckpt", "targets", "contexts", "n_cells", "batches", "genes", "controls", "store", "perturbation", "predictor", "draw",
+        "target_sum", "max_controls", "compression", "sets_per_step", "seed",
+    ),
+    "package": (
+        "challenge", "pred", "genes", "targets", "contexts", "controls", "convert", "pred_kind", "pred_target_sum", "n_cells", "draw",
+        "target_sum", "max_controls", "seed",
+    ),
+}  # fmt: skip
+
+
+def may_change(verb: str, key: str) -> bool:
+    """Whether a key of a command may differ when its work is resumed; one that no table has may not."""
+    names = [name for name in (*FREE[verb], *FIXED[verb]) if key == name or key.startswith(f"{name}.")]
+    return max(names, key=len, default="") in FREE[verb]
 
 
 def build(config: Any, **arguments: Any) -> Any:
@@ -115,15 +156,6 @@ def default_of(key: str) -> Any:
 def wandb_id(name: str) -> str:
     """A run's name as an id for Weights & Biases, which names a file and part of an address: crossval's folds are NAME/fold_0."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:128]
-
-
-def slurm_tasks_per_node() -> int:
-    """Tasks on each node of a SLURM job, whichever of its variables say so: ``4``, ``4(x2)``, or all tasks over the nodes."""
-    for name in ("SLURM_NTASKS_PER_NODE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"):
-        if match := re.match(r"\d+", os.environ.get(name, "")):
-            return int(match[0])
-    tasks, nodes = (os.environ.get(name, "") for name in ("SLURM_NTASKS", "SLURM_NNODES"))
-    return max(1, int(tasks) // int(nodes)) if tasks.isdigit() and nodes.isdigit() and int(nodes) else 1
 
 
 OmegaConf.register_new_resolver("slurm_tasks_per_node", slurm_tasks_per_node, replace=True)

@@ -15,9 +15,10 @@ def run(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    from vcell.stopping import listen
+    import sys
 
-    listen("evaluate")  # before anything is loaded that takes seconds
-    from vcell.cli import launch
+    if not __package__:  # started as a file: its folder would hide Python's own `inspect`
+        sys.path[0] = sys.path[0].removesuffix("vcell")
+    from vcell.cli.main import main
 
-    launch("evaluate", run)
+    main("evaluate")

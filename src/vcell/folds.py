@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from scipy import sparse
 
 from vcell import __version__
+from vcell.atomic import write_text, written_file
 from vcell.config import compose, plain
 from vcell.controls import open_run_store
 from vcell.data.splits import Folds
@@ -23,7 +24,6 @@ from vcell.errors import VcellError
 from vcell.model.checkpoint import read_checkpoint
 from vcell.output.writer import H5adWriter
 from vcell.progress import progress_bar
-from vcell.whole import write_text, written_file
 
 # keys of the command itself; all others are those of vcell.train
 OWN = ("challenge", "folds", "by", "within", "fold", "use", "draw", "engine", "threads")

@@ -26,9 +26,9 @@ from vcell.output.parts import parts_folder
 from vcell.output.tables import Table, check_orientation, read_table
 from vcell.prediction import CountModels, DrawnCells, ExpectedCells, Source
 from vcell.production import Place, Prediction, chosen_controls, gene_notes, make_form, produce
-from vcell.ranks import Rank
 from vcell.request import Wanted, read_request
 from vcell.run_key import key_of
+from vcell.system import Rank
 
 CONTROL = "non-targeting"
 SET_SIZE = 256  # of the plan by which control cells are drawn
@@ -42,7 +42,7 @@ def make_cells(config: DictConfig, table: Path, out: Path) -> None:
             "folder of a cell store)"
         )
     resolved: Any = OmegaConf.to_container(config, resolve=True)
-    key = key_of(resolved, ("pred", "controls", "targets", "genes"))
+    key = key_of("package", resolved, ("pred", "controls", "targets", "genes"))
     produce(partial(prepare, resolved, table, out), Place(out, key))
 
 

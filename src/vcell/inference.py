@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vcell import __version__
 from vcell.challenge import Challenge
+from vcell.cli.lookup import find_checkpoint
 from vcell.config import build, plain
 from vcell.controls import embedding_of, is_store, open_controls, store_of
 from vcell.data.covariates import Covariates
@@ -22,18 +23,17 @@ from vcell.data.sampler import ControlPool
 from vcell.data.store import Cells
 from vcell.data.view import with_genes
 from vcell.errors import VcellError, shortlist
-from vcell.lookup import find_checkpoint
 from vcell.model.baselines import Predictor
 from vcell.model.checkpoint import load_module
 from vcell.model.module import TransitionModule
 from vcell.output.form import Form
 from vcell.output.parts import parts_folder
 from vcell.prediction import CountModels, DrawnCells, ExpectedCells, PredictedEffects, Source
-from vcell.predictors import check_predictors, choose_device, make_predictor, other_table, predictors_of
+from vcell.predictors import check_predictors, make_predictor, other_table, predictors_of
 from vcell.production import Place, Prediction, chosen_controls, gene_notes, make_form, produce
-from vcell.ranks import Rank
 from vcell.request import Wanted, requested
 from vcell.run_key import key_of
+from vcell.system import Rank, choose_device
 
 COMPRESSIONS = (None, "lzf", "gzip")
 
@@ -42,7 +42,7 @@ def infer(config: DictConfig) -> None:
     """Predicts what `config` asks for into `config.out`; on several processes, this one's share of it."""
     out, ckpt = Path(config.out), find_checkpoint(config.ckpt, config.runs)
     resolved = OmegaConf.to_container(config, resolve=True)
-    place = Place(out, key_of(resolved, ("controls", "targets", "genes", "perturbation"), ckpt))  # type: ignore[arg-type]
+    place = Place(out, key_of("infer", resolved, ("controls", "targets", "genes", "perturbation"), ckpt))  # type: ignore[arg-type]
     if place.finished():
         return
     check_config(config)

@@ -17,13 +17,13 @@ from anndata.io import read_elem
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue
 
+from vcell.atomic import written_file
 from vcell.challenge import Challenge
 from vcell.config import build, plain
 from vcell.data.files import read_gene_list
 from vcell.data.h5ad import open_h5ad
 from vcell.errors import VcellError, install, shortlist
 from vcell.from_table import CONTROL, control_cells, make_cells
-from vcell.machine import cores, free_memory
 from vcell.output.container import Packed, checksum, memory_of_official, pack
 from vcell.output.convert import convert
 from vcell.output.form import Form
@@ -32,7 +32,7 @@ from vcell.output.profile import PROFILE, control_profiles
 from vcell.output.rules import check_submission
 from vcell.output.tables import is_table
 from vcell.request import read_targets
-from vcell.whole import written_file
+from vcell.system import cores, free_memory
 
 BY = ("auto", "vcell", "official")
 EXTRAS = {"vcc-cli": "submit", "cell-eval": "score"}  # of vcell, that bring the official tools

@@ -28,7 +28,7 @@ from vcell.model.baselines import Predictor
 from vcell.output.counts import CountModel, again
 from vcell.output.form import Form
 from vcell.request import Wanted
-from vcell.threads import in_threads
+from vcell.system import in_threads
 
 CELLS_AT_ONCE = 512  # drawn or copied by one thread
 

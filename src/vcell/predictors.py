@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from vcell.cli.lookup import find_checkpoint
 from vcell.config import plain
 from vcell.controls import embedding_of, open_run_store
 from vcell.data.gather import Gather
 from vcell.data.splits import Group
 from vcell.data.view import with_genes
 from vcell.errors import VcellError, nearest
-from vcell.lookup import find_checkpoint
 from vcell.model.baselines import Predictor, make_baselines
 from vcell.model.blend import Blend
 from vcell.model.checkpoint import load_module, load_table, read_checkpoint
@@ -84,15 +84,6 @@ def _other_model(name: str, module: TransitionModule, runs: str) -> TransitionMo
 
 def split_of(identity: dict[str, Any]) -> dict[Group, str]:
     return {(context, perturbation): split for context, perturbation, split in identity["split"]}
-
-
-def choose_device(device: str, number: int) -> torch.device:
-    """The device to predict on; of several GPUs, that of this process."""
-    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise VcellError(f"device={device} is not here: use auto, cpu or (with a GPU) cuda")
-    if device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", number % torch.cuda.device_count())
 
 
 def other_table(path: str | None, ckpt: Path) -> PerturbationTable | None:

@@ -17,6 +17,7 @@ import pandas as pd
 from omegaconf import DictConfig
 from scipy import sparse
 
+from vcell.atomic import remove, remove_leftovers
 from vcell.challenge import Challenge
 from vcell.controls import LEAST_SHARED
 from vcell.errors import VcellError, shortlist
@@ -26,9 +27,8 @@ from vcell.output.parts import Parts, begin, is_begun, is_joined, parts_folder
 from vcell.output.profile import PROFILE, control_profiles
 from vcell.prediction import CellMaker, Source, copied_cells
 from vcell.progress import progress_bar
-from vcell.ranks import Rank
 from vcell.request import Wanted
-from vcell.whole import remove, remove_leftovers
+from vcell.system import Rank
 
 CELLS_A_PART = 2048
 PATIENCE_S = 3600

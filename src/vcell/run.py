@@ -9,17 +9,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vcell.config import differences
+from vcell.atomic import write_text
+from vcell.config import differences, may_change
 from vcell.errors import VcellError, shortlist
 from vcell.model.checkpoint import read_checkpoint
-from vcell.whole import write_text
-
-# how to run, not what: these, and all below callbacks and logger, may differ when a run is continued
-# so may where the data lie: that they are the same shows by the store and the split
-FREE_KEYS = {
-    "resume", "overwrite", "check", "data.path", "data.toml", "data.root", "data.store", "data.where", "run_dir", "trainer.default_root_dir", "trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps", "data.sets.threads", "data.sets.resident",
-}  # fmt: skip
-FREE_GROUPS = {"callbacks", "logger"}
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,7 @@ class RunFolder:
         differing = [
             f"{key} ({old} then, {new} now)"
             for key, (old, new) in differences(self._config(), config).items()
-            if key not in FREE_KEYS and key.split(".")[0] not in FREE_GROUPS
+            if not may_change("train", key)
         ]
         if differing:
             raise VcellError(

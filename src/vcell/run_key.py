@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from vcell import __version__
+from vcell.config import may_change
 from vcell.data.files import content_of, expand
 from vcell.errors import VcellError
 
-# how to do it, not what: these may differ when an interrupted command goes on
-FREE_KEYS = {"out", "overwrite", "check", "by", "device", "devices", "threads", "runs"}
 
-
-def key_of(resolved: dict[str, Any], files: Sequence[str], *more: Path) -> str:
+def key_of(verb: str, resolved: dict[str, Any], files: Sequence[str], *more: Path) -> str:
     """A checksum of the configuration, and of the content of the files that it names under the keys `files`."""
-    what = {key: value for key, value in resolved.items() if key not in FREE_KEYS}
+    what = {key: value for key, value in resolved.items() if not may_change(verb, key)}
     paths = list(more)
     for value in (resolved[key] for key in files):
         named = [value] if isinstance(value, str) else value or []

@@ -17,6 +17,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from vcell.assemble import make_data, make_module, make_trainer, split_groups
+from vcell.atomic import written_file
+from vcell.cli.lookup import find_checkpoint
 from vcell.data.datamodule import CellSetDataModule
 from vcell.data.prepare import ensure_store
 from vcell.data.splits import check_split, describe, write_split
@@ -24,7 +26,6 @@ from vcell.data.store import Cells
 from vcell.data.view import open_stores
 from vcell.errors import VcellError
 from vcell.lock import locked
-from vcell.lookup import find_checkpoint
 from vcell.model.checkpoint import read_checkpoint
 from vcell.model.cost import words
 from vcell.model.guard import NotFiniteError
@@ -33,7 +34,6 @@ from vcell.model.module import TransitionModule
 from vcell.model.warmstart import warm_start
 from vcell.run import RunFolder
 from vcell.trial import out_of_memory, trial
-from vcell.whole import written_file
 
 SAY_AFTER_S = 60.0  # that ranks wait for the store
 # what gloo and NCCL say when a process they talk to is gone

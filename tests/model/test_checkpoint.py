@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from vcell.cli.lookup import find_checkpoint
 from vcell.errors import VcellError
-from vcell.lookup import find_checkpoint
 from vcell.model.checkpoint import AtomicCheckpointIO, load_module, read_checkpoint
 
 

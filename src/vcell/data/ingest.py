@@ -19,6 +19,7 @@ import pandas as pd
 from pandas.api.types import union_categoricals
 
 from vcell import __version__
+from vcell.atomic import remove, written_folder
 from vcell.data.csr import starts_of
 from vcell.data.files import content_of
 from vcell.data.filters import Filters
@@ -34,7 +35,6 @@ from vcell.data.store import FORMAT_VERSION, LABELS, CellStore, checksum_of
 from vcell.data.workers import read_parts
 from vcell.errors import VcellError, shortlist
 from vcell.lock import locked
-from vcell.whole import remove, written_whole
 
 
 def ingest(
@@ -84,7 +84,7 @@ def ingest(
         except OSError as error:
             raise VcellError(f"the store {out} could not be written: {error}") from error
         read_parts(left, workers, cluster)
-        with written_whole(out, "the store") as scratch:
+        with written_folder(out, "the store") as scratch:
             _write_store(scratch, jobs, labels, panel, recipe, genes, filters, provenance or {})
     return CellStore.open(out)
 

@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from vcell.atomic import remove, written_folder
 from vcell.data.csr import row_of, row_sums
 from vcell.data.filters import residual_expression
 from vcell.data.genes import align, gene_names
@@ -28,7 +29,6 @@ from vcell.data.rows import begin_array
 from vcell.data.scale import Scale, is_whole, linear, recover_counts
 from vcell.data.store import checksum_of
 from vcell.errors import VcellError, nearest, shortlist
-from vcell.whole import remove, written_whole
 
 MOST_TARGETS = 4  # genes of one perturbation whose own expression is looked at
 ROWS_AT_ONCE = 20_000
@@ -57,7 +57,7 @@ def read_part(job: PartJob, report: Callable[[int], object]) -> None:
         If a cell cannot be used. No part is left then.
     """
     recipe, path = job.recipe, job.path
-    with open_h5ad(path) as file, written_whole(job.folder, "the part", parents=False) as scratch:
+    with open_h5ad(path) as file, written_folder(job.folder, "the part", parents=False) as scratch:
         cells = read_obs(file, path, recipe.columns, recipe.context)
         cells["perturbation"] = renamed(cells["perturbation"], job.labels)
         names = read_genes(file, path, recipe.matrix, recipe.columns.gene)

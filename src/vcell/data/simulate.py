@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 from scipy import sparse
 
+from vcell.atomic import written_folder
 from vcell.data.screen import CELLS, CONTROL, SHARES, Screen, Truth
 from vcell.errors import VcellError, shortlist
 from vcell.output.writer import H5adWriter
 from vcell.progress import progress_bar
-from vcell.whole import written_whole
 
 
 def ensure_screen(out: Path, screen: Screen) -> Path:
@@ -56,7 +56,7 @@ def simulate(out: Path, screen: Screen) -> Path:
     """
     if out.exists():
         raise VcellError(f"{out} exists already; remove it, or name another folder with out=FOLDER")
-    with written_whole(out, "the screen") as scratch:
+    with written_folder(out, "the screen") as scratch:
         truth = Truth(screen)
         for number, context in enumerate(screen.contexts):
             cells = _cell_table(truth, number)

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from vcell.atomic import write_text
 from vcell.data.files import read_toml
 from vcell.data.labels import listed_names, resolve
 from vcell.errors import VcellError, nearest, shortlist
-from vcell.whole import write_text
 
 Group = tuple[str, str]  # (context, perturbation)
 SPLITS = ("train", "val", "test")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from vcell.data.parts import PartJob, read_part
 from vcell.errors import VcellError, install
-from vcell.machine import cores
 from vcell.progress import progress_bar
+from vcell.system import cores
 
 # smaller inputs are read before a second process has started
 WORTH_PROCESSES = 256 * 2**20

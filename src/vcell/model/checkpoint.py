@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from vcell import __version__
+from vcell.atomic import check_zip, written_file
 from vcell.data.gather import Gather
 from vcell.data.splits import Group
 from vcell.data.view import store_paths
@@ -20,7 +21,6 @@ from vcell.errors import VcellError
 from vcell.model.module import TransitionModule
 from vcell.model.transition import TransitionModel
 from vcell.perturbation.table import PerturbationTable
-from vcell.whole import check_zip, written_file
 
 # a larger table stays in its file, and the checkpoint carries its path and checksum
 LARGEST_TABLE_INSIDE = 64 * 2**20

@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from vcell.atomic import written_file
 from vcell.errors import VcellError
-from vcell.whole import written_file
 
 
 class CsvLogger(Logger):

@@ -23,6 +23,7 @@ import pandas as pd
 import zstandard
 
 from vcell import __version__
+from vcell.atomic import written_file
 from vcell.challenge import Challenge
 from vcell.data.csr import ranges
 from vcell.data.h5ad import open_h5ad, read_index
@@ -31,7 +32,6 @@ from vcell.errors import VcellError
 from vcell.output.labels import Findings, Labels, read_labels
 from vcell.output.writer import H5adWriter, one_index_type, write_frame, written_h5
 from vcell.progress import progress_bar
-from vcell.whole import written_file
 
 LEVEL = 3  # of zstd, as both official tools have it
 BYTES_AT_ONCE = 16 * 2**20

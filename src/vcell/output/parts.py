@@ -21,12 +21,12 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from vcell.atomic import remove, sync, sync_folder
 from vcell.data.csr import number_type
 from vcell.data.store import checksum_of
 from vcell.errors import VcellError
 from vcell.output.writer import H5adWriter
 from vcell.progress import progress_bar
-from vcell.whole import remove, sync, sync_folder
 
 CHECKSUMS = "checksums.json"  # of the files of a part
 VALUES_AT_ONCE = 8_000_000

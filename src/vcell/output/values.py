@@ -16,7 +16,7 @@ from vcell.errors import VcellError, shortlist
 from vcell.output.labels import CONVERT, Findings, Labels
 from vcell.output.profile import check_contexts, profile
 from vcell.progress import progress_bar
-from vcell.threads import in_threads
+from vcell.system import in_threads
 
 WHOLE = 1e-6  # from a whole number, as vcc prep measures it
 SAME_TOTAL = 1.05  # of control cells: 95 in 100 against 5 in 100, above which they were not scaled to one total

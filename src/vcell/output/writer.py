@@ -19,9 +19,9 @@ import pandas as pd
 from anndata.io import write_elem
 from scipy import sparse
 
+from vcell.atomic import sync_file, sync_folder
 from vcell.errors import VcellError
 from vcell.stopping import held
-from vcell.whole import sync_file, sync_folder
 
 CHUNK = 1 << 18  # stored values a chunk, about 1 MB of float32
 MOST_INT32 = 2**31 - 1

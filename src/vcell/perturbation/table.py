@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vcell.atomic import check_zip
 from vcell.errors import VcellError, nearest, shortlist
-from vcell.whole import check_zip
 
 ONE_HOT = "one-hot"
 

@@ -27,7 +27,7 @@ from scipy.stats import false_discovery_control
 
 from vcell.score.device import rank_test
 from vcell.score.grouped import GroupedCells
-from vcell.threads import in_threads
+from vcell.system import in_threads
 
 SIGNIFICANT = 0.05
 PER_MILLION = 1e6

@@ -14,8 +14,6 @@ from vcell import __version__
 from vcell.challenge import Challenge
 from vcell.config import build, plain, wandb_id
 from vcell.errors import VcellError
-from vcell.machine import cores
-from vcell.predictors import choose_device
 from vcell.score import figures, traps
 from vcell.score.cells import CellFile, Columns, Pair, common_genes, only, pair_in, pairs, scored_contexts
 from vcell.score.grouped import GroupedCells
@@ -24,6 +22,7 @@ from vcell.score.references import References
 from vcell.score.report import OVERALL, Report, table_text, write_report
 from vcell.score.scoring import CEILING, SCORERS, ContextScores, Scorer, all_metrics, score_context, without_cells
 from vcell.score.statistics import FEW_TARGETS, Interval, Resampled, better_by
+from vcell.system import choose_device, cores
 
 MISSING = object()
 # rows of the table that another prediction's file must not be named like

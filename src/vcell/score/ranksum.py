@@ -17,7 +17,7 @@ import numpy as np
 from scipy import sparse
 
 from vcell.score.compiled import njit
-from vcell.threads import in_threads
+from vcell.system import in_threads
 
 FEW = 32  # values that insertion sorts faster
 GENES_A_THREAD = 512

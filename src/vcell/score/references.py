@@ -11,11 +11,11 @@ import torch
 from omegaconf import DictConfig
 from scipy import sparse
 
+from vcell.cli.lookup import find_checkpoint
 from vcell.controls import open_run_store
 from vcell.data.splits import Group
 from vcell.errors import VcellError, shortlist
 from vcell.inference import make_maker, make_source
-from vcell.lookup import find_checkpoint
 from vcell.model.baselines import Predictor, TrainingDeltas, make_baselines
 from vcell.model.checkpoint import read_checkpoint
 from vcell.output.form import Form

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from vcell.atomic import write_text, written_file
 from vcell.score import figures
 from vcell.score.figures import Shown
 from vcell.score.metrics import Metric
 from vcell.score.scoring import CEILING, Scorer
 from vcell.score.statistics import Interval
-from vcell.whole import write_text, written_file
 
 OVERALL = "SCORE"
 VERSIONS = ("torch", "lightning", "numpy", "scipy", "anndata", "scanpy", "pdex", "numba", "cell-eval", "cell-eval2")

@@ -17,7 +17,7 @@ from scipy.spatial.distance import cdist
 
 from vcell.score.differential import Calls, calls_2025
 from vcell.score.grouped import GroupedCells, mean_profile
-from vcell.threads import in_threads
+from vcell.system import in_threads
 
 CPU = torch.device("cpu")
 

@@ -21,7 +21,7 @@ from vcell.score.compiled import njit
 from vcell.score.device import dense_jackknife
 from vcell.score.differential import Calls, calls_2026
 from vcell.score.grouped import GroupedCells, mean_profile
-from vcell.threads import in_threads
+from vcell.system import in_threads
 
 CPU = torch.device("cpu")
 BULK_SUM = 50_000.0

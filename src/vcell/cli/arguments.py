@@ -1,25 +1,18 @@
-"""What the commands share: the command line, checked before anything is loaded; Hydra; and errors as one line."""
+"""What was typed: KEY=VALUE pairs made readable for Hydra, checked, and explained where they mean nothing."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import re
-import sys
-from collections.abc import Callable
 from typing import Any
 
-import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
-from vcell.config import CONFIG_DIR, compose, flatten, with_trainer
+from vcell.config import CONFIG_DIR, compose, flatten
 from vcell.errors import VcellError, nearest
-from vcell.lookup import look_up
-from vcell.stopping import tell
 
 _CONTINUE = (
     "A run continues by its name: give the command that began it again (runs/NAME goes on from its last.ckpt). To begin a new run "
@@ -80,83 +73,6 @@ WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--confi
 # true or false by default, but other values mean something too
 MORE_THAN_BOOL = {"compile", "data.sets.resident", "draw"}
 WORDS = {"auto", "median", "max", "null"}  # that stand for numbers
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-
-
-def launch(verb: str, run: Callable[[DictConfig], None]) -> None:
-    """Runs `run` with the configuration of `verb` and the command line's overrides.
-
-    A `VcellError` is printed as one message; the exit code is then 2.
-    """
-    _speak_plainly()
-    arguments = sys.argv[1:]
-    try:
-        if {"--help", "-h"} & set(arguments):
-            from vcell.usage import usage
-
-            print(usage(verb, arguments))
-            return
-        arguments = readable(verb, arguments)
-        check_overrides(verb, arguments)
-        sys.argv[1:] = with_trainer(arguments)
-    except VcellError as error:
-        fail(error)
-    except BrokenPipeError:
-        _gone()
-
-    def guarded(config: DictConfig) -> None:
-        try:
-            look_up(verb, config)
-            run(config)
-            sys.stdout.flush()
-        except VcellError as error:
-            fail(error)
-        except MissingMandatoryValue as error:
-            fail(VcellError(f"vcell.{verb} needs {error.full_key}=VALUE. Explained by: python -m vcell.{verb} --help"))
-        except KeyboardInterrupt:
-            tell(f"interrupted; the same command resumes: python -m vcell.{verb} ...")
-            sys.exit(130)
-        except BrokenPipeError:
-            _gone()
-        except (ConfigKeyError, OmegaConfBaseException) as error:
-            fail(VcellError(f"the configuration cannot be used: {' '.join(str(error).split())}"))
-        except OSError as error:
-            if error.errno not in (*DISK_FULL, errno.EACCES, errno.EPERM):
-                raise
-            fail(VcellError(f"{error.filename or 'a file'}: {error.strerror}. {_remedy(error, verb)}"))
-        except MemoryError:
-            fail(
-                VcellError(
-                    f"there is too little memory for this ({verb}). Use fewer threads or workers, or a machine with more"
-                )
-            )
-
-    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=verb)(guarded)()
-
-
-def _remedy(error: OSError, verb: str) -> str:
-    if error.errno in DISK_FULL:
-        return f"Make room and run the same command again: python -m vcell.{verb} ..."
-    return "Ask for permission, or name another place"
-
-
-def _speak_plainly() -> None:
-    """Characters that a console cannot show are replaced; they are no reason to fail."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError):
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-
-
-def _gone() -> None:
-    """The reader of our output has left (``| head``): end without a word."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(141)
-
-
-def fail(error: VcellError) -> None:
-    tell(f"error: {error}")
-    sys.exit(2)
 
 
 def readable(verb: str, arguments: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from vcell.errors import VcellError
 
 
 @contextmanager
-def written_whole(out: Path, what: str, parents: bool = True) -> Iterator[Path]:
+def written_folder(out: Path, what: str, parents: bool = True) -> Iterator[Path]:
     """A scratch folder beside `out` that takes its place when the block ends well, and vanishes when it does not.
 
     Parameters

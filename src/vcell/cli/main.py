@@ -1,0 +1,89 @@
+"""`vcell VERB key=value ...`, and the same as `python -m vcell.VERB`: finds the verb and hands over, before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import sys
+from pathlib import Path
+
+from vcell import __version__
+from vcell.errors import nearest
+from vcell.stopping import listen
+from vcell.system import cores
+
+# in the order in which they are used
+VERBS = ("inspect", "prepare", "train", "infer", "evaluate", "package", "crossval", "simulate")
+COMPLETION = ("-sc", "--shell-completion")
+
+
+def main(verb: str) -> None:
+    """Runs the command `verb` with the arguments in `sys.argv`."""
+    listen(verb)  # before anything is loaded that takes seconds
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores() < available:  # a share of the machine: numerical libraries would start a thread for each of its cores
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
+    from vcell.cli.launch import launch
+
+    launch(verb, importlib.import_module(f"vcell.{verb}").run)
+
+
+def console() -> None:
+    """The console script `vcell`."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(overview())
+    elif arguments[0] in ("--version", "-V"):
+        print(f"vcell {__version__}")
+    elif arguments[0].split("=")[0] in COMPLETION:
+        _complete(arguments)
+    elif arguments[0] in VERBS:
+        sys.argv = [f"{sys.argv[0]} {arguments[0]}", *arguments[1:]]
+        main(arguments[0])
+    else:
+        print(
+            f"error: vcell has no command {arguments[0]!r}.{nearest(arguments[0], VERBS)} Commands: {', '.join(VERBS)}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+def overview() -> str:
+    """What `vcell --help` prints: a line for each command."""
+    lines = [
+        "vcell predicts how single cells respond to genetic perturbations.",
+        "",
+        "  vcell COMMAND key=value ...",
+        "",
+        "Commands:",
+    ]
+    lines += [f"  {verb:<10} {_about(verb)}" for verb in VERBS]
+    lines += ["", "Settings of a command:  vcell COMMAND --help    (python -m vcell.COMMAND is the same command)"]
+    lines += [
+        'Completion with Tab:    eval "$(vcell -sc install=bash)"',
+        "From Python:            import vcell; help(vcell)",
+    ]
+    return "\n".join(lines)
+
+
+def _about(verb: str) -> str:
+    """The first line of a command's module, without loading it."""
+    text = (Path(__file__).parents[1] / f"{verb}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(text)) or "").splitlines()[0].split(": ", 1)[-1]
+
+
+def _complete(arguments: list[str]) -> None:
+    """Answers the shell: names of commands first, then what Hydra knows of the command's settings."""
+    line = os.environ.get("COMP_LINE", "")
+    typed = line.split()
+    verb = typed[1] if len(typed) > 1 and typed[1] in VERBS and (len(typed) > 2 or line.endswith(" ")) else None
+    installs = any("install" in a for a in arguments)
+    if verb is None and not installs:
+        start = typed[1] if len(typed) > 1 else ""
+        print("\n".join(name for name in VERBS if name.startswith(start)))
+        return
+    if verb is not None:
+        os.environ["COMP_LINE"] = line.replace(f" {verb}", "", 1)
+    sys.argv = [sys.argv[0], *arguments]
+    main(verb or "train")

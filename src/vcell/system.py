@@ -1,0 +1,131 @@
+"""What this job has of the machine: its cores and memory (not the node's), its ranks, its devices; and work on all of its cores."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from vcell.errors import VcellError
+
+if TYPE_CHECKING:
+    import torch
+
+CGROUPS = Path("/sys/fs/cgroup")
+VARIABLES = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def cores() -> int:
+    """Processor cores this process may use: the fewest of its affinity, its control group's share, and what SLURM gave the task."""
+    found = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if slurm.isdigit() and int(slurm):
+        found.append(int(slurm))
+    for group in _groups():
+        with suppress(OSError, ValueError):
+            quota, period = (group / "cpu.max").read_text().split()
+            found.append(max(1, round(int(quota) / int(period))))
+        with suppress(OSError, ValueError):
+            quota_us = int((group / "cpu.cfs_quota_us").read_text())
+            if quota_us > 0:
+                found.append(max(1, round(quota_us / int((group / "cpu.cfs_period_us").read_text()))))
+    return min(found)
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that this job can have without swapping; None where that cannot be told."""
+    found = []
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    for group in _groups():
+        for most, now in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            with suppress(OSError, ValueError):  # "max" is no limit
+                found.append(max(0, int((group / most).read_text()) - int((group / now).read_text())))
+    return min(found, default=None)
+
+
+def _groups() -> Iterator[Path]:
+    """Control groups that this process is in, from its own up to the machine's."""
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, name = line.split(":", 2)
+            base = CGROUPS / controllers if controllers else CGROUPS
+            path = base / name.lstrip("/")
+            while True:
+                yield path
+                if path in (base, path.parent):
+                    break
+                path = path.parent
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Process `number` of `world`; `local` counts those of this machine."""
+
+    number: int = 0
+    world: int = 1
+    local: int = 0
+
+    @classmethod
+    def here(cls) -> Rank:
+        for names in VARIABLES:
+            values = [os.environ.get(name, "") for name in names]
+            if all(value.isdigit() for value in values):
+                return cls(*map(int, values))
+        return cls()
+
+
+def slurm_tasks() -> int:
+    """Tasks that srun has started beside this one, itself included; 1 for a process that it did not start."""
+    if not os.environ.get("SLURM_PROCID", "").isdigit() or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return 1
+    number = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS", "1")
+    return int(number) if number.isdigit() and "SLURM_STEP_ID" in os.environ else 1
+
+
+def slurm_tasks_per_node() -> int:
+    """Tasks on each node of a SLURM job, whichever of its variables say so: ``4``, ``4(x2)``, or all tasks over the nodes."""
+    for name in ("SLURM_NTASKS_PER_NODE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"):
+        if match := re.match(r"\d+", os.environ.get(name, "")):
+            return int(match[0])
+    tasks, nodes = (os.environ.get(name, "") for name in ("SLURM_NTASKS", "SLURM_NNODES"))
+    return max(1, int(tasks) // int(nodes)) if tasks.isdigit() and nodes.isdigit() and int(nodes) else 1
+
+
+def choose_device(device: str, number: int) -> torch.device:
+    """The device to predict on; of several GPUs, that of this process."""
+    import torch
+
+    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise VcellError(f"device={device} is not here: use auto, cpu or (with a GPU) cuda")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", number % torch.cuda.device_count())
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`function` of each item, in order, on all cores of this job; no more results wait than there are threads."""
+    import torch  # here: commands that only look at files start without it
+
+    threads = min(torch.get_num_threads(), cores())
+    if threads == 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,39 @@
+"""Which keys may differ when work is resumed is said of every key there is."""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from vcell.config import CONFIG_DIR, FIXED, FREE, compose, flatten, may_change
+
+TRAINERS = sorted(path.stem for path in (CONFIG_DIR / "trainer").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
+WHOLE = {"data", "trainer", "data.sets"}  # too large to be named as one
+
+
+def keys_of(verb: str) -> set[str]:
+    wanted = (
+        [[f"trainer={t}"] for t in TRAINERS] + [[f"experiment={e}"] for e in EXPERIMENTS] if verb == "train" else [[]]
+    )
+    configs = [compose(verb, overrides) for overrides in wanted]
+    return {key for config in configs for key, _ in flatten(OmegaConf.to_container(config))}
+
+
+@pytest.mark.parametrize("verb", FREE)
+def test_every_key_is_free_or_fixed(verb: str):
+    names = {*FREE[verb], *FIXED[verb]}
+    assert not set(FREE[verb]) & set(FIXED[verb]) and not names & WHOLE
+    unclassed = [key for key in keys_of(verb) if not any(key == n or key.startswith(f"{n}.") for n in names)]
+    assert not unclassed, "name each of these in vcell.config.FREE or FIXED"
+
+
+@pytest.mark.parametrize("verb", FREE)
+def test_the_tables_name_no_key_that_is_gone(verb: str):
+    keys = keys_of(verb)
+    assert not [n for n in (*FREE[verb], *FIXED[verb]) if not any(k == n or k.startswith(f"{n}.") for k in keys)]
+
+
+def test_the_longest_name_decides():
+    assert may_change("train", "trainer.max_steps") and not may_change("train", "trainer.precision")
+    assert may_change("train", "callbacks.best.monitor") and not may_change("train", "a.key.that.nobody.knows")
