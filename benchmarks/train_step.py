@@ -23,15 +23,15 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from tables import device_name, save
 
-from vcell.assemble import make_data, make_module, make_trainer, split_groups
 from vcell.config import compose
 from vcell.data.ingest import ingest
 from vcell.data.screen import Screen
 from vcell.data.simulate import simulate
 from vcell.data.store import CellStore
-from vcell.model.cost import words
-from vcell.model.throughput import peak_flops, peak_memory_gb
-from vcell.training import quieten
+from vcell.training.build import make_data, make_module, make_trainer, split_groups
+from vcell.training.cost import words
+from vcell.training.throughput import peak_flops, peak_memory_gb
+from vcell.training.train import quieten
 
 SET_SIZE = {"state_sm": 128, "state": 512, "state_lg": 512}
 PARTS = ("data", "forward", "loss", "backward", "optimiser")

@@ -18,7 +18,7 @@ from vcell.data.ingest import ingest
 from vcell.data.screen import Screen
 from vcell.data.simulate import simulate
 from vcell.data.store import CellStore
-from vcell.model.metrics import read_metrics
+from vcell.training.curves import read_metrics
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 # what makes `experiment=demo` take seconds
@@ -64,7 +64,7 @@ def store(screen: Path, tmp_path_factory: pytest.TempPathFactory) -> CellStore:
 
 def train_here(*overrides: str) -> None:
     """Trains in this process, in the working folder."""
-    from vcell.training import train
+    from vcell.training.train import train
 
     train(compose("train", ["experiment=demo", "trainer=cpu", *SMALL, *overrides]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from vcell.config import CONFIG_DIR, FIXED, FREE, compose, flatten, may_change
+from vcell.config import CONFIG_DIR, FIXED, FREE, build, compose, flatten, may_change
 
 TRAINERS = sorted(path.stem for path in (CONFIG_DIR / "trainer").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
@@ -37,3 +37,10 @@ def test_the_tables_name_no_key_that_is_gone(verb: str):
 def test_the_longest_name_decides():
     assert may_change("train", "trainer.max_steps") and not may_change("train", "trainer.precision")
     assert may_change("train", "callbacks.best.monitor") and not may_change("train", "a.key.that.nobody.knows")
+
+
+def test_a_configuration_of_an_earlier_version_finds_its_classes():
+    former = OmegaConf.create({"_target_": "vcell.model.module.Schedule", "warmup_steps": 7})
+    OmegaConf.set_struct(former, True)
+    made = build(former, floor=0.5)
+    assert (made.warmup_steps, made.floor, former._target_) == (7, 0.5, "vcell.model.module.Schedule")

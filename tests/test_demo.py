@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import infer_here
 from vcell.config import compose
 from vcell.score.evaluation import evaluate
-from vcell.training import train
+from vcell.training.train import train
 
 pytest.importorskip("numba")
 

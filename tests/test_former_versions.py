@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import infer_here, val_rows
 from vcell.config import compose
-from vcell.training import train
+from vcell.training.train import train
 
 FORMATS = Path(__file__).parent / "formats"
 EXPECTED = json.loads((FORMATS / "expected.json").read_text())

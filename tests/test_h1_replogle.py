@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_support_set_trains_and_predicts(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    from vcell.training import train
+    from vcell.training.train import train
 
     monkeypatch.chdir(folder)
     small = ["model=tiny", "trainer=cpu", "data.sets.set_size=8", "data.sets.sets_per_step=4", "trainer.max_steps=3"]

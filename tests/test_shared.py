@@ -28,7 +28,7 @@ EMBEDDING = SHARED / "embeddings" / "go_pfam_svd128.npz"
 def test_papalexi_from_file_to_scores(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     from vcell.prepare import run as prepare
     from vcell.score.evaluation import evaluate
-    from vcell.training import train
+    from vcell.training.train import train
 
     monkeypatch.chdir(tmp_path)
     prepare(compose("prepare", ["data=papalexi", f"data.path={PAPALEXI}"]))

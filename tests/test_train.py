@@ -23,10 +23,10 @@ from vcell.data.store import CellStore
 from vcell.errors import VcellError
 from vcell.model.checkpoint import load_module, read_checkpoint
 from vcell.model.losses import SetLoss
-from vcell.model.metrics import read_metrics
-from vcell.model.module import TransitionModule
-from vcell.model.saving import KeepLast
-from vcell.model.validation import ValidationScores
+from vcell.training.curves import read_metrics
+from vcell.training.module import TransitionModule
+from vcell.training.saving import KeepLast
+from vcell.training.validation import ValidationScores
 
 STEPS_TO_KILL = 60
 LAST = Path("runs/demo/checkpoints/last.ckpt")

@@ -16,7 +16,7 @@ from tests.data.test_panel import two_panels
 from vcell.config import compose
 from vcell.data.prepare import ensure_store
 from vcell.errors import VcellError
-from vcell.training import train
+from vcell.training.train import train
 
 TINY = [
     "data=perturb_seq", "name=run", "trainer=cpu", "trainer.max_steps=4", "trainer.val_check_interval=2", "model.hidden=16",

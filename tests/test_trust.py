@@ -27,10 +27,10 @@ from vcell.data.prepare import ensure_store, verified
 from vcell.data.store import CellStore
 from vcell.errors import VcellError
 from vcell.model.checkpoint import load_module, read_checkpoint
+from vcell.model.table import PerturbationTable
 from vcell.output.parts import Parts
-from vcell.perturbation.table import PerturbationTable
-from vcell.run import RunFolder
-from vcell.training import train
+from vcell.training.run_folder import RunFolder
+from vcell.training.train import train
 
 LAST = Path("runs/demo/checkpoints/last.ckpt")
 CALL = {"_target_": "os.system", "command": "touch owned"}

@@ -78,7 +78,7 @@ def run_fold(config: DictConfig, fold: int, folder: Path) -> None:
     """Trains, predicts and scores one fold; what is there already is kept."""
     from vcell.inference import infer
     from vcell.score.evaluation import evaluate
-    from vcell.training import train
+    from vcell.training.train import train
 
     train(training_config(config, fold, folder))
     ckpt = folder / "checkpoints" / config.use

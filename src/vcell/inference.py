@@ -25,7 +25,6 @@ from vcell.data.view import with_genes
 from vcell.errors import VcellError, shortlist
 from vcell.model.baselines import Predictor
 from vcell.model.checkpoint import load_module
-from vcell.model.module import TransitionModule
 from vcell.output.form import Form
 from vcell.output.parts import parts_folder
 from vcell.prediction import CountModels, DrawnCells, ExpectedCells, PredictedEffects, Source
@@ -34,6 +33,7 @@ from vcell.production import Place, Prediction, chosen_controls, gene_notes, mak
 from vcell.request import Wanted, requested
 from vcell.run_key import key_of
 from vcell.system import Rank, choose_device
+from vcell.training.module import TransitionModule
 
 COMPRESSIONS = (None, "lzf", "gzip")
 

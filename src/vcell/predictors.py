@@ -19,8 +19,8 @@ from vcell.errors import VcellError, nearest
 from vcell.model.baselines import Predictor, make_baselines
 from vcell.model.blend import Blend
 from vcell.model.checkpoint import load_module, load_table, read_checkpoint
-from vcell.model.module import TransitionModule
-from vcell.perturbation.table import PerturbationTable
+from vcell.model.table import PerturbationTable
+from vcell.training.module import TransitionModule
 
 BASELINES = ("copied_controls", "context_mean", "perturbation_mean")
 PREDICTORS = ("model", *BASELINES)

@@ -1,7 +1,7 @@
 """Signals that ask a command to stop: it says so, asks to be queued again where it should, and ends with the signal's exit code.
 
 Only the standard library is imported here, so that a command can listen before it loads anything else. While training runs,
-`vcell.model.saving` listens instead, and saves first.
+`vcell.training.saving` listens instead, and saves first.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def run(config: DictConfig) -> None:
-    from vcell.training import train  # here, so that --help and mistyped keys are answered at once
+    from vcell.training.train import train  # here, so that --help and mistyped keys are answered at once
 
     train(config)
 

@@ -24,7 +24,7 @@ from vcell.data.view import open_stores, with_genes
 from vcell.errors import VcellError
 from vcell.model.baselines import TrainingDeltas
 from vcell.model.losses import SetLoss, delta_error
-from vcell.model.validation import ValidationScores
+from vcell.training.validation import ValidationScores
 
 
 def two_panels(folder: Path) -> list[Path]:

@@ -18,9 +18,9 @@ from vcell.data.gather import Gather
 from vcell.data.splits import Group
 from vcell.data.view import store_paths
 from vcell.errors import VcellError
-from vcell.model.module import TransitionModule
+from vcell.model.table import PerturbationTable
 from vcell.model.transition import TransitionModel
-from vcell.perturbation.table import PerturbationTable
+from vcell.training.module import TransitionModule
 
 # a larger table stays in its file, and the checkpoint carries its path and checksum
 LARGEST_TABLE_INSIDE = 64 * 2**20

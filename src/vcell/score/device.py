@@ -15,7 +15,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from vcell.score.fast import GENES_AT_A_TIME, Reference
+from vcell.model.scores import GENES_AT_A_TIME, Reference
 from vcell.score.ranksum import SortedControls, rank_sum_p
 
 RankTest = Callable[[sparse.csr_matrix], np.ndarray]

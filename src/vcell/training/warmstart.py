@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vcell.errors import VcellError, shortlist
 from vcell.model.checkpoint import read_checkpoint
-from vcell.model.module import TransitionModule
+from vcell.model.table import ONE_HOT
 from vcell.model.transition import TransitionModel
-from vcell.perturbation.table import ONE_HOT
+from vcell.training.module import TransitionModule
 
 # what begins at 0 changes nothing until it is learnt
 NEW_AT_ZERO = ("cell_encoder", "perturbation_encoder", "decoder")

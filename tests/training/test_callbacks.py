@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from vcell.model.metrics import CsvLogger, plot_curves, read_metrics
+from vcell.training.curves import CsvLogger, plot_curves, read_metrics
 
 
 def test_metrics_go_on_where_a_resumed_run_goes_on(tmp_path: Path):

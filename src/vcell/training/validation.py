@@ -20,7 +20,7 @@ from vcell.data.batch import CellSetBatch
 from vcell.data.splits import Group
 from vcell.errors import VcellError, nearest
 from vcell.model.losses import SetLoss, discrimination_loss
-from vcell.score.fast import Differential, de_overlap, delta_correlation, differential, discrimination, distinctness
+from vcell.model.scores import Differential, de_overlap, delta_correlation, differential, discrimination, distinctness
 
 # the scores of which more is better; the others are errors
 HIGHER_IS_BETTER = {"discrimination", "de_overlap", "delta_correlation", "distinctness"}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vcell.errors import VcellError
-from vcell.perturbation.table import PerturbationTable
+from vcell.model.table import PerturbationTable
 
 
 class Harm:

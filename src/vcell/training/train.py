@@ -16,7 +16,6 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from vcell.assemble import make_data, make_module, make_trainer, split_groups
 from vcell.atomic import written_file
 from vcell.cli.lookup import find_checkpoint
 from vcell.data.datamodule import CellSetDataModule
@@ -27,13 +26,14 @@ from vcell.data.view import open_stores
 from vcell.errors import VcellError
 from vcell.lock import locked
 from vcell.model.checkpoint import read_checkpoint
-from vcell.model.cost import words
-from vcell.model.guard import NotFiniteError
-from vcell.model.metrics import read_metrics
-from vcell.model.module import TransitionModule
-from vcell.model.warmstart import warm_start
-from vcell.run import RunFolder
-from vcell.trial import out_of_memory, trial
+from vcell.training.build import make_data, make_module, make_trainer, split_groups
+from vcell.training.cost import words
+from vcell.training.curves import read_metrics
+from vcell.training.estimate import out_of_memory, trial
+from vcell.training.guard import NotFiniteError
+from vcell.training.module import TransitionModule
+from vcell.training.run_folder import RunFolder
+from vcell.training.warmstart import warm_start
 
 SAY_AFTER_S = 60.0  # that ranks wait for the store
 # what gloo and NCCL say when a process they talk to is gone

@@ -10,12 +10,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from vcell.assemble import make_trainer
 from vcell.data.datamodule import CellSetDataModule
 from vcell.errors import VcellError
-from vcell.model.cost import BYTES_A_PARAMETER
-from vcell.model.module import TransitionModule
-from vcell.model.throughput import peak_memory_gb
+from vcell.training.build import make_trainer
+from vcell.training.cost import BYTES_A_PARAMETER
+from vcell.training.module import TransitionModule
+from vcell.training.throughput import peak_memory_gb
 
 WARM_UP, MEASURED = 3, 5  # steps
 

@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from vcell.data.batch import CellSetBatch
 from vcell.errors import VcellError
-from vcell.model.module import TransitionModule
-from vcell.model.throughput import Paced
-from vcell.model.validation import improved, score_of
 from vcell.progress import progress_bar
+from vcell.training.module import TransitionModule
+from vcell.training.throughput import Paced
+from vcell.training.validation import improved, score_of
 
 
 class Progress(Paced):

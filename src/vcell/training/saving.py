@@ -14,10 +14,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from vcell.errors import VcellError
-from vcell.model.guard import NotFiniteError
-from vcell.model.module import TransitionModule
-from vcell.model.validation import improved, score_of
 from vcell.stopping import Stopped, handle, requeue, tell
+from vcell.training.guard import NotFiniteError
+from vcell.training.module import TransitionModule
+from vcell.training.validation import improved, score_of
 
 STEPS_BETWEEN_QUESTIONS = 20  # each makes the ranks wait for each other
 

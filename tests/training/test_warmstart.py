@@ -9,10 +9,10 @@ import torch
 
 from vcell.data.batch import CellSetBatch
 from vcell.errors import VcellError
-from vcell.model.module import TransitionModule
+from vcell.model.table import PerturbationTable
 from vcell.model.transition import TransitionModel
-from vcell.model.warmstart import warm_start
-from vcell.perturbation.table import PerturbationTable
+from vcell.training.module import TransitionModule
+from vcell.training.warmstart import warm_start
 
 SHAPE = {"hidden": 16, "layers": 1, "heads": 2, "head_width": 8, "feed_forward": 16, "encoder_layers": 2, "decoder_layers": 2}  # fmt: skip
 GENES, TARGETS = [f"G{i}" for i in range(12)], ["P", "Q", "R"]

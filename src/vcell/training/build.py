@@ -32,10 +32,10 @@ from vcell.data.store import Cells
 from vcell.data.view import with_genes
 from vcell.errors import VcellError, install
 from vcell.model.checkpoint import AtomicCheckpointIO, load_table, make_identity
-from vcell.model.cost import batch_flops
-from vcell.model.module import TransitionModule
-from vcell.perturbation.table import PerturbationTable
+from vcell.model.table import PerturbationTable
 from vcell.system import slurm_tasks
+from vcell.training.cost import batch_flops
+from vcell.training.module import TransitionModule
 
 
 def split_groups(data: DictConfig, store: Cells) -> tuple[dict[Group, str], list[str]]:

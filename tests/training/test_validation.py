@@ -7,7 +7,7 @@ import torch
 
 from vcell.data.batch import CellSetBatch
 from vcell.model.losses import SetLoss
-from vcell.model.validation import ValidationScores
+from vcell.training.validation import ValidationScores
 
 pytestmark = pytest.mark.numeric
 

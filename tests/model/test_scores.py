@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import sparse, stats
 
-from vcell.score.fast import (
+from vcell.model.scores import (
     de_overlap,
     delta_correlation,
     differential,

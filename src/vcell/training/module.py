@@ -13,11 +13,11 @@ from torch import Tensor
 
 from vcell.data.batch import CellSetBatch
 from vcell.data.permute import key
-from vcell.model.guard import Guard
 from vcell.model.losses import SetLoss
+from vcell.model.table import PerturbationTable
 from vcell.model.transition import TransitionModel
-from vcell.model.validation import ValidationScores
-from vcell.perturbation.table import PerturbationTable
+from vcell.training.guard import Guard
+from vcell.training.validation import ValidationScores
 
 DROPOUT = 100  # first word of the random keys of a step, beside those of the sampler
 
@@ -97,7 +97,7 @@ class TransitionModule(LightningModule):
         if (
             self.device_mesh is not None and not self._sharded
         ):  # Lightning calls this for every strategy, and more than once
-            from vcell.model.sharding import shard
+            from vcell.training.sharding import shard
 
             shard(self.model, self.device_mesh["data_parallel"])
             self._sharded = True

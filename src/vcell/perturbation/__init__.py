@@ -1,1 +1,0 @@
-"""What stands for a perturbation: its vector in a table."""
