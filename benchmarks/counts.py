@@ -21,12 +21,12 @@ import pandas as pd
 from scipy import sparse, stats
 from tables import save
 
-from vcell.data.h5ad import Columns
-from vcell.data.ingest import ingest
-from vcell.data.screen import Screen
-from vcell.data.simulate import simulate
-from vcell.data.store import CellStore
-from vcell.output.counts import CountModel
+from vcell.data.files.h5ad import Columns
+from vcell.data.simulation.screen import Screen
+from vcell.data.simulation.write import simulate
+from vcell.data.store.ingest import ingest
+from vcell.data.store.store import CellStore
+from vcell.predict.counts import CountModel
 
 CELLS = 400
 

@@ -30,8 +30,8 @@ import scanpy
 import torch
 from tables import device_name, save
 
-from vcell.data.screen import Screen
-from vcell.data.simulate import simulate
+from vcell.data.simulation.screen import Screen
+from vcell.data.simulation.write import simulate
 
 TARGETS = {2025: 250, 2026: 300}
 CELLS = 400

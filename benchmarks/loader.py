@@ -28,11 +28,11 @@ from readers import READERS, SET_SIZE, SETS, TARGET_SUM
 from tables import save
 
 from vcell.data.gather import DeviceRows, Gather
-from vcell.data.ingest import ingest
 from vcell.data.sampler import CellSetSampler
-from vcell.data.screen import Screen
-from vcell.data.simulate import simulate
-from vcell.data.store import CellStore
+from vcell.data.simulation.screen import Screen
+from vcell.data.simulation.write import simulate
+from vcell.data.store.ingest import ingest
+from vcell.data.store.store import CellStore
 
 ROUNDS = 3
 NEEDS = {"cell-load": "cell_load", "cell-load, consecutive": "cell_load", "scDataset": "scdataset"}

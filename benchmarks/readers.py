@@ -27,7 +27,7 @@ def ours(file: Path, store: Path) -> tuple[Callable[[], Iterator[int]], Callable
     from vcell.data.datamodule import PrefetchLoader
     from vcell.data.gather import Gather
     from vcell.data.sampler import CellSetSampler
-    from vcell.data.store import CellStore
+    from vcell.data.store.store import CellStore
 
     made: dict[str, Any] = {}
 

@@ -24,10 +24,10 @@ from lightning.pytorch import Callback, Trainer
 from tables import device_name, save
 
 from vcell.config import compose
-from vcell.data.ingest import ingest
-from vcell.data.screen import Screen
-from vcell.data.simulate import simulate
-from vcell.data.store import CellStore
+from vcell.data.simulation.screen import Screen
+from vcell.data.simulation.write import simulate
+from vcell.data.store.ingest import ingest
+from vcell.data.store.store import CellStore
 from vcell.training.build import make_data, make_module, make_trainer, split_groups
 from vcell.training.cost import words
 from vcell.training.throughput import peak_flops, peak_memory_gb

@@ -27,8 +27,8 @@ import scanpy
 import torch
 from tables import device_name, save
 
-from vcell.data.screen import Screen
-from vcell.data.simulate import simulate
+from vcell.data.simulation.screen import Screen
+from vcell.data.simulation.write import simulate
 
 VERSION = "0.11.1"
 

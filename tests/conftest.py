@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from vcell.config import compose
-from vcell.data.h5ad import Columns
-from vcell.data.ingest import ingest
-from vcell.data.screen import Screen
-from vcell.data.simulate import simulate
-from vcell.data.store import CellStore
+from vcell.data.files.h5ad import Columns
+from vcell.data.simulation.screen import Screen
+from vcell.data.simulation.write import simulate
+from vcell.data.store.ingest import ingest
+from vcell.data.store.store import CellStore
 from vcell.training.curves import read_metrics
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -70,7 +70,7 @@ def train_here(*overrides: str) -> None:
 
 
 def infer_here(*overrides: str) -> None:
-    from vcell.inference import infer
+    from vcell.predict.infer import infer
 
     infer(compose("infer", list(overrides)))
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import Command, assert_refused
-from tests.data.test_ingest import make_cells, write
+from tests.data.store.test_ingest import make_cells, write
 from vcell.config import compose
-from vcell.data.prepare import ensure_store
-from vcell.data.store import CellStore
+from vcell.data.store.ensure import ensure_store
+from vcell.data.store.store import CellStore
 from vcell.errors import VcellError
 
 Change = Callable[[Path], object]
@@ -93,7 +93,7 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
 def test_prepare_refuses_and_leaves_nothing(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     change, overrides, words = CASES[case]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vcell.data.workers.CONNECT_S", 1)
+    monkeypatch.setattr("vcell.data.store.workers.CONNECT_S", 1)
     write(make_cells(), tmp_path / "a.h5ad")
     change(tmp_path / "a.h5ad")
     before = sorted(tmp_path.rglob("*"))

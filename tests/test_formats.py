@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.data.test_ingest import assert_same_counts, counts_by_cell, make_cells, write
-from vcell.data.h5ad import Columns
-from vcell.data.ingest import ingest
-from vcell.data.panel import GeneChoice
+from tests.data.store.test_ingest import assert_same_counts, counts_by_cell, make_cells, write
+from vcell.data.files.h5ad import Columns
+from vcell.data.store.ingest import ingest
+from vcell.data.store.panel import GeneChoice
 from vcell.errors import VcellError
 from vcell.inspection.inspect import inspect
 from vcell.inspection.report import describe
@@ -76,7 +76,7 @@ def test_zarr_stores_are_read(tmp_path: Path):
 
 def test_a_file_in_use_is_said_so(tmp_path: Path):
     path = write(make_cells(), tmp_path / "a.h5ad")
-    read = "import sys; from pathlib import Path; from vcell.data.h5ad import open_h5ad\nwith open_h5ad(Path(sys.argv[1])): pass"
+    read = "import sys; from pathlib import Path; from vcell.data.files.h5ad import open_h5ad\nwith open_h5ad(Path(sys.argv[1])): pass"
     with h5py.File(path, "r+"):
         done = subprocess.run([sys.executable, "-c", read, str(path)], capture_output=True, text=True)
     assert "is in use: another process" in done.stderr

@@ -12,10 +12,10 @@ from scipy import sparse
 
 from tests.conftest import SMALL_SCREEN, Command, assert_refused, infer_here
 from vcell.config import compose
-from vcell.data.prepare import ensure_store
-from vcell.data.screen import Screen
-from vcell.data.simulate import simulate
-from vcell.data.store import CellStore
+from vcell.data.simulation.screen import Screen
+from vcell.data.simulation.write import simulate
+from vcell.data.store.ensure import ensure_store
+from vcell.data.store.store import CellStore
 from vcell.errors import VcellError
 
 TOML = """

@@ -12,8 +12,8 @@ import torch
 
 from tests.conftest import SHARED, infer_here
 from vcell.config import compose
-from vcell.data.h5ad import Columns
-from vcell.data.ingest import ingest
+from vcell.data.files.h5ad import Columns
+from vcell.data.store.ingest import ingest
 
 pytestmark = [
     pytest.mark.shared,

@@ -62,7 +62,7 @@ from pathlib import Path
 from vcell.stopping import listen
 listen("infer")
 import numpy as np, pandas as pd
-from vcell.output import writer
+from vcell.data.files import writer
 write, calls = writer._Sink.write, []
 def asked(self, data):
     calls.append(1)

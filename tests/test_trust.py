@@ -19,16 +19,16 @@ import pytest
 import torch
 
 from tests.conftest import SMALL, Command, assert_refused, infer_here, train_here
-from tests.data.test_ingest import make_cells, write
+from tests.data.store.test_ingest import make_cells, write
 from vcell.config import compose
-from vcell.data.h5ad import Columns, open_h5ad, read_obs
-from vcell.data.ingest import ingest
-from vcell.data.prepare import ensure_store, verified
-from vcell.data.store import CellStore
+from vcell.data.files.h5ad import Columns, open_h5ad, read_obs
+from vcell.data.store.ensure import ensure_store, verified
+from vcell.data.store.ingest import ingest
+from vcell.data.store.store import CellStore
 from vcell.errors import VcellError
 from vcell.model.checkpoint import load_module, read_checkpoint
 from vcell.model.table import PerturbationTable
-from vcell.output.parts import Parts
+from vcell.predict.parts import Parts
 from vcell.training.run_folder import RunFolder
 from vcell.training.train import train
 
@@ -187,7 +187,7 @@ def test_a_kill_after_the_file_has_its_name_is_no_obstacle(
 ):
     wanted = [f"out={tmp_path / 'x.h5ad'}", "targets=[GENE0001]", "contexts=[simC]", "n_cells=4"]
     with monkeypatch.context() as killed:
-        killed.setattr("vcell.output.parts.remove", lambda folder: (_ for _ in ()).throw(SystemExit(9)))
+        killed.setattr("vcell.predict.parts.remove", lambda folder: (_ for _ in ()).throw(SystemExit(9)))
         with pytest.raises(SystemExit):
             infer_here(*wanted)
     assert (tmp_path / "x.h5ad").is_file() and (tmp_path / "x.h5ad.parts").is_dir()

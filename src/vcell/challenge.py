@@ -33,7 +33,7 @@ class Challenge:
     values
         ``log1p`` of counts scaled to one total per cell, or whole ``counts``.
     draw
-        Whether predicted cells are drawn as whole counts first (`output.counts`), which ``values: counts`` takes for granted.
+        Whether predicted cells are drawn as whole counts first (`predict.counts`), which ``values: counts`` takes for granted.
     target_sum
         Of log1p values: ``median`` library size of the control cells, or a number; None: as in training.
     n_genes

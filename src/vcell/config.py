@@ -58,15 +58,6 @@ FIXED = {
     ),
 }  # fmt: skip
 
-# where the classes of a configuration file lay in earlier versions
-MOVED = {
-    **{
-        f"vcell.model.{name}": f"vcell.training.{name}"
-        for name in ("module", "validation", "callbacks", "saving", "throughput", "sharding", "guard")
-    },
-    "vcell.model.metrics": "vcell.training.curves",
-}
-
 
 def may_change(verb: str, key: str) -> bool:
     """Whether a key of a command may differ when its work is resumed; one that no table has may not."""
@@ -85,34 +76,11 @@ def build(config: Any, **arguments: Any) -> Any:
         With the class's own words, if it refuses a value.
     """
     try:
-        return instantiate(_as_now_called(config), **arguments)
+        return instantiate(config, **arguments)
     except InstantiationException as error:
         if isinstance(error.__cause__, VcellError):
             raise error.__cause__ from None
         raise VcellError(f"invalid configuration value: {' '.join(str(error).split())}") from error
-
-
-def _as_now_called(config: Any) -> Any:
-    """A configuration whose classes have moved since it was written, with their present modules."""
-    moved = {
-        key: f"{MOVED[module]}.{name}"
-        for key, value in flatten(plain_keys(config))
-        if key.endswith("_target_") and isinstance(value, str)
-        for module, _, name in [value.rpartition(".")]
-        if module in MOVED
-    }
-    if not moved:
-        return config
-    changed = OmegaConf.create(config).copy()
-    OmegaConf.set_readonly(changed, False)
-    for key, target in moved.items():
-        OmegaConf.update(changed, key, target)
-    return changed
-
-
-def plain_keys(config: Any) -> Any:
-    """A configuration as dicts and lists, references in it left as they are."""
-    return OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
 
 
 def plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def run(config: DictConfig) -> None:
-    from vcell.folds import crossval  # here, so that --help and mistyped keys are answered at once
+    from vcell.score.crossval import crossval  # here, so that --help and mistyped keys are answered at once
 
     crossval(config)
 

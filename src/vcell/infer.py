@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def run(config: DictConfig) -> None:
-    from vcell.inference import infer  # here, so that --help and mistyped keys are answered at once
+    from vcell.predict.infer import infer  # here, so that --help and mistyped keys are answered at once
 
     infer(config)
 

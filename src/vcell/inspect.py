@@ -12,7 +12,7 @@ def run(config: DictConfig) -> None:
     import json  # here, so that --help is answered at once
     from pathlib import Path
 
-    from vcell.data.files import read_gene_list
+    from vcell.data.files.paths import read_gene_list
     from vcell.inspection.inspect import inspect
     from vcell.inspection.report import describe
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def run(config: DictConfig) -> None:
-    from vcell.packaging import package  # here, so that --help and mistyped keys are answered at once
+    from vcell.submission.package import package  # here, so that --help and mistyped keys are answered at once
 
     package(config)
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def run(config: DictConfig) -> None:
-    from vcell.data.prepare import describe_store, ensure_store  # here, so that --help is answered at once
+    from vcell.data.store.ensure import describe_store, ensure_store  # here, so that --help is answered at once
 
     print(describe_store(ensure_store(config.data, config.overwrite, verify=config.verify or None, **config.prepare)))
 

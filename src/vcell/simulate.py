@@ -12,8 +12,8 @@ def run(config: DictConfig) -> None:
     from pathlib import Path  # here, so that --help is answered at once
 
     from vcell.config import plain
-    from vcell.data.screen import Screen
-    from vcell.data.simulate import simulate
+    from vcell.data.simulation.screen import Screen
+    from vcell.data.simulation.write import simulate
 
     out = Path(config.out)
     arguments = {key: value for key, value in plain(config).items() if key != "out"}

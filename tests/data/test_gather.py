@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from vcell.data.files.normalize import to_log1p
 from vcell.data.gather import DeviceRows, Gather
-from vcell.data.normalize import to_log1p
 from vcell.data.sampler import CellSetSampler
-from vcell.data.store import CellStore
-from vcell.data.view import with_genes
+from vcell.data.store.store import CellStore
+from vcell.data.store.view import with_genes
 
 pytestmark = pytest.mark.numeric
 

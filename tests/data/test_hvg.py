@@ -9,7 +9,7 @@ import scanpy
 
 from vcell.data.gather import Gather
 from vcell.data.hvg import choose_hvg
-from vcell.data.store import CellStore
+from vcell.data.store.store import CellStore
 from vcell.errors import VcellError
 
 

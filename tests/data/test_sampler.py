@@ -11,7 +11,7 @@ import pytest
 
 from vcell.data.batch import CellSets
 from vcell.data.sampler import CellSetSampler, ControlPool, Weights
-from vcell.data.store import CellStore
+from vcell.data.store.store import CellStore
 from vcell.errors import VcellError
 
 

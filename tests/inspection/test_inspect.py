@@ -14,11 +14,11 @@ import pytest
 from scipy import sparse
 
 from tests.conftest import SHARED, SMALL_SCREEN, Command
-from tests.data.test_filters import EXPRESSION
-from tests.data.test_filters import screen as knockdown_screen
-from tests.data.test_ingest import as_fractions, layouts, make_cells, rewrite_as_of_0_6, scaled, write
+from tests.data.store.test_filters import EXPRESSION
+from tests.data.store.test_filters import screen as knockdown_screen
+from tests.data.store.test_ingest import as_fractions, layouts, make_cells, rewrite_as_of_0_6, scaled, write
 from vcell.config import compose
-from vcell.data.prepare import ensure_store
+from vcell.data.store.ensure import ensure_store
 from vcell.errors import VcellError
 from vcell.inspection.inspect import inspect
 from vcell.inspection.report import describe
@@ -200,8 +200,8 @@ def test_a_large_file_is_sampled_not_read(compression: str | None, tmp_path: Pat
     obs.index = obs.index.astype(str)
     path = tmp_path / "large.h5ad"
     ad.AnnData(blocks, obs=obs, var=large.var).write_h5ad(path, compression=compression)
-    monkeypatch.setattr("vcell.data.sampling.SAMPLE_VALUES", 100_000)
-    monkeypatch.setattr("vcell.data.sampling.FEWEST_CHUNKS", 4)
+    monkeypatch.setattr("vcell.data.files.sample.SAMPLE_VALUES", 100_000)
+    monkeypatch.setattr("vcell.data.files.sample.FEWEST_CHUNKS", 4)
     monkeypatch.setattr("vcell.inspection.knockdown.MOST_VALUES", 200_000)
     read = 0
     whole_get = h5py.Dataset.__getitem__

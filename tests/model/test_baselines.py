@@ -6,7 +6,7 @@ import torch
 
 from vcell.data.batch import CellSetBatch
 from vcell.data.gather import Gather
-from vcell.data.store import CellStore
+from vcell.data.store.store import CellStore
 from vcell.model.baselines import TrainingDeltas, make_baselines
 
 pytestmark = pytest.mark.numeric

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import sparse, stats
 
-from vcell.score.device import dense_jackknife, dense_rank_test
+from vcell.score.gpu import dense_jackknife, dense_rank_test
 from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import METRICS_2025, METRICS_2026, summary
 from vcell.score.official import PERTURBATION, Official2025, Official2026, quiet

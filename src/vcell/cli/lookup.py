@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vcell.config import plain
-from vcell.data.files import check_required, expand, is_zarr
+from vcell.data.files.paths import check_required, expand, is_zarr
 from vcell.errors import VcellError, nearest
 
 # of each command: keys that name files to be read, and the key of the file it is mainly about

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vcell.data.splits import Group
-from vcell.data.store import BATCH_COLUMNS, Cells
+from vcell.data.store.store import BATCH_COLUMNS, Cells
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from vcell.data.covariates import Covariates
 from vcell.data.gather import DeviceRows, FetchedSets, Gather, bytes_on_device
 from vcell.data.sampler import CellSetSampler, Weights
 from vcell.data.splits import Group
-from vcell.data.store import Cells
+from vcell.data.store.store import Cells
 
 SHARE_FOR_STORE = 0.4  # of the GPU's free memory; the rest is for the model and its activations
 

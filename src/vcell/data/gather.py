@@ -18,9 +18,9 @@ from torch import Tensor
 
 from vcell.data.batch import CellSetBatch, CellSets
 from vcell.data.covariates import Covariates
-from vcell.data.csr import starts_of
-from vcell.data.normalize import stored_to_log1p, to_log1p
-from vcell.data.store import Cells, SparseCells
+from vcell.data.files.csr import starts_of
+from vcell.data.files.normalize import stored_to_log1p, to_log1p
+from vcell.data.store.store import Cells, SparseCells
 from vcell.progress import progress_bar
 
 BLOCK_CELLS = 4096

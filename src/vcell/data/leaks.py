@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vcell.data.genes import gene_names
+from vcell.data.files.genes import gene_names
 from vcell.data.splits import Group
 from vcell.errors import VcellError, shortlist
 

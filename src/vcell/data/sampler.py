@@ -20,7 +20,7 @@ import numpy as np
 from vcell.data.batch import CellSets
 from vcell.data.permute import key, permuted
 from vcell.data.splits import Group, check_known
-from vcell.data.store import BATCH_COLUMNS, Cells
+from vcell.data.store.store import BATCH_COLUMNS, Cells
 from vcell.errors import VcellError, nearest, shortlist
 
 # first word of every random key, so that draws for different purposes never share a stream

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from vcell.atomic import write_text
-from vcell.data.files import read_toml
-from vcell.data.labels import listed_names, resolve
+from vcell.data.files.labels import listed_names, resolve
+from vcell.data.files.paths import read_toml
 from vcell.errors import VcellError, nearest, shortlist
 
 Group = tuple[str, str]  # (context, perturbation)

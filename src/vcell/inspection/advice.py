@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from vcell.data.h5ad import Columns
+from vcell.data.files.h5ad import Columns
 from vcell.errors import shortlist
 
 

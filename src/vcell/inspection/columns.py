@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from vcell.data.genes import gene_names
-from vcell.data.h5ad import column_names, has, n_rows, read_column
-from vcell.data.labels import as_labels, is_control, is_untreated, listed_names
+from vcell.data.files.genes import gene_names
+from vcell.data.files.h5ad import column_names, has, n_rows, read_column
+from vcell.data.files.labels import as_labels, is_control, is_untreated, listed_names
 from vcell.errors import VcellError, nearest
 
 # in the order in which they are preferred

@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from vcell.data.genes import ENSEMBL, align, gene_names
-from vcell.data.h5ad import column_names, read_column, read_ensembl, var_key
+from vcell.data.files.genes import ENSEMBL, align, gene_names
+from vcell.data.files.h5ad import column_names, read_column, read_ensembl, var_key
 
 EXAMPLES = 12
 EXCEL_DATE = re.compile(

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vcell.data.genes import gene_names
-from vcell.data.h5ad import column_names, n_rows, no_anndata, open_h5ad, read_genes
-from vcell.data.labels import NO_GUIDE, is_without_guide
-from vcell.data.matrix import matrix_names
+from vcell.data.files.genes import gene_names
+from vcell.data.files.h5ad import column_names, n_rows, no_anndata, open_h5ad, read_genes
+from vcell.data.files.labels import NO_GUIDE, is_without_guide
+from vcell.data.files.matrix import matrix_names
 from vcell.errors import VcellError
 from vcell.inspection.advice import data_overrides, warnings
 from vcell.inspection.columns import Labels, guess_labels

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from vcell.data.csr import row_of
-from vcell.data.matrix import Matrix
-from vcell.data.parts import target_columns
-from vcell.data.sampling import cheap_cells
-from vcell.data.scale import Scale, linear, smallest_positive
+from vcell.data.files.csr import row_of
+from vcell.data.files.matrix import Matrix
+from vcell.data.files.sample import cheap_cells
+from vcell.data.files.scale import Scale, linear, smallest_positive
+from vcell.data.store.part import target_columns
 
 MOST_VALUES, MOST_CELLS = 20_000_000, 12_000  # read at most: seconds, whatever the file
 SHARE_FOR_CONTROLS = 0.2

@@ -9,11 +9,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from vcell.data.csr import row_sums
-from vcell.data.h5ad import n_rows, var_key
-from vcell.data.matrix import Matrix, Sample
-from vcell.data.sampling import sample_cells
-from vcell.data.scale import Scale, cell_totals, detect_scale, one_total, recover_counts
+from vcell.data.files.csr import row_sums
+from vcell.data.files.h5ad import n_rows, var_key
+from vcell.data.files.matrix import Matrix, Sample
+from vcell.data.files.sample import sample_cells
+from vcell.data.files.scale import Scale, cell_totals, detect_scale, one_total, recover_counts
 from vcell.errors import VcellError
 
 

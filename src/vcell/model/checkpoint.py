@@ -16,7 +16,7 @@ from vcell import __version__
 from vcell.atomic import check_zip, written_file
 from vcell.data.gather import Gather
 from vcell.data.splits import Group
-from vcell.data.view import store_paths
+from vcell.data.store.view import store_paths
 from vcell.errors import VcellError
 from vcell.model.table import PerturbationTable
 from vcell.model.transition import TransitionModel

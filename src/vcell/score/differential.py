@@ -25,7 +25,7 @@ import torch
 from scipy import sparse
 from scipy.stats import false_discovery_control
 
-from vcell.score.device import rank_test
+from vcell.score.gpu import rank_test
 from vcell.score.grouped import GroupedCells
 from vcell.system import in_threads
 

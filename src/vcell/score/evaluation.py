@@ -14,10 +14,10 @@ from vcell import __version__
 from vcell.challenge import Challenge
 from vcell.config import build, plain, wandb_id
 from vcell.errors import VcellError
-from vcell.score import figures, traps
-from vcell.score.cells import CellFile, Columns, Pair, common_genes, only, pair_in, pairs, scored_contexts
+from vcell.score import caveats, figures
 from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import summary
+from vcell.score.pairs import CellFile, Columns, Pair, common_genes, only, pair_in, pairs, scored_contexts
 from vcell.score.references import References
 from vcell.score.report import OVERALL, Report, table_text, write_report
 from vcell.score.scoring import CEILING, SCORERS, ContextScores, Scorer, all_metrics, score_context, without_cells
@@ -190,13 +190,13 @@ def run_evaluation(
         pair, made = with_others(pair, others, real, columns, scorer, notes)
         leaked = {pair.context: references.trained_on(pair.context, pair.pred.targets)}
         if not config.allow_leaks:
-            traps.refuse_leaks(leaked, "the run that made the prediction")
+            caveats.refuse_leaks(leaked, "the run that made the prediction")
         chosen = references.chosen_by(pair.context, pair.pred.targets)
         if chosen:
             notes.append(
                 f"{len(chosen):,} scored targets are those the run was validated on, by which its checkpoint was chosen"
             )
-        notes += [n for n in (traps.control_note(pair), traps.library_note(pair)) if n]
+        notes += [n for n in (caveats.control_note(pair), caveats.library_note(pair)) if n]
         scores, side, judge = score_context(
             pair,
             made,
@@ -281,11 +281,11 @@ def remarks(found: Evaluation, config: DictConfig) -> list[str]:
     ]  # fmt: skip
     if (alone := member_alone(found)) is not None:
         notes.append(alone)
-    notes += [traps.discrimination_note(tables, scorer.perfect is not None, config.pds_subset)]
+    notes += [caveats.discrimination_note(tables, scorer.perfect is not None, config.pds_subset)]
     notes.append(
         "genes are called by Benjamini-Hochberg at 5 % within each target, as the official scorers do, not over all at once"
     )
-    weak = traps.weak_metrics(found.resampled(scorer.floor), found.resampled(CEILING), scorer.metrics)
+    weak = caveats.weak_metrics(found.resampled(scorer.floor), found.resampled(CEILING), scorer.metrics)
     for key, gap in weak.items():
         notes.append(
             f"{key} cannot tell a repetition of the experiment from the floor on this data (the gap is {gap}): do not choose by it here"

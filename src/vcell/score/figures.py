@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from vcell.errors import VcellError, nearest
-from vcell.score.cells import Pair
 from vcell.score.embedding import spread
-from vcell.score.extra import Side
 from vcell.score.metrics import Metric, per_target
+from vcell.score.own import Side
+from vcell.score.pairs import Pair
 from vcell.score.statistics import Interval
 
 if TYPE_CHECKING:

@@ -12,18 +12,18 @@ from omegaconf import DictConfig
 from scipy import sparse
 
 from vcell.cli.lookup import find_checkpoint
-from vcell.controls import open_run_store
 from vcell.data.splits import Group
 from vcell.errors import VcellError, shortlist
-from vcell.inference import make_maker, make_source
 from vcell.model.baselines import Predictor, TrainingDeltas, make_baselines
 from vcell.model.checkpoint import read_checkpoint
-from vcell.output.form import Form
-from vcell.prediction import Source
-from vcell.predictors import split_of
-from vcell.request import Wanted
-from vcell.score.cells import Pair
+from vcell.predict.cells import Source
+from vcell.predict.controls import open_run_store
+from vcell.predict.infer import make_maker, make_source
+from vcell.predict.layout import Form
+from vcell.predict.predictors import split_of
+from vcell.predict.request import Wanted
 from vcell.score.grouped import GroupedCells
+from vcell.score.pairs import Pair
 
 
 class References:

@@ -12,12 +12,12 @@ import torch
 
 from vcell.errors import VcellError
 from vcell.progress import progress_bar
-from vcell.score.cells import Pair
 from vcell.score.embedding import Embedding
-from vcell.score.extra import Side, extra_scores
 from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import EXTRA, METRICS_2025, METRICS_2026, Metric, summary
 from vcell.score.official import Official2025, Official2026
+from vcell.score.own import Side, extra_scores
+from vcell.score.pairs import Pair
 from vcell.score.vcc2025 import Fast2025
 from vcell.score.vcc2026 import BULK_SUM, Fast2026
 

@@ -18,8 +18,8 @@ import torch
 from scipy import sparse
 
 from vcell.score.compiled import njit
-from vcell.score.device import dense_jackknife
 from vcell.score.differential import Calls, calls_2026
+from vcell.score.gpu import dense_jackknife
 from vcell.score.grouped import GroupedCells, mean_profile
 from vcell.system import in_threads
 

@@ -23,13 +23,13 @@ from omegaconf import DictConfig, OmegaConf
 from vcell.config import build, wandb_id
 from vcell.data.covariates import Covariates
 from vcell.data.datamodule import CellSetDataModule
+from vcell.data.files.labels import resolve
 from vcell.data.gather import Gather
 from vcell.data.hvg import choose_hvg
-from vcell.data.labels import resolve
 from vcell.data.leaks import drop_leaks
 from vcell.data.splits import Group, assign_from_toml, check_known
-from vcell.data.store import Cells
-from vcell.data.view import with_genes
+from vcell.data.store.store import Cells
+from vcell.data.store.view import with_genes
 from vcell.errors import VcellError, install
 from vcell.model.checkpoint import AtomicCheckpointIO, load_table, make_identity
 from vcell.model.table import PerturbationTable

@@ -19,10 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from vcell.atomic import written_file
 from vcell.cli.lookup import find_checkpoint
 from vcell.data.datamodule import CellSetDataModule
-from vcell.data.prepare import ensure_store
 from vcell.data.splits import check_split, describe, write_split
-from vcell.data.store import Cells
-from vcell.data.view import open_stores
+from vcell.data.store.ensure import ensure_store
+from vcell.data.store.store import Cells
+from vcell.data.store.view import open_stores
 from vcell.errors import VcellError
 from vcell.lock import locked
 from vcell.model.checkpoint import read_checkpoint

@@ -1,0 +1,144 @@
+"""Finding the files a data set is made of: paths, globs with {a,b}, and STATE's TOML."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vcell.errors import VcellError
+
+PIECE, PIECES = 2**16, 64  # bytes, and how many, read to recognise a file
+
+
+def expand(path: str | Sequence[str]) -> list[Path]:
+    """Files that `path` means: a file, a glob, braces (`a/{x,y}.h5`), or a list of these; sorted, each once.
+
+    Raises
+    ------
+    VcellError
+        Naming every pattern that matches no file.
+    """
+    patterns = [path] if isinstance(path, str) else list(path)
+    found: dict[Path, None] = {}
+    missing = []
+    for pattern in (alternative for p in patterns for alternative in alternatives(str(Path(p).expanduser()))):
+        matches = sorted(glob.glob(pattern, recursive=True))
+        if not matches:
+            missing.append(pattern)
+        found.update({Path(m): None for m in matches if Path(m).is_file() or is_zarr(Path(m))})
+        folders = [m for m in matches if Path(m).is_dir() and not is_zarr(Path(m))]
+        if folders and not any(Path(m).is_file() for m in matches):
+            raise VcellError(f"{folders[0]} is a folder. Name the files in it: data.path='{folders[0]}/*.h5ad'")
+    if missing:
+        raise VcellError(f"no such file: {', '.join(missing)} (looked from {Path.cwd()}). Set data.path=FILE.h5ad")
+    return list(found)
+
+
+def alternatives(pattern: str) -> list[str]:
+    """A pattern with its braces resolved; a name that is there as it stands is none, whatever brackets it has."""
+    return [glob.escape(pattern)] if Path(pattern).exists() else braces(pattern)
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is a zarr store."""
+    return path.is_dir() and any((path / name).is_file() for name in (".zgroup", "zarr.json", ".zmetadata"))
+
+
+def check_required(data: Any) -> None:
+    """A `VcellError` that lists the files a distributed data set lacks, and where it is to be had."""
+    missing = {name: what for name, what in data.required.items() if not (Path(data.root) / str(name)).is_file()}
+    if missing:
+        width = max(len(str(name)) for name in missing)
+        listed = "\n".join(f"  {name!s:<{width}}  {what}" for name, what in missing.items())
+        raise VcellError(
+            f"{len(missing)} of the {len(data.required)} files of data={data.name} are not in {data.root}/ "
+            f"(looked from {Path.cwd()}):\n{listed}\n{data.where}"
+        )
+
+
+def content_of(path: Path) -> str:
+    """What tells that a file is the same one without reading it all: its size, and a checksum of pieces of it.
+
+    Its beginning, its end and pieces between are read, so that a copy made anew is the same file, and another file of the same
+    length is another one.
+    """
+    if path.is_dir():  # zarr: a file for each chunk
+        inside = sorted(p for p in path.rglob("*") if p.is_file())
+        listing = "\n".join(f"{p.relative_to(path)} {p.stat().st_size}" for p in inside)
+        pieces = [content_of(p) for p in inside[:: max(1, len(inside) // PIECES)]]
+        return hashlib.blake2b("\n".join([listing, *pieces]).encode(), digest_size=16).hexdigest()
+    size = path.stat().st_size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with path.open("rb") as file:
+        for start in sorted({max(0, (size - PIECE) * i // (PIECES - 1)) for i in range(PIECES)}):
+            file.seek(start)
+            digest.update(file.read(PIECE))
+    return digest.hexdigest()
+
+
+def braces(pattern: str) -> list[str]:
+    """`a/{x,y}.h5` as `a/x.h5`, `a/y.h5`; nested braces are not read."""
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [rest for option in match[1].split(",") for rest in braces(head + option.strip() + tail)]
+
+
+def read_gene_list(path: str, key: str = "data.genes") -> list[str]:
+    """Gene names, one in each row, as the challenge's `gene_names.csv`; a header is passed over."""
+    from vcell.data.files.genes import check_unique
+    from vcell.data.files.lists import read_list
+
+    genes = read_list(path, key)
+    check_unique(genes, path, "Keep one of each")
+    return genes
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """A STATE-style TOML with `[datasets]`, `[training]`, `[zeroshot]` and `[fewshot."ds.celltype"]`.
+
+    Raises
+    ------
+    VcellError
+        If the file is absent, not TOML, or has no `[datasets]`.
+    """
+    path = Path(path)
+    try:
+        content = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise VcellError(f"no such file: {path} (looked from {Path.cwd()}). Set data.toml=FILE.toml") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise VcellError(f"{path} is not TOML: {error}") from error
+    if not content.get("datasets"):
+        raise VcellError(f'{path} names no data. Add:  [datasets]\n  my_screen = "folder/*.h5ad"')
+    unknown = set(content) - {"datasets", "training", "zeroshot", "fewshot"}
+    if unknown:
+        raise VcellError(f"{path} has tables that mean nothing here: {', '.join(sorted(unknown))}")
+    return content
+
+
+def toml_patterns(path: str | Path) -> list[str]:
+    """The file patterns of a TOML's `[datasets]`.
+
+    A relative pattern is taken from the working folder, as STATE takes it; where that has no such folder, from
+    the TOML's own folder or the one above it. A pattern that names a folder means the h5 and h5ad files in it.
+    """
+    path = Path(path)
+    patterns = []
+    for pattern in read_toml(path)["datasets"].values():
+        bases = [Path(), path.parent, path.parent.parent]
+        for base in bases:
+            candidate = base / Path(str(pattern)).expanduser()
+            alternatives = [Path(p) for p in braces(str(candidate))]
+            if any(a.exists() or glob.glob(str(a)) for a in alternatives):
+                break
+        else:
+            candidate = Path(str(pattern)).expanduser()
+        patterns.append(str(candidate / "*.h5*") if candidate.is_dir() else str(candidate))
+    return patterns

@@ -1,0 +1,230 @@
+"""A request, its control cells and a predictor to predicted cells, perturbation by perturbation.
+
+Cells come in one of two ways. *As expected*: what the predictor says of each control cell, log1p. *Drawn*: the control cells
+themselves, their counts moved so that the mean of log1p is as predicted (`predict.counts`).
+
+Shape legend: C cells, G genes of the control cells' store, P genes of the predictor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from vcell.data.batch import CellSets
+from vcell.data.files.normalize import change_target_sum
+from vcell.data.gather import Gather
+from vcell.data.sampler import COUNTS, ControlPool
+from vcell.data.store.store import Cells, SparseCells
+from vcell.errors import VcellError
+from vcell.model.baselines import Predictor
+from vcell.predict.counts import CountModel, again
+from vcell.predict.layout import Form
+from vcell.predict.request import Wanted
+from vcell.system import in_threads
+
+CELLS_AT_ONCE = 512  # drawn or copied by one thread
+
+
+@dataclass(frozen=True)
+class Source:
+    """Control cells to predict from, and how to draw them.
+
+    Parameters
+    ----------
+    gather
+        Reads them in the predictor's genes.
+    store
+        The same cells in all genes at hand.
+    pool
+        Those that may be drawn.
+    set_size, sets_per_step, seed
+        Of the predictor's sets.
+    """
+
+    gather: Gather
+    store: Cells
+    pool: ControlPool
+    set_size: int
+    sets_per_step: int
+    seed: int
+
+    @cached_property
+    def predicted_genes(self) -> np.ndarray:
+        """int64 ``(P)``: the store's number of each of the predictor's genes."""
+        number = {gene: i for i, gene in enumerate(self.store.genes)}
+        return np.array([number.get(gene, -1) for gene in self.gather.store.genes], dtype=np.int64)
+
+    def plan(self, wanted: Wanted) -> CellSets:
+        return self.pool.plan(
+            wanted.context, wanted.perturbation, wanted.n_cells, self.set_size, self.seed, wanted.batches
+        )
+
+    def controls(self, wanted: Wanted) -> np.ndarray:
+        """The control cell behind each of the wanted cells."""
+        return self.plan(wanted).controls_SC.ravel()[: wanted.n_cells]
+
+
+class CellMaker(Protocol):
+    """Cells of the file for some targets, in their order."""
+
+    def cells(self, wanted: Sequence[Wanted]) -> Iterator[sparse.csr_matrix]: ...
+
+
+@dataclass(frozen=True)
+class ExpectedCells:
+    """What the predictor says of each control cell. Genes that it does not predict keep the control cell's value."""
+
+    predictor: Predictor
+    source: Source
+    form: Form
+    device: torch.device | str = "cpu"
+
+    def cells(self, wanted: Sequence[Wanted]) -> Iterator[sparse.csr_matrix]:
+        source, predicted_genes = self.source, self.source.predicted_genes
+        whole = Gather(source.store, source.gather.target_sum)
+        for number, controls, _, predicted_CP in predicted_sets(self.predictor, source, wanted, self.device):
+            check_finite(predicted_CP, wanted[number])
+            if source.gather.store.genes == source.store.genes:
+                cells_CG = predicted_CP
+            else:
+                cells_CG = whole.log1p(controls, self.device)
+                known = torch.from_numpy(np.flatnonzero(predicted_genes >= 0))
+                cells_CG[:, predicted_genes[predicted_genes >= 0]] = predicted_CP[:, known]
+            yield self.form.of_log1p(
+                change_target_sum(cells_CG, source.gather.target_sum, self.form.target_sum).cpu().numpy()
+            )
+
+
+class Effects(Protocol):
+    """What is predicted of a group: the rate of each gene, as a share of the library, ``(genes)`` of the store."""
+
+    def rates(self, wanted: Sequence[Wanted]) -> list[np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class PredictedEffects:
+    """Rates whose counts have the mean log1p that a predictor gives the control cells of a group."""
+
+    predictor: Predictor
+    source: Source
+    models: CountModels
+    device: torch.device | str = "cpu"
+
+    def rates(self, wanted: Sequence[Wanted]) -> list[np.ndarray]:
+        store, predicted_genes = self.source.store, self.source.predicted_genes
+        known = predicted_genes >= 0
+        sums: dict[int, tuple[Tensor, Tensor]] = {}
+        for number, _, control_CP, predicted_CP in predicted_sets(self.predictor, self.source, wanted, self.device):
+            check_finite(predicted_CP, wanted[number])
+            here = (control_CP.double().sum(0), predicted_CP.double().sum(0))
+            before = sums.get(number)
+            sums[number] = here if before is None else (before[0] + here[0], before[1] + here[1])
+        found = []
+        for number, group in enumerate(wanted):
+            from_G, to_G = np.zeros(store.n_genes), np.zeros(store.n_genes)
+            for mean_G, sum_P in zip((from_G, to_G), sums[number], strict=True):
+                mean_G[predicted_genes[known]] = (sum_P.cpu().numpy() / group.n_cells)[known]
+            found.append(self.models.of(group.context).rates_of_log1p(to_G, from_G))
+        return found
+
+
+class CountModels:
+    """The count model of each context, fitted when first asked for."""
+
+    def __init__(self, store: Cells, target_sum: float) -> None:
+        self.store, self.target_sum = store, target_sum
+        self._of: dict[str, CountModel] = {}
+
+    def of(self, context: str) -> CountModel:
+        if context not in self._of:
+            self._of[context] = CountModel.fit(self.store, self.store.controls_of(context), self.target_sum)
+        return self._of[context]
+
+
+@dataclass(frozen=True)
+class DrawnCells:
+    """Control cells whose counts are moved to the rates predicted."""
+
+    effects: Effects
+    source: Source
+    form: Form
+    models: CountModels
+
+    def cells(self, wanted: Sequence[Wanted]) -> Iterator[sparse.csr_matrix]:
+        tasks = []
+        for group, rate_G in zip(wanted, self.effects.rates(wanted), strict=True):
+            controls = self.source.controls(group)
+            stands_already = again(controls)
+            for start in range(0, len(controls), CELLS_AT_ONCE):
+                block = slice(start, start + CELLS_AT_ONCE)
+                tasks.append((group, rate_G, controls[block], stands_already[block], start))
+        yield from in_threads(self._draw, tasks)
+
+    def _draw(self, task: tuple[Wanted, np.ndarray, np.ndarray, np.ndarray, int]) -> sparse.csr_matrix:
+        group, rate_G, cells, again_C, start = task
+        name = f"{group.context}\t{group.perturbation}\t{start}"
+        rng = np.random.default_rng([self.source.seed, COUNTS, *name.encode()])
+        rows = self.source.store.rows(cells)
+        counts = self.models.of(group.context).draw(rows, rate_G, rng, again_C)
+        before_C = np.bincount(np.repeat(np.arange(len(cells)), np.diff(rows.indptr)), rows.values, len(cells))
+        library_C = rows.library_size + np.asarray(counts.sum(axis=1)).ravel() - before_C
+        return self.form.of_counts(counts, library_C)
+
+
+def predicted_sets(
+    predictor: Predictor, source: Source, wanted: Sequence[Wanted], device: torch.device | str
+) -> Iterator[tuple[int, np.ndarray, Tensor, Tensor]]:
+    """Set by set: the number of its group in `wanted`, its control cells, these and the predicted cells as log1p.
+
+    Both are ``(cells, predictor's genes)``. A step of the predictor may hold sets of several groups.
+    """
+    plans = [source.plan(group) for group in wanted]
+    of_set = [(number, s) for number, plan in enumerate(plans) for s in range(len(plan))]
+    for start in range(0, len(of_set), source.sets_per_step):
+        some = of_set[start : start + source.sets_per_step]
+        sets = CellSets(
+            [wanted[number].context for number, _ in some],
+            [wanted[number].perturbation for number, _ in some],
+            np.stack([plans[number].controls_SC[s] for number, s in some]),
+            None,
+        )
+        batch = source.gather.to_device(source.gather.fetch(sets), device)
+        with torch.inference_mode():
+            predicted_SCP = predictor.predict(batch)
+        for i, (number, s) in enumerate(some):
+            n = min(
+                source.set_size, wanted[number].n_cells - s * source.set_size
+            )  # the last set may be larger than asked for
+            yield number, sets.controls_SC[i, :n], batch.control_SCG[i, :n], predicted_SCP[i, :n]
+
+
+def copied_cells(store: Cells, form: Form, cells: np.ndarray) -> Iterator[sparse.csr_matrix]:
+    """Measured cells of the store, in the file's form."""
+
+    def block(start: int) -> sparse.csr_matrix:
+        rows = store.rows(cells[start : start + CELLS_AT_ONCE])
+        return form.of_counts(as_csr(rows, store.n_genes), rows.library_size.astype(np.float64))
+
+    yield from in_threads(block, range(0, len(cells), CELLS_AT_ONCE))
+
+
+def as_csr(rows: SparseCells, n_genes: int) -> sparse.csr_matrix:
+    return sparse.csr_matrix(
+        (rows.values, rows.indices.astype(np.int32), rows.indptr), (len(rows.library_size), n_genes)
+    )
+
+
+def check_finite(predicted_CP: Tensor, wanted: Wanted) -> None:
+    if not torch.isfinite(predicted_CP).all():
+        raise VcellError(
+            f"the prediction of {wanted.perturbation} in {wanted.context} holds NaN or infinity: the model has diverged; use an "
+            "earlier ckpt"
+        )

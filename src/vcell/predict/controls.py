@@ -1,0 +1,172 @@
+"""Where control cells come from: the store of the run, or files of contexts that no run has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from vcell.challenge import Challenge
+from vcell.config import plain
+from vcell.data.files.genes import align, appended
+from vcell.data.files.h5ad import Columns, column_names, open_h5ad
+from vcell.data.files.paths import expand
+from vcell.data.store.ensure import verified
+from vcell.data.store.ingest import ingest
+from vcell.data.store.panel import GeneChoice
+from vcell.data.store.recipe import Recipe
+from vcell.data.store.store import Cells, CellStore
+from vcell.data.store.view import open_stores
+from vcell.errors import VcellError, shortlist
+
+LEAST_SHARED = 0.5  # of a model's genes, or of a challenge's, that control cells must have
+
+
+def open_controls(
+    config: DictConfig, challenge: Challenge, identity: dict[str, Any], ckpt: Path, genes: Sequence[str], place: Path
+) -> Cells:
+    """The store that control cells come from: the run's, or one made of `config.controls` at `place`.
+
+    `genes` are those of the file to be written, which the control cells' files may have beside the model's.
+    """
+    if config.controls is None:
+        store = open_run_store(config.store, identity, ckpt)
+    else:
+        seen = embedding_of(identity)
+        store = control_store(
+            plain(config.controls),
+            place,
+            columns_of(identity),
+            Columns(challenge.perturbation, None, challenge.context),
+            identity["control"] if challenge.control is None else challenge.control,
+            config.contexts,
+            joined_genes(identity["genes"], genes),
+            [seen] if seen else [],
+        )
+    shared = len(set(store.genes) & set(identity["genes"]))
+    if shared < LEAST_SHARED * len(identity["genes"]):
+        raise VcellError(
+            f"{store.name} has {shared:,} of the {len(identity['genes']):,} genes that {ckpt} was trained on: too few to predict "
+            "from. Give control cells with the same genes"
+        )
+    return store
+
+
+def columns_of(identity: dict[str, Any]) -> Columns:
+    """The obs columns that a checkpoint was trained with."""
+    try:
+        return Columns(**identity["config"]["data"]["columns"])
+    except (KeyError, TypeError) as error:
+        raise VcellError(f"the checkpoint does not say which columns it was trained with ({error})") from error
+
+
+def embedding_of(identity: dict[str, Any]) -> str | None:
+    """The embedding that the model sees in place of control expression."""
+    seen = identity["config"]["data"]["input"]
+    return seen if isinstance(seen, str) else None
+
+
+def open_run_store(store: Any, identity: dict[str, Any], ckpt: Path) -> Cells:
+    """The cell store (or stores) a checkpoint was trained on.
+
+    `store` says where it lies now; None where it lay in training.
+    """
+    paths = [Path(path) for path in store_of(store, identity)]
+    absent = [path for path in paths if not path.exists()]
+    if absent:
+        raise VcellError(
+            f"the cell store {absent[0]}, which {ckpt} was trained on, is not there. Say where it is with store=FOLDER, or "
+            "give control cells with controls=FILE.h5ad"
+        )
+    opened = open_stores(paths)
+    if opened.fingerprint != identity["store"]["fingerprint"]:
+        raise VcellError(
+            f"the cell store {opened.name} is not the one {ckpt} was trained on (fingerprints differ). Give that one with "
+            "store=FOLDER, or control cells with controls=FILE.h5ad"
+        )
+    return verified(opened)
+
+
+def store_of(store: Any, identity: dict[str, Any]) -> list[str]:
+    """Folders of the run's store: those given, or those it lay in."""
+    given = [store] if isinstance(store, str) else store or identity["store"]["paths"]
+    return [str(path) for path in given]
+
+
+def is_store(controls: str | Sequence[str] | None) -> bool:
+    """Whether `controls` names a cell store, not files."""
+    return isinstance(controls, str) and (Path(controls) / "meta.json").is_file()
+
+
+def control_store(
+    controls: str | Sequence[str],
+    place: Path,
+    columns: Columns,
+    other_columns: Columns,
+    control: str,
+    contexts: Sequence[str] | None,
+    genes: Sequence[str] | None,
+    obsm: Sequence[str] = (),
+) -> CellStore:
+    """The cells of `controls` (files, globs, or a cell store) as a store; at `place`, where that is not there yet.
+
+    Parameters
+    ----------
+    columns, other_columns
+        obs columns: each is looked for under the first name, then under the second. Without a batch column a file is one batch.
+    control
+        The label of control cells.
+    contexts
+        The context of all cells, where there is no column of it: one name.
+    genes
+        Those the store has to hold; None: all of the files.
+    obsm
+        Embeddings to take along.
+
+    Raises
+    ------
+    VcellError
+        If the files cannot be read, or do not say which context their cells are of.
+    """
+    if is_store(controls):
+        return CellStore.open(str(controls))
+    if (place / "meta.json").is_file():
+        return CellStore.open(place)
+    files = expand(controls)
+    found = _columns_in(files[0], columns, other_columns)
+    context = None
+    if found.context is None:
+        if not contexts or len(contexts) != 1:
+            asked = " or ".join(dict.fromkeys(repr(c.context) for c in (columns, other_columns) if c.context))
+            raise VcellError(f"{files[0]} has no column {asked}: name the context of its cells with contexts=[NAME]")
+        context = str(contexts[0])
+    recipe = Recipe(found, control, context=context, obsm=tuple(obsm))
+    store = ingest(files, place, recipe, GeneChoice("union" if genes is None else list(genes)))
+    for source, number in store.meta["genes_missing"].items():
+        print(
+            f"note         {source} lacks {number:,} of {store.n_genes:,} genes: they are 0 in what is predicted from it",
+            flush=True,
+        )
+    return store
+
+
+def joined_genes(first: Sequence[str], others: Sequence[str]) -> list[str]:
+    """`first`, followed by those of `others` that mean none of them."""
+    return appended(list(first), list(others), align(list(others), list(first)).position)[0]
+
+
+def _columns_in(path: Path, columns: Columns, other: Columns) -> Columns:
+    with open_h5ad(path) as file:
+        known = column_names(file["obs"]) if "obs" in file else []
+
+    def first(*names: str | None) -> str | None:
+        return next((name for name in names if name in known), None)
+
+    perturbation = first(columns.perturbation, other.perturbation)
+    if perturbation is None:
+        raise VcellError(
+            f"{path} has no obs column {columns.perturbation!r} that says which cells are controls; it has: {shortlist(known)}"
+        )
+    return Columns(perturbation, first(columns.batch, other.batch), first(columns.context, other.context), columns.gene)

@@ -1,0 +1,55 @@
+"""Mean expression of contexts, by which predicted cells can be told to stand under the right label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from vcell.data.store.store import Cells
+from vcell.errors import VcellError
+from vcell.predict.layout import Form
+
+PROFILE = "vcell_control_profiles"  # key in uns
+PER = 5e4
+BLOCK_CELLS = 4096
+NEARER = 0.5  # another context is meant where its distance is below this share of the own one's
+
+
+def profile(total_G: np.ndarray) -> np.ndarray:
+    """log1p of summed counts scaled to 50,000, ``(genes)``."""
+    return np.log1p(total_G * (PER / max(total_G.sum(), 1e-12)))
+
+
+def control_profiles(store: Cells, contexts: Iterable[str], form: Form) -> dict[str, np.ndarray]:
+    """The profile of each context's control cells, in the genes of the file, float32."""
+    found = {}
+    for context in contexts:
+        cells, total_G = store.controls_of(context), np.zeros(store.n_genes)
+        for start in range(0, len(cells), BLOCK_CELLS):
+            rows = store.rows(cells[start : start + BLOCK_CELLS])
+            total_G += np.bincount(rows.indices, rows.values, store.n_genes)
+        in_file_G = np.where(form.source_genes >= 0, total_G[form.source_genes], 0.0)
+        found[context] = profile(in_file_G).astype(np.float32)
+    return found
+
+
+def check_contexts(found: Mapping[str, np.ndarray], controls: Mapping[str, np.ndarray]) -> None:
+    """Refuses predicted cells that look like another context's control cells than their label's.
+
+    Parameters
+    ----------
+    found, controls
+        Profiles by context: of the predicted cells, and of real control cells.
+    """
+    for context, profile_G in found.items():
+        if context not in controls:
+            continue
+        distance = {c: float(np.abs(profile_G - control_G).mean()) for c, control_G in controls.items()}
+        nearest = min(distance, key=distance.__getitem__)
+        if distance[nearest] < NEARER * distance[context]:
+            raise VcellError(
+                f"the cells labelled {context!r} look like control cells of {nearest!r} (mean difference of log1p profiles "
+                f"{distance[nearest]:.3f}), not of {context!r} ({distance[context]:.3f}): are contexts swapped? No official tool can "
+                "see this, and the score would be that of chance. Label the cells as the control files label them"
+            )

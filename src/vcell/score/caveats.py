@@ -1,0 +1,120 @@
+"""What makes local scores differ from a board's, said in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from vcell.errors import VcellError, shortlist
+from vcell.score.grouped import GroupedCells
+from vcell.score.metrics import Metric
+from vcell.score.pairs import Pair
+from vcell.score.statistics import Interval, Resampled, better_by
+
+SAME = 1e-6
+FAR = 1.2  # of library sizes
+
+
+def refuse_leaks(leaked: Mapping[str, Sequence[str]], run: str) -> None:
+    """Refuses to score targets whose measured cells the model has seen.
+
+    Raises
+    ------
+    VcellError
+        Naming context and targets.
+    """
+    seen = {context: targets for context, targets in leaked.items() if targets}
+    if not seen:
+        return
+    parts = [f"{len(t):,} of {c or 'its context'} ({shortlist(list(t), 5)})" for c, t in seen.items()]
+    raise VcellError(
+        f"{run} was trained on the measured cells of targets to be scored: {'; '.join(parts)}. Such a score says nothing about new "
+        "perturbations. Hold them out (data.split.test, or vcell.crossval), give measured cells of other targets, or see the "
+        "score all the same with allow_leaks=true"
+    )
+
+
+def control_note(pair: Pair) -> str | None:
+    """How the prediction's control cells differ from the measured ones; None where it brought none."""
+    if not pair.own_controls:
+        return None
+    where = f"{pair.context}: " if pair.context else ""
+    pred, real = (c.controls for c in (pair.pred, pair.real))
+    shift = _apart(pred, real)
+    if pred.shape == real.shape and shift < SAME:
+        return f"{where}control cells of the prediction are the measured ones"
+    first, second = pair.real.halves(0)
+    noise = _apart(first.controls, second.controls)
+    if shift <= noise:
+        return f"{where}control cells of the prediction are as near the measured ones as these are to each other ({shift:.4f})"
+    return (
+        f"{where}control cells of the prediction differ from the measured ones by {shift:.4f} in mean log1p, halves of the measured "
+        f"ones by {noise:.4f}: the shift counts in MAE, and not in DES and PDS, which compare each side with its own controls"
+    )
+
+
+def library_note(pair: Pair) -> str | None:
+    """Library sizes that are far apart: of whole counts, or of what the prediction is scaled to and the measured cells have."""
+    where = f"{pair.context}: " if pair.context else ""
+    if pair.target_sum is not None:
+        if max(pair.target_sum, pair.real_total) <= FAR * min(pair.target_sum, pair.real_total):
+            return None
+        return (
+            f"{where}the prediction is scaled to {pair.target_sum:,.0f} counts per cell and so are the measured cells here; given their "
+            f"counts, the official scorer would scale them to their own median, {pair.real_total:,.0f}, and find other values. "
+            "vcell.infer challenge=vcc2025 writes the median of the control cells"
+        )
+    sizes = [_median_total(cells) for cells in (pair.pred, pair.real)]
+    if max(sizes) <= FAR * min(sizes):
+        return None
+    return (
+        f"{where}predicted cells have {sizes[0]:,.0f} counts in the median, measured ones {sizes[1]:,.0f}. The scores scale both to "
+        "one total, but cells of fewer counts are noisier, which moves the called genes"
+    )
+
+
+def _median_total(cells: GroupedCells) -> float:
+    return float(np.median(np.concatenate([np.asarray(cells.cells[t].sum(axis=1)).ravel() for t in cells.targets])))
+
+
+def discrimination_note(tables: Sequence[pd.DataFrame], over_all: bool, subset: int | None) -> str:
+    """That PDS hangs on the number of targets, and what it would be among fewer.
+
+    Among m of n targets drawn at random, a target of rank r is expected at rank r (m - 1) / (n - 1).
+    """
+    numbers = sorted({len(t) for t in tables})
+    words = ", ".join(f"{n:,}" for n in numbers)
+    note = f"PDS ranks among the {words} targets scored here"
+    if over_all:
+        note += ": a board with another number of them gives another value"
+    else:
+        note += ": divided by the number of others, its expectation is the same among fewer drawn at random, its spread is not"
+    if subset is None:
+        return note + ". pds_subset=N says what it would be among N"
+    values = []
+    for table in tables:
+        n = len(table)
+        if subset > n:
+            raise VcellError(f"pds_subset={subset} is more than the {n:,} targets scored")
+        ranks = (1 - table["PDS"].to_numpy()) * (n if over_all else n - 1)
+        expected = ranks * (subset - 1) / max(n - 1, 1)
+        values.append(float((1 - expected / (subset if over_all else max(subset - 1, 1))).mean()))
+    return f"{note}. Among {subset:,} of them, drawn at random, {np.mean(values):.4f} is to be expected"
+
+
+def weak_metrics(floor: Resampled, ceiling: Resampled, metrics: Sequence[Metric]) -> dict[str, Interval]:
+    """Metrics that cannot tell the split-half replicate from the floor on this data, and by how much it is better."""
+    found = {}
+    for metric in metrics:
+        gap = better_by(ceiling.of_metric(metric.key), floor.of_metric(metric.key), metric.higher)
+        if not gap.low > 0:
+            found[metric.key] = gap
+    return found
+
+
+def _apart(one: sparse.csr_matrix, other: sparse.csr_matrix) -> float:
+    """Mean absolute difference of mean profiles."""
+    return float(np.abs(np.asarray(one.mean(axis=0)) - np.asarray(other.mean(axis=0))).mean())

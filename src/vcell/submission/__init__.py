@@ -1,0 +1,1 @@
+"""Submission: a prediction checked against the rules of a challenge, and packed."""

@@ -1,0 +1,62 @@
+"""The console script `vcell VERB ...` is `python -m vcell.VERB ...`, and completes what is typed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from vcell.cli.main import VERBS, overview
+
+SOURCE = Path(__file__).parents[2] / "src" / "vcell"
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parent,
+    )
+
+
+def console(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    script = shutil.which("vcell", path=str(Path(sys.executable).parent))
+    start = [script] if script else [sys.executable, "-c", "from vcell.cli.main import console; console()"]
+    return run(*start, *arguments, **environment)
+
+
+def test_the_console_script_is_the_module():
+    arguments = ["--cfg", "job", "experiment=demo"]
+    module = run(sys.executable, "-m", "vcell.train", *arguments)
+    assert module.returncode == 0 and console("train", *arguments).stdout == module.stdout
+
+
+def test_a_command_starts_as_a_file_too():  # an editor's Run button; `inspect.py` beside it must not hide Python's own
+    done = run(sys.executable, str(SOURCE / "train.py"), "--cfg", "job", "experiment=demo")
+    assert done.returncode == 0 and "experiment" not in done.stderr, done.stderr
+    assert done.stdout == run(sys.executable, "-m", "vcell.train", "--cfg", "job", "experiment=demo").stdout
+
+
+def test_every_command_module_is_a_verb():
+    verbs = {path.stem for path in SOURCE.glob("*.py") if "from vcell.cli.main import main" in path.read_text()}
+    assert verbs == set(VERBS) and all(f"  {verb} " in overview() for verb in VERBS)
+
+
+def test_an_unknown_command_is_answered():
+    done = console("trian")
+    assert done.returncode == 2 and "Did you mean 'train'?" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_completion_knows_commands_keys_and_options():
+    assert "complete" in console("-sc", "install=bash").stdout
+    for typed, offered in (
+        ("vcell in", ["inspect", "infer"]),
+        ("vcell train experiment=d", ["experiment=demo"]),
+        ("vcell evaluate pds_", ["pds_subset="]),
+    ):
+        assert console("-sc", "query=bash", COMP_LINE=typed).stdout.split() == offered

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import pytest
+
+from vcell.data.files.paths import braces, expand, toml_patterns
+from vcell.errors import VcellError
+
+
+def test_braces_expand():
+    assert braces("a/{x,y}_{1,2}.h5") == ["a/x_1.h5", "a/x_2.h5", "a/y_1.h5", "a/y_2.h5"]
+    assert braces("plain.h5ad") == ["plain.h5ad"]
+
+
+def test_globs_braces_and_lists_expand_once_each(tmp_path: Path):
+    for name in ("a.h5ad", "b.h5ad", "c.h5"):
+        (tmp_path / name).touch()
+    found = expand([f"{tmp_path}/*.h5ad", f"{tmp_path}/{{a,c}}.*"])
+    assert [p.name for p in found] == ["a.h5ad", "b.h5ad", "c.h5"]
+
+
+def test_missing_files_are_all_named(tmp_path: Path):
+    (tmp_path / "a.h5").touch()
+    with pytest.raises(VcellError, match=r"b\.h5.*c\.h5"):
+        expand(f"{tmp_path}/{{a,b,c}}.h5")
+
+
+def test_toml_paths_are_found_from_the_folder_above(tmp_path: Path):
+    folder = tmp_path / "support"
+    folder.mkdir()
+    (folder / "a.h5").touch()
+    (folder / "starter.toml").write_text('[datasets]\nx = "support/{a,b}.h5"\n')
+    assert toml_patterns(folder / "starter.toml") == [str(tmp_path / "support" / "{a,b}.h5")]

@@ -1,0 +1,50 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vcell.data.store.store import CellStore
+from vcell.errors import VcellError
+
+
+@pytest.fixture()
+def copy(store: CellStore, tmp_path: Path) -> Path:
+    shutil.copytree(store.path, tmp_path / "store")
+    return tmp_path / "store"
+
+
+def test_groups_cover_every_cell_once(store: CellStore):
+    cells = np.concatenate(list(store.groups.values()))
+    assert np.array_equal(np.sort(cells), np.arange(store.n_cells))
+
+
+def test_rows_come_in_any_order_with_repeats(store: CellStore):
+    some = np.array([5, 0, 5, store.n_cells - 1])
+    rows = store.rows(some)
+    for i, cell in enumerate(some):
+        alone = store.rows(np.array([cell]))
+        part = slice(rows.indptr[i], rows.indptr[i + 1])
+        np.testing.assert_array_equal(rows.indices[part], alone.indices)
+        np.testing.assert_array_equal(rows.values[part], alone.values)
+
+
+def test_another_format_version_is_refused(copy: Path):
+    meta = json.loads((copy / "meta.json").read_text())
+    (copy / "meta.json").write_text(json.dumps({**meta, "format_version": 99}))
+    with pytest.raises(VcellError, match="format version 99"):
+        CellStore.open(copy)
+
+
+@pytest.mark.parametrize("name", ["counts.values.npy", "counts.indptr.npy", "obs.parquet"])
+def test_a_cut_array_is_refused(copy: Path, name: str):
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(VcellError, match="is damaged"):
+        CellStore.open(copy)
+
+
+def test_no_store_is_said_so(tmp_path: Path):
+    with pytest.raises(VcellError, match="no cell store"):
+        CellStore.open(tmp_path)

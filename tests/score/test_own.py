@@ -1,0 +1,66 @@
+"""What we score besides the official members."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse, stats
+
+from vcell.score.differential import Calls
+from vcell.score.embedding import Embedding, energy_distance
+from vcell.score.grouped import GroupedCells
+from vcell.score.own import correlation, fold_correlation, top_recovery
+
+RNG = np.random.default_rng(0)
+
+
+def calls(fold: np.ndarray, called: np.ndarray) -> Calls:
+    p = np.where(called, 1e-6, 0.5)[None]
+    return Calls(["T"], p, p, fold[None], called[None])
+
+
+def test_top_genes_are_the_called_ones_of_largest_change():
+    fold = RNG.normal(0, 1, 200)
+    real = calls(fold, np.arange(200) < 120)
+    assert top_recovery(real, 0, real, 0) == 1
+    nothing = calls(fold, np.zeros(200, bool))
+    assert top_recovery(nothing, 0, real, 0) == 0 and np.isnan(top_recovery(real, 0, nothing, 0))
+    wanted = set(np.argsort(-np.abs(fold[:120]))[:50])
+    other = calls(fold[::-1].copy(), np.ones(200, bool))
+    shared = len(wanted & set(np.argsort(-np.abs(fold[::-1]))[:50]))
+    assert top_recovery(other, 0, real, 0) == shared / 50
+
+
+def test_fold_changes_are_correlated_over_truly_changed_genes():
+    fold, other = RNG.normal(0, 1, 100), RNG.normal(0, 1, 100)
+    changed = np.arange(100) < 30
+    found = fold_correlation(calls(other, ~changed), 0, calls(fold, changed), 0)
+    assert found == pytest.approx(stats.spearmanr(other[:30], fold[:30]).statistic)
+    assert fold_correlation(calls(np.zeros(100), changed), 0, calls(fold, changed), 0) == 0
+    assert np.isnan(fold_correlation(calls(other, changed), 0, calls(fold, np.arange(100) < 2), 0))
+
+
+def test_effects_are_correlated_over_genes():
+    x, y = RNG.normal(0, 1, (3, 50)), RNG.normal(0, 1, (3, 50))
+    np.testing.assert_allclose(correlation(x, y), [np.corrcoef(a, b)[0, 1] for a, b in zip(x, y, strict=True)])
+    assert correlation(np.ones((1, 50)), y[:1]) == 0
+
+
+def test_energy_distance_is_about_0_for_one_population_and_grows_with_the_shift():
+    x, y = RNG.normal(0, 1, (300, 5)), RNG.normal(0, 1, (300, 5))
+    near, far, farther = (energy_distance(x, y + shift) for shift in (0, 1, 2))
+    assert abs(near) < 0.05 < far < farther
+
+
+def test_components_are_those_of_the_measured_cells_and_the_same_every_time():
+    axis = RNG.normal(0, 1, 40)
+    made = {
+        k: np.maximum(3 + np.outer(RNG.normal(m, 1, 80), axis) + RNG.normal(0, 0.1, (80, 40)), 0)
+        for k, m in (("A", 2), ("B", -2))
+    }
+    cells = GroupedCells({k: sparse.csr_matrix(v) for k, v in made.items()}, [f"G{i}" for i in range(40)], "B")
+    found = Embedding.of(cells, None)
+    a, b = (found.place(cells.cells[k])[:, 0] for k in ("A", "B"))
+    assert abs(a.mean() - b.mean()) > 3 * max(a.std(), b.std())
+    np.testing.assert_array_equal(found.axes_GK, Embedding.of(cells, None).axes_GK)
+    np.testing.assert_allclose(found.axes_GK.T @ found.axes_GK, np.eye(found.axes_GK.shape[1]), atol=1e-8)
