@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -69,10 +70,13 @@ def train_here(*overrides: str) -> None:
     train(compose("train", ["experiment=demo", "trainer=cpu", *SMALL, *overrides]))
 
 
-def infer_here(*overrides: str) -> None:
-    from vcell.predict.infer import infer
+def run_here(verb: str, *overrides: str) -> None:
+    """Runs a command in this process, in the working folder."""
+    importlib.import_module(f"vcell.{verb}").run(compose(verb, list(overrides)))
 
-    infer(compose("infer", list(overrides)))
+
+def infer_here(*overrides: str) -> None:
+    run_here("infer", *overrides)
 
 
 @pytest.fixture(scope="session")

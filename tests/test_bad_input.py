@@ -17,6 +17,7 @@ from tests.conftest import Command, assert_refused
 from tests.data.store.test_ingest import make_cells, write
 from vcell.config import compose
 from vcell.data.store.ensure import ensure_store
+from vcell.data.store.options import StoreOptions
 from vcell.data.store.store import CellStore
 from vcell.errors import VcellError
 
@@ -99,7 +100,7 @@ def test_prepare_refuses_and_leaves_nothing(case: str, tmp_path: Path, monkeypat
     before = sorted(tmp_path.rglob("*"))
     config = compose("prepare", ["data=perturb_seq", "data.path=a.h5ad", *overrides])
     with pytest.raises(VcellError, match=words) as refused:
-        ensure_store(config.data, **config.prepare)
+        ensure_store(StoreOptions.of(config.data), **config.prepare)
     assert "\n" not in str(refused.value).strip()
     left = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
     assert not [path for path in left if not path.is_dir()]
@@ -120,7 +121,7 @@ def test_two_files_that_barely_overlap_are_refused(tmp_path: Path, monkeypatch: 
     write(make_cells(), tmp_path / "a.h5ad")
     write(other, tmp_path / "b.h5ad")
     with pytest.raises(VcellError, match=r"b\.h5ad and the files before it barely overlap"):
-        ensure_store(compose("prepare", ["data=perturb_seq", "data.path=[a.h5ad,b.h5ad]"]).data)
+        ensure_store(StoreOptions.of(compose("prepare", ["data=perturb_seq", "data.path=[a.h5ad,b.h5ad]"]).data))
 
 
 def test_a_place_that_cannot_be_written_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -128,7 +129,11 @@ def test_a_place_that_cannot_be_written_is_said_so(tmp_path: Path, monkeypatch: 
     write(make_cells(), tmp_path / "a.h5ad")
     for place in ("a.h5ad/store", "/proc/store"):
         with pytest.raises(VcellError, match=r"could not be written"):
-            ensure_store(compose("prepare", ["data=perturb_seq", "data.path=a.h5ad", f"data.store={place}"]).data)
+            ensure_store(
+                StoreOptions.of(
+                    compose("prepare", ["data=perturb_seq", "data.path=a.h5ad", f"data.store={place}"]).data
+                )
+            )
     assert [p.name for p in tmp_path.iterdir()] == ["a.h5ad"]
 
 
@@ -148,7 +153,7 @@ def test_a_full_disk_leaves_nothing(vcell: Command, tmp_path: Path):
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write(make_cells(), tmp_path / "a.h5ad")
-    ensure_store(compose("prepare", ["data=perturb_seq", "data.path=a.h5ad", "data.store=store"]).data)
+    ensure_store(StoreOptions.of(compose("prepare", ["data=perturb_seq", "data.path=a.h5ad", "data.store=store"]).data))
     return tmp_path / "store"
 
 

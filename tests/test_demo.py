@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import infer_here
 from vcell.config import compose
-from vcell.score.evaluation import evaluate
+from vcell.evaluate import run as evaluate
 from vcell.training.train import train
 
 pytest.importorskip("numba")

@@ -28,7 +28,7 @@ def former(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_former_run_predicts_as_it_did(former: Path):
-    infer_here(*EXPECTED["infer"], "out=again.h5ad")
+    infer_here(*EXPECTED["infer"], "store=store", "out=again.h5ad")
     then, now = ad.read_h5ad("pred.h5ad"), ad.read_h5ad("again.h5ad")
     # float32 sums of at most 40 terms, taken in another order: 40 rounding errors of values below 8
     np.testing.assert_allclose(now.X.toarray(), then.X.toarray(), atol=40 * 8 * np.finfo(np.float32).eps, rtol=0)
@@ -44,7 +44,7 @@ def test_a_former_run_continues(former: Path, capsys: pytest.CaptureFixture):
 
 def test_a_former_prediction_is_scored(former: Path):
     pytest.importorskip("numba")
-    from vcell.score.evaluation import evaluate
+    from vcell.evaluate import run as evaluate
 
     evaluate(
         compose("evaluate", ["pred=pred.h5ad", "real=screen/simA.h5ad", "out=scores", "engine=fast", "pictures=false"])

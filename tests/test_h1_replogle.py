@@ -15,6 +15,7 @@ from vcell.config import compose
 from vcell.data.simulation.screen import Screen
 from vcell.data.simulation.write import simulate
 from vcell.data.store.ensure import ensure_store
+from vcell.data.store.options import StoreOptions
 from vcell.data.store.store import CellStore
 from vcell.errors import VcellError
 
@@ -100,5 +101,5 @@ def test_missing_files_are_listed_with_where_to_get_them(
             (partial / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(VcellError, match=r"1 of the 9 files(?s:.*)jurkat\.h5") as refused:
-        ensure_store(compose("train", ["experiment=h1_replogle", "data.root=set"]).data)
+        ensure_store(StoreOptions.of(compose("train", ["experiment=h1_replogle", "data.root=set"]).data))
     assert "rpe1.h5" not in str(refused.value)

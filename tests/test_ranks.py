@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from tests.conftest import SMALL, Command, start, train_here, val_rows, wait_for
-from vcell.model.checkpoint import load_module, read_checkpoint
+from vcell.model.checkpoint import read_checkpoint
+from vcell.model.trained import TrainedModel
 
 pytestmark = pytest.mark.slow
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]
@@ -53,7 +54,7 @@ def test_two_ranks_train_like_one_with_twice_the_sets(one: Path, vcell: Command)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("run folder") == 1 and "Initializing" not in done.stderr
     assert_equals_one("fsdp")
-    load_module(last("fsdp"))
+    TrainedModel.load(last("fsdp"))
 
 
 def test_two_ranks_of_torchrun_train_like_one_with_twice_the_sets(one: Path):

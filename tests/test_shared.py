@@ -26,8 +26,8 @@ EMBEDDING = SHARED / "embeddings" / "go_pfam_svd128.npz"
 @pytest.mark.slow
 @pytest.mark.parametrize("table", ["null", str(EMBEDDING)])
 def test_papalexi_from_file_to_scores(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    from vcell.evaluate import run as evaluate
     from vcell.prepare import run as prepare
-    from vcell.score.evaluation import evaluate
     from vcell.training.train import train
 
     monkeypatch.chdir(tmp_path)

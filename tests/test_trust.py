@@ -24,10 +24,12 @@ from vcell.config import compose
 from vcell.data.files.h5ad import Columns, open_h5ad, read_obs
 from vcell.data.store.ensure import ensure_store, verified
 from vcell.data.store.ingest import ingest
+from vcell.data.store.options import StoreOptions
 from vcell.data.store.store import CellStore
 from vcell.errors import VcellError
-from vcell.model.checkpoint import load_module, read_checkpoint
+from vcell.model.checkpoint import read_checkpoint
 from vcell.model.table import PerturbationTable
+from vcell.model.trained import TrainedModel
 from vcell.predict.parts import Parts
 from vcell.training.run_folder import RunFolder
 from vcell.training.train import train
@@ -70,7 +72,7 @@ def test_a_checkpoint_runs_nothing(way: str, in_trained: Path, tmp_path: Path, m
     torch.save(checkpoint, tmp_path / "x.ckpt")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(VcellError, match=r"x\.ckpt"):
-        load_module(tmp_path / "x.ckpt")
+        TrainedModel.load(tmp_path / "x.ckpt")
     assert not (tmp_path / "owned").exists()
 
 
@@ -156,7 +158,10 @@ def test_a_count_above_65535_trains_like_any_other(fresh: Path):
         file["X/data"][:] = values
     shutil.rmtree("data/demo/store")
     path = "data.path=data/demo/screen/sim*.h5ad"
-    assert ensure_store(compose("prepare", [path, "data=perturb_seq", "data.store=s"]).data).values.dtype == np.uint32  # type: ignore[attr-defined]
+    assert (
+        ensure_store(StoreOptions.of(compose("prepare", [path, "data=perturb_seq", "data.store=s"]).data)).values.dtype
+        == np.uint32
+    )  # type: ignore[attr-defined]
     train_files(path, "trainer.max_steps=2")
 
 

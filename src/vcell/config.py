@@ -23,6 +23,7 @@ CONFIG_DIR = _INSIDE if _INSIDE.is_dir() else _CHECKOUT
 # groups by the file that says what a key is when nobody says it
 DEFAULTS = {"": "training.yaml", "data": "data/base.yaml", "model": "model/base.yaml", "loss": "loss/energy.yaml", "trainer": "trainer/auto.yaml"}  # fmt: skip
 
+RECORD = "config.yaml"  # in a run's folder: the configuration it was begun with
 # How a command does its work, not what comes of it: these keys may differ when a run or a prediction is resumed. FIXED ones may not.
 # A key belongs to the longest of these names that it begins with; `tests/test_config.py` fails for a key that has none.
 FREE = {
@@ -40,7 +41,7 @@ FIXED = {
         *(f"data.{key}" for key in (
             "name", "stores", "columns", "control", "labels", "context", "matrix", "scale", "normalised_to", "reconcile", "empty_cells",
             "genes", "rename", "zero_genes", "min_overlap", "obsm", "filter", "input", "hvg", "target_sum", "simulate", "required", "exclude",
-            "split", "request", "sets.set_size", "sets.sets_per_step", "sets.weights",
+            "split", "request", "sets.set_size", "sets.sets_per_step", "sets.weights", "sets.sampler",
         )),
         *(f"trainer.{key}" for key in (
             "_target_", "accelerator", "devices", "num_nodes", "strategy", "precision", "accumulate_grad_batches", "gradient_clip_val",
@@ -50,7 +51,7 @@ FIXED = {
     ),
     "infer": (
         "challenge", "ckpt", "targets", "contexts", "n_cells", "batches", "genes", "controls", "store", "perturbation", "predictor", "draw",
-        "target_sum", "max_controls", "compression", "sets_per_step", "seed",
+        "target_sum", "max_controls", "compression", "sets_per_step", "seed", "trust",
     ),
     "package": (
         "challenge", "pred", "genes", "targets", "contexts", "controls", "convert", "pred_kind", "pred_target_sum", "n_cells", "draw",

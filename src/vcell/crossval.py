@@ -10,8 +10,9 @@ if TYPE_CHECKING:
 
 def run(config: DictConfig) -> None:
     from vcell.score.crossval import crossval  # here, so that --help and mistyped keys are answered at once
+    from vcell.score.options import CrossvalOptions
 
-    crossval(config)
+    crossval(CrossvalOptions.of(config))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
 
 def run(config: DictConfig) -> None:
     from vcell.score.evaluation import evaluate  # here, so that --help and mistyped keys are answered at once
+    from vcell.score.options import ScoreOptions
 
-    evaluate(config)
+    evaluate(ScoreOptions.of(config))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,6 @@ MOVED = {
     "folds": "score.crossval",
     "score.device": "score.gpu",
     "score.extra": "score.own",
-    "score.cells": "score.pairs",
     "output.container": "submission.container",
     "output.convert": "submission.convert",
     "output.labels": "submission.labels",

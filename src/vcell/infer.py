@@ -9,9 +9,19 @@ if TYPE_CHECKING:
 
 
 def run(config: DictConfig) -> None:
-    from vcell.predict.infer import infer  # here, so that --help and mistyped keys are answered at once
+    from pathlib import Path  # here, so that --help and mistyped keys are answered at once
 
-    infer(config)
+    from vcell.config import plain
+    from vcell.model.find import find_checkpoint
+    from vcell.predict.infer import infer
+    from vcell.predict.key import key_of
+    from vcell.predict.options import PredictOptions
+    from vcell.predict.parts import PartsFolder
+
+    ckpt = find_checkpoint(config.ckpt, config.runs)
+    key = key_of("infer", plain(config), ("controls", "targets", "genes", "perturbation"), ckpt)
+    parts = PartsFolder(Path(config.out), key)
+    infer(PredictOptions.of(config), ckpt, parts, config.devices, config.compression, config.overwrite)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ if TYPE_CHECKING:
 
 
 def run(config: DictConfig) -> None:
-    from vcell.submission.package import package  # here, so that --help and mistyped keys are answered at once
+    from vcell.submission.options import PackageOptions  # here, so that --help is answered at once
+    from vcell.submission.package import package
 
-    package(config)
+    package(PackageOptions.of(config))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ if TYPE_CHECKING:
 
 def run(config: DictConfig) -> None:
     from vcell.data.store.ensure import describe_store, ensure_store  # here, so that --help is answered at once
+    from vcell.data.store.options import StoreOptions
 
-    print(describe_store(ensure_store(config.data, config.overwrite, verify=config.verify or None, **config.prepare)))
+    options = StoreOptions.of(config.data)
+    print(describe_store(ensure_store(options, config.overwrite, verify=config.verify or None, **config.prepare)))
 
 
 if __name__ == "__main__":

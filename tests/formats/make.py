@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import anndata as ad
+import h5py
 
 from vcell import __version__
 
@@ -52,6 +53,11 @@ def main() -> None:
         "uns": sorted(pred.uns), "about": sorted(json.loads(pred.uns["vcell"])),
     }  # fmt: skip
     (HERE / "expected.json").write_text(json.dumps(about, indent=1) + "\n")
+    with h5py.File(HERE / "pred.h5ad", "r+") as file:  # paths of this machine mean nothing on another
+        attributes = dict(file["uns/vcell"].attrs)
+        elsewhere = {**json.loads(pred.uns["vcell"]), "ckpt": "runs/first/checkpoints/last.ckpt", "store": ["store"]}
+        del file["uns/vcell"]
+        file.create_dataset("uns/vcell", data=json.dumps(elsewhere), dtype=h5py.string_dtype()).attrs.update(attributes)
     shutil.rmtree(HERE / "made")
     for name in ("curves.png", "checkpoints/best.ckpt"):  # large, or the same again
         (HERE / "runs" / "first" / name).unlink()

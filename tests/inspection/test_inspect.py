@@ -19,6 +19,7 @@ from tests.data.store.test_filters import screen as knockdown_screen
 from tests.data.store.test_ingest import as_fractions, layouts, make_cells, rewrite_as_of_0_6, scaled, write
 from vcell.config import compose
 from vcell.data.store.ensure import ensure_store
+from vcell.data.store.options import StoreOptions
 from vcell.errors import VcellError
 from vcell.inspection.inspect import inspect
 from vcell.inspection.report import describe
@@ -145,7 +146,7 @@ def test_columns_and_controls_are_guessed_and_the_line_works(
     monkeypatch.chdir(tmp_path)
     line = shlex.split(found["prepare"])
     assert line[:3] == ["python", "-m", "vcell.prepare"]
-    assert ensure_store(compose("prepare", line[3:]).data).n_cells == 90
+    assert ensure_store(StoreOptions.of(compose("prepare", line[3:]).data)).n_cells == 90
 
 
 def test_a_file_without_batch_and_context_gets_a_line_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -153,7 +154,7 @@ def test_a_file_without_batch_and_context_gets_a_line_that_works(tmp_path: Path,
     cells.obs = cells.obs[["target_gene"]]
     found = inspect(write(cells, tmp_path / "K562-day 8.h5ad"))
     monkeypatch.chdir(tmp_path)
-    store = ensure_store(compose("prepare", shlex.split(found["prepare"])[3:]).data)
+    store = ensure_store(StoreOptions.of(compose("prepare", shlex.split(found["prepare"])[3:]).data))
     assert store.contexts == ["K562-day 8"]
 
 
@@ -247,5 +248,5 @@ def test_the_lines_for_real_files_work(path: Path, tmp_path: Path, monkeypatch: 
     found = inspect(path)
     assert found["matrices"][0]["scale"] == "counts" and found["labels"]["control"]["label"] == "non-targeting"
     monkeypatch.chdir(tmp_path)
-    store = ensure_store(compose("prepare", shlex.split(found["prepare"])[3:]).data)
+    store = ensure_store(StoreOptions.of(compose("prepare", shlex.split(found["prepare"])[3:]).data))
     assert store.n_cells == found["cells"] and store.n_genes == found["genes"]["number"]

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vcell.cli.lookup import find_checkpoint
 from vcell.errors import VcellError
-from vcell.model.checkpoint import AtomicCheckpointIO, load_module, read_checkpoint
+from vcell.model.checkpoint import AtomicCheckpointIO, read_checkpoint
+from vcell.model.find import find_checkpoint
+from vcell.model.trained import TrainedModel
 
 
 def test_a_checkpoint_is_read_without_unpickling_and_is_enough(
@@ -17,11 +18,11 @@ def test_a_checkpoint_is_read_without_unpickling_and_is_enough(
 ):
     shutil.copy("runs/demo/checkpoints/last.ckpt", tmp_path / "alone.ckpt")
     monkeypatch.chdir(tmp_path)
-    module = load_module(tmp_path / "alone.ckpt")
+    module = TrainedModel.load(tmp_path / "alone.ckpt")
     identity = module.identity
-    assert len(identity["genes"]) == 120 and identity["control"] == "non-targeting" and identity["target_sum"] > 0
-    assert {split for *_, split in identity["split"]} == {"train", "val"}
-    assert set(module.table.names) == set(identity["genes"])
+    assert len(identity.genes) == 120 and identity.control == "non-targeting" and identity.target_sum > 0
+    assert {split for *_, split in identity.split} == {"train", "val"}
+    assert set(module.table.names) == set(identity.genes)
 
 
 def test_a_bare_name_means_the_newest_run(in_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -53,7 +54,7 @@ def test_a_checkpoint_cannot_name_code_to_run(in_trained: Path, tmp_path: Path):
     checkpoint["vcell"]["config"]["model"]["_target_"] = "os.system"
     torch.save(checkpoint, tmp_path / "bad.ckpt")
     with pytest.raises(VcellError, match=r"asks to run 'os\.system'"):
-        load_module(tmp_path / "bad.ckpt")
+        TrainedModel.load(tmp_path / "bad.ckpt")
 
 
 def test_a_failed_write_keeps_the_old_checkpoint(tmp_path: Path):

@@ -16,7 +16,7 @@ from scipy import sparse
 from tests.conftest import SHARED
 from vcell.config import compose
 from vcell.errors import VcellError
-from vcell.submission.package import package
+from vcell.package import run as package
 
 GENES = [f"G{i:03d}" for i in range(150)]
 TARGETS = [f"T{i}" for i in range(6)]

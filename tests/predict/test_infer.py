@@ -19,7 +19,7 @@ from vcell.data.gather import Gather
 from vcell.data.sampler import CellSetSampler
 from vcell.data.store.store import CellStore
 from vcell.errors import VcellError
-from vcell.model.checkpoint import load_module
+from vcell.model.trained import TrainedModel
 
 REQUEST = "data/demo/screen/pert_counts_Test.csv"
 LAST = "runs/demo/checkpoints/last.ckpt"
@@ -47,8 +47,8 @@ def test_every_target_has_its_cells_and_genes_their_order(in_trained: Path, tmp_
 
 
 def test_targets_never_trained_on_are_predicted_from_the_table(in_trained: Path, tmp_path: Path):
-    trained = {p for _, p, _ in load_module(Path(LAST)).identity["split"]}
-    unseen = [g for g in load_module(Path(LAST)).identity["genes"] if g not in trained][:3]
+    trained = {p for _, p, _ in TrainedModel.load(Path(LAST)).identity.split}
+    unseen = [g for g in TrainedModel.load(Path(LAST)).identity.genes if g not in trained][:3]
     found = predict(tmp_path / "p.h5ad", f"targets=[{','.join(unseen)}]", "contexts=[simA,simB]", "n_cells=11")
     assert found.obs.groupby(["target_gene", "cell_type"], observed=True).size()[unseen[0]].to_dict() == {
         "simA": 11,
@@ -69,9 +69,9 @@ def test_the_same_seed_gives_the_same_file_whatever_else_is_asked(in_trained: Pa
 
 def test_infer_equals_validation(in_trained: Path, tmp_path: Path):
     """The file holds what the module predicts for the same controls during validation."""
-    store, module = CellStore.open("data/demo/store"), load_module(Path(LAST))
+    store, module = CellStore.open("data/demo/store"), TrainedModel.load(Path(LAST))
     groups = [("simC", p) for c, p in store.groups if c == "simC" and p != store.control]
-    gather = Gather(store, module.identity["target_sum"])
+    gather = Gather(store, module.identity.target_sum)
     target = groups[0][1]
     found = predict(tmp_path / "p.h5ad", f"targets=[{target}]", "contexts=[simC]", "n_cells=8")
     plan = CellSetSampler(store, groups, 8, 1).controls.plan("simC", target, 8, 8, seed=0)

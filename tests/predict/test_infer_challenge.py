@@ -19,10 +19,10 @@ from tests.conftest import infer_here
 from vcell.config import compose
 from vcell.data.store.store import CellStore
 from vcell.errors import VcellError
-from vcell.model.checkpoint import load_module
-from vcell.predict import work as production
+from vcell.model.trained import TrainedModel
+from vcell.package import run as package
+from vcell.predict import plan
 from vcell.predict.parts import Parts
-from vcell.submission.package import package
 
 GENES = "data/demo/screen/gene_names.csv"
 TARGETS = "data/demo/screen/pert_counts_Test.csv"
@@ -115,7 +115,7 @@ def test_counts_have_the_predicted_mean(in_trained: Path, tmp_path: Path):
 def test_genes_come_in_the_challenges_order_whatever_the_model_has(
     in_trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    model = load_module(Path(LAST)).identity["genes"]
+    model = TrainedModel.load(Path(LAST)).identity.genes
     wanted = [*model[:100][::-1], "NEW1", "NEW2"]
     (tmp_path / "genes.csv").write_text("\n".join(wanted) + "\n")
     options = ["targets=[GENE0001]", "contexts=[simC]", "n_cells=9"]
@@ -219,7 +219,7 @@ MANY = ["targets=[GENE0001,GENE0005,GENE0009]", "contexts=[simC]", "n_cells=40",
 
 @pytest.fixture()
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(production, "CELLS_A_PART", 40)
+    monkeypatch.setattr(plan, "CELLS_PER_PART", 40)
 
 
 def test_an_interrupted_prediction_goes_on_to_the_same_file(

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 
 from tests.conftest import SMALL
 from vcell.config import compose
+from vcell.crossval import run as crossval
 from vcell.data.store.store import CellStore
 from vcell.errors import VcellError
-from vcell.score.crossval import crossval
+from vcell.model.checkpoint import read_identity
+from vcell.score.crossval import score_options
+from vcell.score.evaluation import measured_cells
+from vcell.score.options import CrossvalOptions
 
 OVERRIDES = [
     "experiment=demo", "trainer=cpu", *SMALL, "trainer.max_steps=4", "trainer.val_check_interval=4", "folds=2", "within=[simC]",
@@ -75,10 +78,16 @@ def mean_and_spread_are_those_of_the_folds() -> None:
 
 
 def the_measured_cells_are_the_stores() -> None:
-    cells, store = ad.read_h5ad(RUN / "fold_0/real.h5ad"), CellStore.open("data/demo/store")
-    rows = cells.obs_names.astype(int).to_numpy()
-    np.testing.assert_array_equal(cells.X.data, store.rows(rows).values)
-    assert (cells.obs["target_gene"].astype(str) == store.obs["perturbation"].astype(str).to_numpy()[rows]).all()
+    store, ckpt = CellStore.open("data/demo/store"), RUN / "fold_0/checkpoints/last.ckpt"
+    options = CrossvalOptions.of(compose("crossval", OVERRIDES))
+    asked = score_options(options, read_identity(ckpt), ckpt, RUN / "fold_0/pred.h5ad", RUN / "x")
+    cells = measured_cells(asked).cells_of("simC")
+    labels = cells.obs["target_gene"].astype(str).to_numpy()
+    assert set(labels) == {p for _, p in read_identity(ckpt).held_out} | {"non-targeting"}
+    for label in set(labels):
+        rows = store.rows(store.groups["simC", label])
+        np.testing.assert_array_equal(cells[labels == label].X.data, rows.values)
+    assert not (RUN / "fold_0" / "real.h5ad").exists()
 
 
 @pytest.mark.parametrize(

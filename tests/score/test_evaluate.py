@@ -17,7 +17,8 @@ from tests.conftest import assert_refused, infer_here
 from tests.score.test_parity import effects, screen
 from vcell.config import compose
 from vcell.errors import VcellError
-from vcell.score.evaluation import Evaluation, evaluate, member_alone
+from vcell.evaluate import run as evaluate
+from vcell.score.evaluation import Evaluation, member_alone
 from vcell.score.scoring import SCORERS, ContextScores
 
 pytest.importorskip("cell_eval")

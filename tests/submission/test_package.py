@@ -22,7 +22,7 @@ from scipy import sparse
 from tests.conftest import Command, assert_refused
 from vcell.config import compose
 from vcell.errors import VcellError
-from vcell.submission.package import package
+from vcell.package import run as package
 
 N_GENES, TARGETS, CELLS = 60, [f"T{i:02d}" for i in range(8)], 5
 SMALL_2026 = [

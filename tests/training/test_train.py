@@ -21,8 +21,9 @@ from vcell.data.gather import Gather
 from vcell.data.sampler import CellSetSampler
 from vcell.data.store.store import CellStore
 from vcell.errors import VcellError
-from vcell.model.checkpoint import load_module, read_checkpoint
+from vcell.model.checkpoint import read_checkpoint
 from vcell.model.losses import SetLoss
+from vcell.model.trained import TrainedModel
 from vcell.training.curves import read_metrics
 from vcell.training.module import TransitionModule
 from vcell.training.saving import KeepLast
@@ -112,10 +113,10 @@ def chosen_value(name: str) -> float:
 
 def score_again(path: Path) -> dict[str, float]:
     """Scores of a checkpoint on its run's validation sets, without a trainer."""
-    module = load_module(path)
-    store = CellStore.open(module.identity["store"]["paths"][0])
-    gather = Gather(store, module.identity["target_sum"])
-    groups = [(c, p) for c, p, split in module.identity["split"] if split == "val"]
+    module = TrainedModel.load(path)
+    store = CellStore.open(module.identity.store["paths"][0])
+    gather = Gather(store, module.identity.target_sum)
+    groups = [(c, p) for c, p, split in module.identity.split if split == "val"]
     scores, loss = ValidationScores(store.genes), SetLoss({"energy": 1.0})
     for sets in CellSetSampler(store, groups, 8, 4).validation():
         batch = gather.to_device(gather.fetch(sets))

@@ -15,6 +15,7 @@ from tests.data.store.test_ingest import as_fractions, make_cells, write
 from tests.data.store.test_panel import two_panels
 from vcell.config import compose
 from vcell.data.store.ensure import ensure_store
+from vcell.data.store.options import StoreOptions
 from vcell.errors import VcellError
 from vcell.training.train import train
 
@@ -65,7 +66,9 @@ def test_an_embedding_is_seen_in_place_of_expression(here: Path, capsys):
 def test_stores_of_different_panels_train_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, path in zip("ab", two_panels(tmp_path), strict=True):
-        ensure_store(compose("prepare", ["data=perturb_seq", f"data.path={path}", f"data.store={name}"]).data)
+        ensure_store(
+            StoreOptions.of(compose("prepare", ["data=perturb_seq", f"data.path={path}", f"data.store={name}"]).data)
+        )
     identity = train_tiny("data.stores=[a,b]", "data.split.test.within=[A]")
     assert len(identity["genes"]) == 50 and "were not measured in every source" in capsys.readouterr().out
     infer_here("out=pred.h5ad", "ckpt=runs/run/checkpoints/last.ckpt")
@@ -119,7 +122,7 @@ def test_a_run_is_not_continued_on_other_cells(here: Path):
     cells = make_cells(n=200)
     cells.obs["target_gene"] = cells.obs["target_gene"].to_numpy()[::-1]
     write(cells, here / "a.h5ad")
-    ensure_store(compose("prepare", ["data=perturb_seq", "data.path=a.h5ad"]).data, overwrite=True)
+    ensure_store(StoreOptions.of(compose("prepare", ["data=perturb_seq", "data.path=a.h5ad"]).data), overwrite=True)
     with pytest.raises(VcellError, match=r"the cells are no longer what the run was begun with.*overwrite=true"):
         train_tiny("data.path=a.h5ad", "trainer.max_steps=8")
 

@@ -9,7 +9,9 @@ import torch
 
 from vcell.data.batch import CellSetBatch
 from vcell.errors import VcellError
+from vcell.model.checkpoint import Identity
 from vcell.model.table import PerturbationTable
+from vcell.model.trained import TrainedModel
 from vcell.model.transition import TransitionModel
 from vcell.training.module import TransitionModule
 from vcell.training.warmstart import warm_start
@@ -27,14 +29,14 @@ def make(
     torch.manual_seed(len(genes))
     model = TransitionModel(**{**SHAPE, **shape}, **sizes, covariates=["context"] if covariates else [])
     about = {"origin": table.origin, "width": table.width, "names": table.names, "fingerprint": table.fingerprint}
-    return TransitionModule(
-        model, table, {"genes": genes, "sizes": sizes, "table": about, "covariates": covariates}
-    ).eval()
+    data = {"sets": {"set_size": 4}, "columns": {}, "input": None, "request": {}}
+    identity = Identity("0", {"data": data}, genes, "NT", 1e4, sizes, covariates, {}, [], about)
+    return TransitionModule(TrainedModel(model, table, identity)).eval()
 
 
 def saved(module: TransitionModule, path: Path) -> Path:
     torch.nn.init.normal_(module.model.decoder[-1].weight, std=0.3)
-    torch.save({"state_dict": module.state_dict(), "global_step": 7, "vcell": module.identity}, path)
+    torch.save({"state_dict": module.state_dict(), "global_step": 7, "vcell": module.identity.plain()}, path)
     return path
 
 

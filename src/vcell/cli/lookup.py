@@ -8,6 +8,7 @@ from typing import Any
 from vcell.config import plain
 from vcell.data.files.paths import check_required, expand, is_zarr
 from vcell.errors import VcellError, nearest
+from vcell.model.find import find_checkpoint
 
 # of each command: keys that name files to be read, and the key of the file it is mainly about
 FILES = {
@@ -83,7 +84,7 @@ def _names(config: Any, key: str) -> list[str]:
 
 def _must_be_there(key: str, name: str) -> None:
     path = Path(name).expanduser()
-    if key == "controls" and (path / "meta.json").is_file():
+    if key in ("controls", "real") and (path / "meta.json").is_file():
         return  # a cell store
     if key in ("controls", "data.path") and not path.exists():
         expand(name)  # a pattern
@@ -96,26 +97,3 @@ def _must_be_there(key: str, name: str) -> None:
         hint = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
         what = f" Give {key}=FILE.csv, or names: {key}=[{path.name}]" if key == "targets" and not path.suffix else ""
         raise VcellError(f"no such file: {name} (looked from {Path.cwd()}).{hint}{what} Set {key}=FILE")
-
-
-def find_checkpoint(ckpt: str, runs: str | Path = "runs") -> Path:
-    """The file `ckpt` names; a bare name that is no file here means the newest run's ``checkpoints/NAME``.
-
-    Raises
-    ------
-    VcellError
-        If neither is there.
-    """
-    path = Path(ckpt).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise VcellError(f"ckpt={ckpt} is a folder; name the file: ckpt={path / 'checkpoints' / 'last.ckpt'}")
-    if path.name == str(ckpt):
-        found = sorted(Path(runs).glob(f"*/checkpoints/{ckpt}"), key=lambda p: p.stat().st_mtime)
-        if found:
-            return found[-1]
-    raise VcellError(
-        f"no checkpoint {ckpt} here ({Path.cwd()}) or in {runs}/*/checkpoints/. Train first (python -m vcell.train), or "
-        "give its path: ckpt=runs/NAME/checkpoints/last.ckpt"
-    )

@@ -84,6 +84,8 @@ class CellSetDataModule(LightningDataModule):
         How many sets each group gets.
     covariates
         Contexts and batches, for a model that embeds them.
+    make_sampler
+        Makes the sampler of a split; called as `CellSetSampler` is.
     """
 
     def __init__(
@@ -99,8 +101,10 @@ class CellSetDataModule(LightningDataModule):
         resident: str | bool = "auto",
         weights: Weights | None = None,
         covariates: Covariates | None = None,
+        make_sampler: Callable[..., CellSetSampler] = CellSetSampler,
     ) -> None:
         super().__init__()
+        self.make_sampler = make_sampler
         self.store, self.assigned, self.resident, self.weights = store, assigned, resident, weights
         self.gather = Gather(store, target_sum, embedding, covariates=covariates)
         self.waited = 0.0  # seconds that training has waited for cells: rows not fetched yet, and making them dense
@@ -111,7 +115,7 @@ class CellSetDataModule(LightningDataModule):
 
     def sampler(self, split: str) -> CellSetSampler:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return CellSetSampler(
+        return self.make_sampler(
             self.store, self.groups(split), self.set_size, self.sets_per_step, self.seed, rank, world_size, self.weights
         )
 

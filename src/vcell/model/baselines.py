@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,13 +16,8 @@ from vcell.data.batch import CellSetBatch
 from vcell.data.gather import Gather
 from vcell.data.sampler import ControlPool
 from vcell.data.splits import Group
+from vcell.model.predictor import Predictor
 from vcell.progress import progress_bar
-
-
-class Predictor(Protocol):
-    """Control cells and perturbation names to perturbed cells, log1p of counts, ``(sets, cells, genes)``."""
-
-    def predict(self, batch: CellSetBatch) -> Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from vcell.data.batch import CellSetBatch
-from vcell.model.baselines import Predictor
+from vcell.model.predictor import Predictor
 
 
 class Blend:

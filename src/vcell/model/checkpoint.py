@@ -1,53 +1,154 @@
-"""Checkpoints: written whole or not at all, found by name, read without unpickling, enough to predict."""
+"""Checkpoints: what one says of itself, read without unpickling anything, enough to predict."""
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
+from torch import nn
 
 from vcell import __version__
-from vcell.atomic import check_zip, written_file
+from vcell.atomic import check_zip
+from vcell.data.covariates import Covariates
+from vcell.data.files.h5ad import Columns
 from vcell.data.gather import Gather
 from vcell.data.splits import Group
 from vcell.data.store.view import store_paths
 from vcell.errors import VcellError
 from vcell.model.table import PerturbationTable
 from vcell.model.transition import TransitionModel
-from vcell.training.module import TransitionModule
 
 # a larger table stays in its file, and the checkpoint carries its path and checksum
 LARGEST_TABLE_INSIDE = 64 * 2**20
-
-
+# what a model is told of the data and the table
+SIZES = ("n_genes", "perturbation_width", "input_width", "seen_genes", "n_contexts", "n_batches")
 # what a checkpoint may ask to be built, by the name it is given in one
-MODELS: dict[str, type[TransitionModel]] = {"vcell.model.transition.TransitionModel": TransitionModel}
+MODELS: dict[str, type[nn.Module]] = {"vcell.model.transition.TransitionModel": TransitionModel}
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so a killed run leaves the old checkpoint or the new one, whole."""
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint says of itself beyond weights: plain values and tensors, so that it loads with ``weights_only=True``.
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        with written_file(Path(path)) as scratch, scratch.open("wb") as file:
-            try:
-                torch.save(checkpoint, file)
-            except RuntimeError as error:  # torch's own writer, which does not say why
-                if "PytorchStreamWriter" not in str(error) and "unexpected pos" not in str(error):
-                    raise
-                raise OSError(
-                    errno.ENOSPC, "No space left on device, or the file could not be written", str(path)
-                ) from error
+    Attributes
+    ----------
+    vcell
+        The version that trained.
+    config
+        The run's resolved configuration.
+    genes, control, target_sum
+        Genes predicted, in order; the label of control cells; counts per cell of the log1p scale.
+    sizes
+        What the model is built with beside its configuration.
+    covariates
+        Contexts and batches that the model has embeddings of; None for a model without.
+    store
+        ``paths`` and ``fingerprint`` of the cell store trained on.
+    split
+        ``[context, perturbation, split]`` of every group.
+    table
+        The perturbation table: ``origin``, ``fingerprint``, ``width``, ``names``, and ``vectors`` unless it is large.
+    chosen_for
+        ``score``, ``value`` and ``step`` of a best checkpoint; None for the others.
+    """
 
-    def load_checkpoint(
-        self, path: Any, map_location: Callable | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        return read_checkpoint(Path(path))
+    vcell: str
+    config: Mapping[str, Any]
+    genes: list[str]
+    control: str
+    target_sum: float
+    sizes: Mapping[str, Any]
+    covariates: Mapping[str, Any] | None
+    store: Mapping[str, Any]
+    split: list[list[str]]
+    table: Mapping[str, Any]
+    chosen_for: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, plain: Any, path: Path) -> Identity:
+        """From what stands in the checkpoint `path`.
+
+        Raises
+        ------
+        VcellError
+            If something is missing or is not what it should be.
+        """
+        try:
+            found = cls(**{field.name: plain[field.name] for field in fields(cls) if field.name in plain})
+            found.set_size, found.columns, found.embedding, found.request, found.covariate_names  # noqa: B018  # they are there
+            wrong = [] if all(len(row) == 3 for row in found.split) else ["split"]
+            wrong += [
+                name
+                for name, kind in (
+                    ("genes", list),
+                    ("control", str),
+                    ("target_sum", float),
+                    ("config", dict),
+                    ("store", dict),
+                )
+                if not isinstance(getattr(found, name), kind)
+            ]
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise VcellError(
+                f"the checkpoint {path} does not describe its run as vcell does ({type(error).__name__}: {error})"
+            ) from error
+        if wrong:
+            raise VcellError(
+                f"the checkpoint {path} does not describe its run as vcell does ({wrong[0]} is something else)"
+            )
+        return found
+
+    def plain(self) -> dict[str, Any]:
+        """As it is written into a checkpoint."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def set_size(self) -> int:
+        """Cells of a set in training."""
+        return int(self.config["data"]["sets"]["set_size"])
+
+    @cached_property
+    def columns(self) -> Columns:
+        """The obs columns trained with."""
+        return Columns(**self.config["data"]["columns"])
+
+    @property
+    def embedding(self) -> str | None:
+        """The embedding that the model sees in place of control expression."""
+        seen = self.config["data"]["input"]
+        return seen if isinstance(seen, str) else None
+
+    @property
+    def request(self) -> Mapping[str, Any]:
+        """``targets`` and ``contexts`` that are predicted when nothing is asked for, and nothing was held out."""
+        found: Mapping[str, Any] = self.config["data"]["request"]
+        return found
+
+    @cached_property
+    def covariate_names(self) -> Covariates | None:
+        """Contexts and batches as the model numbers them."""
+        return Covariates(**self.covariates) if self.covariates else None
+
+    @cached_property
+    def assigned(self) -> dict[Group, str]:
+        """The split of every (context, perturbation)."""
+        return {(context, perturbation): split for context, perturbation, split in self.split}
+
+    @cached_property
+    def trained(self) -> list[Group]:
+        """Groups that were trained on."""
+        return [group for group, split in self.assigned.items() if split == "train"]
+
+    @cached_property
+    def held_out(self) -> list[Group]:
+        """Groups of the test split."""
+        return [group for group, split in self.assigned.items() if split == "test"]
 
 
 def make_identity(
@@ -56,31 +157,28 @@ def make_identity(
     assigned: dict[Group, str],
     table: PerturbationTable,
     sizes: dict[str, Any],
-) -> dict[str, Any]:
-    """What a checkpoint says of itself: plain values, so that it loads with ``weights_only=True``.
-
-    `sizes` is what the model is built with beside its configuration.
-    """
+) -> Identity:
+    """That of a run: its resolved configuration, cells, split and table, and the sizes its model is built with."""
     store, covariates = gather.store, gather.covariates
     inside = table.vectors.numel() * 4 <= LARGEST_TABLE_INSIDE
-    return {
-        "vcell": __version__,
-        "config": config,
-        "genes": list(store.genes),
-        "control": store.control,
-        "target_sum": float(gather.target_sum),
-        "sizes": sizes,
-        "covariates": None if covariates is None else asdict(covariates),
-        "store": {"paths": [str(path) for path in store_paths(store)], "fingerprint": store.fingerprint},
-        "split": [[context, perturbation, split] for (context, perturbation), split in assigned.items()],
-        "table": {
+    return Identity(
+        vcell=__version__,
+        config=config,
+        genes=list(store.genes),
+        control=store.control,
+        target_sum=float(gather.target_sum),
+        sizes=sizes,
+        covariates=None if covariates is None else asdict(covariates),
+        store={"paths": [str(path) for path in store_paths(store)], "fingerprint": store.fingerprint},
+        split=[[context, perturbation, split] for (context, perturbation), split in assigned.items()],
+        table={
             "origin": table.origin,
             "fingerprint": table.fingerprint,
             "width": table.width,
             "names": list(table.names),
             "vectors": table.vectors if inside else None,
         },
-    }
+    )
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -110,57 +208,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_module(path: Path, table: PerturbationTable | None = None) -> TransitionModule:
-    """A trained module, ready to predict.
-
-    Parameters
-    ----------
-    path
-        A checkpoint.
-    table
-        Takes the place of the checkpoint's perturbation table; must have the same width. That its vectors mean the same
-        is for the caller to know.
-
-    Raises
-    ------
-    VcellError
-        If the checkpoint is damaged, or its table is in a file that is gone or has changed.
-    """
-    checkpoint = read_checkpoint(path)
-    identity = checkpoint["vcell"]
-    try:
-        table = _table_of(identity, table, path)
-        model = make_model(identity["config"]["model"], identity["sizes"], path)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise VcellError(
-            f"the checkpoint {path} does not describe its model as vcell does ({type(error).__name__}: {error})"
-        ) from error
-    weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise VcellError(f"the weights in {path} do not fit the model it names: {error}") from error
-    return TransitionModule(model, table, identity).eval()
-
-
-def _table_of(identity: dict[str, Any], given: PerturbationTable | None, path: Path) -> PerturbationTable:
-    known = identity["table"]
-    if given is not None:
-        if given.width != known["width"]:
-            raise VcellError(
-                f"the table {given.origin} has vectors of {given.width}, {path} was trained with {known['width']}"
-            )
-        return given
-    if known["vectors"] is not None:
-        return PerturbationTable(known["names"], known["vectors"], known["origin"])
-    names, width = known["names"], known["width"]
-    table = load_table(identity["config"]["perturbation"], names[:width], names[width:])
-    if table.fingerprint != known["fingerprint"]:
-        raise VcellError(
-            f"the perturbation table {known['origin']} has changed since {path} was trained; give the one of then: "
-            "perturbation=FILE.pt"
-        )
-    return table
+def read_identity(path: Path) -> Identity:
+    """What a checkpoint says of itself; errors as of `read_checkpoint`."""
+    return Identity.of(read_checkpoint(path)["vcell"], path)
 
 
 def load_table(perturbation: Any, trained: Sequence[str], held_out: Sequence[str]) -> PerturbationTable:
@@ -172,29 +222,111 @@ def load_table(perturbation: Any, trained: Sequence[str], held_out: Sequence[str
     return table.with_aliases(perturbation["aliases"] or {})
 
 
-def make_model(config: Mapping[str, Any], sizes: Mapping[str, Any], path: Path) -> TransitionModel:
-    """The model that a checkpoint describes: one of `MODELS`, made with plain values. Nothing of a checkpoint is ever called.
+def table_of(identity: Identity, given: PerturbationTable | None, path: Path) -> PerturbationTable:
+    """The perturbation table of a checkpoint, or the one given in its place.
+
+    Raises
+    ------
+    VcellError
+        If the one given has another width, or the one of the checkpoint lies in a file that is gone or has changed.
+    """
+    known = identity.table
+    if given is not None:
+        if given.width != known["width"]:
+            raise VcellError(
+                f"the table {given.origin} has vectors of {given.width}, {path} was trained with {known['width']}"
+            )
+        return given
+    if known["vectors"] is not None:
+        return PerturbationTable(known["names"], known["vectors"], known["origin"])
+    names, width = known["names"], known["width"]
+    table = load_table(identity.config["perturbation"], names[:width], names[width:])
+    if table.fingerprint != known["fingerprint"]:
+        raise VcellError(
+            f"the perturbation table {known['origin']} has changed since {path} was trained; pass the table used in training: "
+            "perturbation=FILE.pt"
+        )
+    return table
+
+
+def make_model(
+    described: Mapping[str, Any], sizes: Mapping[str, Any], path: Path, trust: Sequence[str] = ()
+) -> nn.Module:
+    """The model that a checkpoint describes: one of `MODELS`, or a network of a package that the user trusts, made with plain values.
+
+    Nothing of a checkpoint is ever called, but the constructor of that class.
+
+    Parameters
+    ----------
+    trust
+        Packages whose networks may be made too: ``["my_lab"]``.
 
     Raises
     ------
     VcellError
         If it asks for another class, or for an argument that is no plain value.
     """
-    target = str(config["_target_"])
-    if target not in MODELS:
-        raise VcellError(f"{path} asks to run {target!r}, which is no model of vcell; it is not loaded")
-    made = MODELS[target]
-    arguments = {**{key: value for key, value in config.items() if key != "_target_"}, **sizes}
-    unknown = sorted(set(map(str, arguments)) - set(signature(made).parameters))
+    target = str(described["_target_"])
+    made = MODELS[target] if target in MODELS else trusted_class(target, trust, path)
+    own = {key: value for key, value in described.items() if key != "_target_"}
+    arguments = {**own, **sizes_for(made, sizes)}
+    unknown = sorted(set(map(str, own)) - set(signature(made).parameters)) + sorted(set(map(str, sizes)) - set(SIZES))
     if unknown:
-        raise VcellError(f"{path} gives its model {unknown[0]!r}, which no model of vcell takes; it is not loaded")
+        raise VcellError(
+            f"{path} gives its model {unknown[0]!r}, which {target.rsplit('.', 1)[-1]} does not take; it is not loaded"
+        )
     for name, value in arguments.items():
         if not _is_plain(value):
             raise VcellError(f"{path} gives its model a {name} that is no number or text; it is not loaded")
     return made(**arguments)
 
 
+def sizes_for(made: Callable[..., Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `sizes` that a network's constructor has parameters for."""
+    known = signature(made).parameters
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    return {name: value for name, value in sizes.items() if anything or name in known}
+
+
+def trusted_class(target: str, trust: Sequence[str], path: Path) -> type[nn.Module]:
+    """The network that a checkpoint names, where it lies in a package that the user named.
+
+    Raises
+    ------
+    VcellError
+        If it lies elsewhere, is not there, or is no network.
+    """
+    package = target.split(".", 1)[0]
+    inside = any(target.startswith(f"{name}.") for name in trust) and package != "vcell"
+    if not inside:
+        hint = (
+            f" If you trust the package {package}: trust=[{package}]"
+            if "." in target and package not in ("vcell", "torch", "os")
+            else ""
+        )
+        raise VcellError(f"{path} asks to run {target!r}, which is no model of vcell; it is not loaded.{hint}")
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise VcellError(
+            f"{path} was trained with {target}, which cannot be imported here: {error}. Install it, or set PYTHONPATH"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module) and found.__module__.split(".", 1)[0] == package):
+        raise VcellError(f"{path} asks to run {target!r}, which is no torch.nn.Module of {package}; it is not loaded")
+    return found
+
+
 def _is_plain(value: Any) -> bool:
     if type(value) is list:
         return all(type(item) in (int, float, str, bool) for item in value)
     return value is None or type(value) in (int, float, str, bool)
+
+
+def __getattr__(name: str) -> Any:
+    """Lightning's reader and writer, which only training needs."""
+    if name == "AtomicCheckpointIO":
+        from vcell.model.checkpoint_io import AtomicCheckpointIO
+
+        return AtomicCheckpointIO
+    raise AttributeError(name)

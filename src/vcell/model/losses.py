@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -214,6 +214,21 @@ class Compared:
     measured_SCG: Tensor
     control_SCG: Tensor
     batch: CellSetBatch
+
+
+class Loss(Protocol):
+    """What training needs of a loss: terms ``(sets)`` by name, of which the mean of ``loss`` is minimised.
+
+    With an attribute `weights` (term to weight), validation reports each of these terms as ``val/TERM``.
+    """
+
+    def __call__(self, predicted_SCG: Tensor, batch: CellSetBatch) -> Mapping[str, Tensor]: ...
+
+
+def weights_of(loss: Loss) -> Mapping[str, float]:
+    """Weights of a loss's terms; none for one that does not tell."""
+    found: Mapping[str, float] = getattr(loss, "weights", {})
+    return found
 
 
 class SetLoss(nn.Module):

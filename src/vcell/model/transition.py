@@ -99,6 +99,19 @@ class TransitionModel(nn.Module):
         """Those the model needs to be given."""
         return tuple(name for name in COVARIATES if getattr(self, name) is not None)
 
+    @property
+    def axes(self) -> dict[str, dict[int, str]]:
+        """What the entries of its parameters stand for, where it has one for each gene, table column, context or batch."""
+        last = len(self.decoder) - 1
+        found = {f"decoder.{last}.weight": {0: "genes"}, f"decoder.{last}.bias": {0: "genes"}}
+        if self.input_width is None:
+            found["cell_encoder.0.weight"] = {1: "input genes"}
+        return found | {
+            "perturbation_encoder.0.weight": {1: "table columns"},
+            "context.weight": {0: "contexts"},
+            "batch.weight": {0: "batches"},
+        }
+
     def forward(
         self,
         control_SCG: Tensor,

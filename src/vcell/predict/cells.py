@@ -24,9 +24,9 @@ from vcell.data.gather import Gather
 from vcell.data.sampler import COUNTS, ControlPool
 from vcell.data.store.store import Cells, SparseCells
 from vcell.errors import VcellError
-from vcell.model.baselines import Predictor
+from vcell.model.predictor import Predictor
 from vcell.predict.counts import CountModel, again
-from vcell.predict.layout import Form
+from vcell.predict.layout import Layout
 from vcell.predict.request import Wanted
 from vcell.system import in_threads
 
@@ -84,7 +84,7 @@ class ExpectedCells:
 
     predictor: Predictor
     source: Source
-    form: Form
+    layout: Layout
     device: torch.device | str = "cpu"
 
     def cells(self, wanted: Sequence[Wanted]) -> Iterator[sparse.csr_matrix]:
@@ -98,8 +98,8 @@ class ExpectedCells:
                 cells_CG = whole.log1p(controls, self.device)
                 known = torch.from_numpy(np.flatnonzero(predicted_genes >= 0))
                 cells_CG[:, predicted_genes[predicted_genes >= 0]] = predicted_CP[:, known]
-            yield self.form.of_log1p(
-                change_target_sum(cells_CG, source.gather.target_sum, self.form.target_sum).cpu().numpy()
+            yield self.layout.of_log1p(
+                change_target_sum(cells_CG, source.gather.target_sum, self.layout.target_sum).cpu().numpy()
             )
 
 
@@ -155,7 +155,7 @@ class DrawnCells:
 
     effects: Effects
     source: Source
-    form: Form
+    layout: Layout
     models: CountModels
 
     def cells(self, wanted: Sequence[Wanted]) -> Iterator[sparse.csr_matrix]:
@@ -176,7 +176,7 @@ class DrawnCells:
         counts = self.models.of(group.context).draw(rows, rate_G, rng, again_C)
         before_C = np.bincount(np.repeat(np.arange(len(cells)), np.diff(rows.indptr)), rows.values, len(cells))
         library_C = rows.library_size + np.asarray(counts.sum(axis=1)).ravel() - before_C
-        return self.form.of_counts(counts, library_C)
+        return self.layout.of_counts(counts, library_C)
 
 
 def predicted_sets(
@@ -206,12 +206,12 @@ def predicted_sets(
             yield number, sets.controls_SC[i, :n], batch.control_SCG[i, :n], predicted_SCP[i, :n]
 
 
-def copied_cells(store: Cells, form: Form, cells: np.ndarray) -> Iterator[sparse.csr_matrix]:
-    """Measured cells of the store, in the file's form."""
+def copied_cells(store: Cells, layout: Layout, cells: np.ndarray) -> Iterator[sparse.csr_matrix]:
+    """Measured cells of the store, in the file's layout."""
 
     def block(start: int) -> sparse.csr_matrix:
         rows = store.rows(cells[start : start + CELLS_AT_ONCE])
-        return form.of_counts(as_csr(rows, store.n_genes), rows.library_size.astype(np.float64))
+        return layout.of_counts(as_csr(rows, store.n_genes), rows.library_size.astype(np.float64))
 
     yield from in_threads(block, range(0, len(cells), CELLS_AT_ONCE))
 

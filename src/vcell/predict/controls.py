@@ -6,10 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
-from vcell.challenge import Challenge
-from vcell.config import plain
 from vcell.data.files.genes import align, appended
 from vcell.data.files.h5ad import Columns, column_names, open_h5ad
 from vcell.data.files.paths import expand
@@ -20,55 +16,40 @@ from vcell.data.store.recipe import Recipe
 from vcell.data.store.store import Cells, CellStore
 from vcell.data.store.view import open_stores
 from vcell.errors import VcellError, shortlist
+from vcell.model.checkpoint import Identity
+from vcell.predict.options import PredictOptions
 
 LEAST_SHARED = 0.5  # of a model's genes, or of a challenge's, that control cells must have
 
 
-def open_controls(
-    config: DictConfig, challenge: Challenge, identity: dict[str, Any], ckpt: Path, genes: Sequence[str], place: Path
-) -> Cells:
-    """The store that control cells come from: the run's, or one made of `config.controls` at `place`.
+def open_controls(options: PredictOptions, identity: Identity, ckpt: Path, genes: Sequence[str], place: Path) -> Cells:
+    """The store that control cells come from: the run's, or one made of `options.controls` at `place`.
 
     `genes` are those of the file to be written, which the control cells' files may have beside the model's.
     """
-    if config.controls is None:
-        store = open_run_store(config.store, identity, ckpt)
+    challenge = options.challenge
+    if options.controls is None:
+        store = open_run_store(options.store, identity, ckpt)
     else:
-        seen = embedding_of(identity)
         store = control_store(
-            plain(config.controls),
+            options,
             place,
-            columns_of(identity),
+            identity.columns,
             Columns(challenge.perturbation, None, challenge.context),
-            identity["control"] if challenge.control is None else challenge.control,
-            config.contexts,
-            joined_genes(identity["genes"], genes),
-            [seen] if seen else [],
+            identity.control if challenge.control is None else challenge.control,
+            joined_genes(identity.genes, genes),
+            [identity.embedding] if identity.embedding else [],
         )
-    shared = len(set(store.genes) & set(identity["genes"]))
-    if shared < LEAST_SHARED * len(identity["genes"]):
+    shared = len(set(store.genes) & set(identity.genes))
+    if shared < LEAST_SHARED * len(identity.genes):
         raise VcellError(
-            f"{store.name} has {shared:,} of the {len(identity['genes']):,} genes that {ckpt} was trained on: too few to predict "
+            f"{store.name} has {shared:,} of the {len(identity.genes):,} genes that {ckpt} was trained on: too few to predict "
             "from. Give control cells with the same genes"
         )
     return store
 
 
-def columns_of(identity: dict[str, Any]) -> Columns:
-    """The obs columns that a checkpoint was trained with."""
-    try:
-        return Columns(**identity["config"]["data"]["columns"])
-    except (KeyError, TypeError) as error:
-        raise VcellError(f"the checkpoint does not say which columns it was trained with ({error})") from error
-
-
-def embedding_of(identity: dict[str, Any]) -> str | None:
-    """The embedding that the model sees in place of control expression."""
-    seen = identity["config"]["data"]["input"]
-    return seen if isinstance(seen, str) else None
-
-
-def open_run_store(store: Any, identity: dict[str, Any], ckpt: Path) -> Cells:
+def open_run_store(store: Any, identity: Identity, ckpt: Path) -> Cells:
     """The cell store (or stores) a checkpoint was trained on.
 
     `store` says where it lies now; None where it lay in training.
@@ -81,7 +62,7 @@ def open_run_store(store: Any, identity: dict[str, Any], ckpt: Path) -> Cells:
             "give control cells with controls=FILE.h5ad"
         )
     opened = open_stores(paths)
-    if opened.fingerprint != identity["store"]["fingerprint"]:
+    if opened.fingerprint != identity.store["fingerprint"]:
         raise VcellError(
             f"the cell store {opened.name} is not the one {ckpt} was trained on (fingerprints differ). Give that one with "
             "store=FOLDER, or control cells with controls=FILE.h5ad"
@@ -89,9 +70,9 @@ def open_run_store(store: Any, identity: dict[str, Any], ckpt: Path) -> Cells:
     return verified(opened)
 
 
-def store_of(store: Any, identity: dict[str, Any]) -> list[str]:
+def store_of(store: Any, identity: Identity) -> list[str]:
     """Folders of the run's store: those given, or those it lay in."""
-    given = [store] if isinstance(store, str) else store or identity["store"]["paths"]
+    given = [store] if isinstance(store, str) else store or identity.store["paths"]
     return [str(path) for path in given]
 
 
@@ -101,16 +82,15 @@ def is_store(controls: str | Sequence[str] | None) -> bool:
 
 
 def control_store(
-    controls: str | Sequence[str],
+    options: PredictOptions,
     place: Path,
     columns: Columns,
     other_columns: Columns,
     control: str,
-    contexts: Sequence[str] | None,
     genes: Sequence[str] | None,
     obsm: Sequence[str] = (),
 ) -> CellStore:
-    """The cells of `controls` (files, globs, or a cell store) as a store; at `place`, where that is not there yet.
+    """The cells of `options.controls` (files, globs, or a cell store) as a store; at `place`, where that is not there yet.
 
     Parameters
     ----------
@@ -118,8 +98,6 @@ def control_store(
         obs columns: each is looked for under the first name, then under the second. Without a batch column a file is one batch.
     control
         The label of control cells.
-    contexts
-        The context of all cells, where there is no column of it: one name.
     genes
         Those the store has to hold; None: all of the files.
     obsm
@@ -130,8 +108,10 @@ def control_store(
     VcellError
         If the files cannot be read, or do not say which context their cells are of.
     """
+    controls, contexts = options.controls, options.contexts  # one name of a context, where no column says it
     if is_store(controls):
         return CellStore.open(str(controls))
+    assert controls is not None
     if (place / "meta.json").is_file():
         return CellStore.open(place)
     files = expand(controls)

@@ -14,7 +14,7 @@ from vcell.data.store.store import Cells
 
 
 @dataclass(frozen=True)
-class Form:
+class Layout:
     """How cells are written.
 
     Parameters
@@ -33,7 +33,7 @@ class Form:
     target_sum: float
 
     @classmethod
-    def of(cls, genes: Sequence[str], store: Cells, values: str, target_sum: float) -> Form:
+    def of(cls, genes: Sequence[str], store: Cells, values: str, target_sum: float) -> Layout:
         """`genes` are the store's by name, or mean the same gene."""
         same = list(genes) == store.genes
         position = np.arange(len(genes)) if same else align(list(genes), store.genes).position

@@ -11,8 +11,10 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,46 +23,103 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from vcell.atomic import remove, sync, sync_folder
+from vcell.atomic import remove, remove_leftovers, sync, sync_folder, write_text
 from vcell.data.files.csr import number_type
 from vcell.data.files.writer import H5adWriter
 from vcell.data.store.store import checksum_of
 from vcell.errors import VcellError
 from vcell.progress import progress_bar
+from vcell.system import Rank
 
 CHECKSUMS = "checksums.json"  # of the files of a part
+PATIENCE_S = 3600  # of ranks that wait for rank 0
 VALUES_AT_ONCE = 8_000_000
 STORED_BYTES = 8  # of a stored value in the joined file: int32 gene, float32 value
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The parts of the h5ad `out`.
+class PartsFolder:
+    """The parts of the h5ad `out`; `key` tells this prediction from others.
 
     Parameters
     ----------
     out
         The file they will make up.
+    key
+        A checksum of everything that the prediction depends on (`predict.key`).
     sizes
-        Cells of each part, in order.
+        Cells of each part, in order; known once the prediction is planned.
     n_genes
         Of the file.
     """
 
     out: Path
-    sizes: Sequence[int]
-    n_genes: int
+    key: str
+    sizes: Sequence[int] = ()
+    n_genes: int = 0
 
     @cached_property
     def folder(self) -> Path:
-        return parts_folder(self.out)
+        return self.out.with_name(self.out.name + ".parts")
 
     @cached_property
     def index_type(self) -> np.dtype:
         return number_type(self.n_genes)
 
+    def holding(self, sizes: Sequence[int], n_genes: int) -> PartsFolder:
+        """The same folder, with the sizes of its parts."""
+        return replace(self, sizes=list(sizes), n_genes=n_genes)
+
+    def finished(self) -> bool:
+        """Whether this very prediction was joined already and only its parts are left, which are then removed."""
+        if Rank.here().number or not self._is_joined():
+            return False
+        self.clear()
+        print(f"written      {self.out}, by the command that was interrupted", flush=True)
+        return True
+
+    def claim(self, rank: Rank, started: float) -> bool:
+        """Makes the folder, or finds that of an interrupted prediction; on other ranks waits for it.
+
+        False where the others have finished already.
+
+        Raises
+        ------
+        VcellError
+            If it cannot be written, or rank 0 does not come to it.
+        """
+        if rank.number == 0:
+            remove_leftovers(self.out)
+            self._begin()
+            return True
+        while not self._is_begun():
+            if self.out.exists() and self.out.stat().st_mtime > started:
+                return False
+            if time.time() - started > PATIENCE_S:
+                raise VcellError(f"rank 0 has not begun {self.out} in {PATIENCE_S / 60:.0f} minutes; see its log")
+            time.sleep(0.2)
+        return True
+
+    @contextmanager
+    def cleared(self, rank: Rank) -> Iterator[None]:
+        """After an error that the same command would meet again, the parts are removed; after any other they stay."""
+        try:
+            yield
+        except VcellError as error:
+            if rank.number == 0 and not isinstance(error.__cause__, OSError):
+                self.clear()
+            raise
+
+    def clear(self) -> None:
+        """Removes the folder."""
+        remove(self.folder)
+
     def has(self, number: int) -> bool:
         return self._of(number).is_dir()
+
+    def missing(self) -> list[int]:
+        """Numbers of the parts that are not written yet."""
+        return [number for number in range(len(self.sizes)) if not self.has(number)]
 
     @property
     def cells_done(self) -> int:
@@ -119,11 +178,11 @@ class Parts:
             progress_bar(len(obs), f"writing {self.out.name}", "cells") as progress,
         ):
             # a kill between the renaming of the file and the removal of its parts is then known for what it was
-            writer.before_renaming = lambda: note_joined(self.folder, writer.scratch)  # type: ignore[method-assign]
+            writer.before_renaming = lambda: self._note_joined(writer.scratch)  # type: ignore[method-assign]
             for number, length in enumerate(lengths):
                 self._append(writer, number, length)
                 progress.update(len(length))
-        remove(self.folder)
+        self.clear()
 
     def _append(self, writer: H5adWriter, number: int, lengths: np.ndarray) -> None:
         folder, left = self._of(number), int(lengths.sum())
@@ -143,71 +202,64 @@ class Parts:
     def _of(self, number: int) -> Path:
         return self.folder / f"{number:06d}"
 
+    def _note_joined(self, whole: Path) -> None:
+        """Notes which file the parts have become; its number in the file system outlasts its renaming."""
+        (self.folder / "joined.json").write_text(json.dumps(whole.stat().st_ino))
+        sync_folder(self.folder)
 
-def parts_folder(out: Path) -> Path:
-    return out.with_name(out.name + ".parts")
+    def _is_joined(self) -> bool:
+        """Whether `out` is what the parts of this prediction became, though they were not removed any more."""
+        try:
+            return self._is_begun() and json.loads((self.folder / "joined.json").read_text()) == self.out.stat().st_ino
+        except (OSError, ValueError):
+            return False
+
+    def _is_begun(self) -> bool:
+        """Whether the folder is there, for this prediction."""
+        try:
+            return json.loads((self.folder / "prediction.json").read_text()) == {"key": self.key}
+        except (OSError, ValueError):
+            return False
+
+    def _begin(self) -> None:
+        """Makes the folder, or finds that of an interrupted prediction; parts of another one are removed."""
+        folder = self.folder
+        try:
+            then = json.loads((folder / "prediction.json").read_text()) if folder.exists() else None
+        except (OSError, ValueError):
+            then = {}
+        if then == {"key": self.key}:
+            self._say_what_is_kept()
+            return
+        if then is not None:
+            print(f"starting     again: {folder} holds parts of another prediction, or of other input", flush=True)
+            self.clear()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise VcellError(f"{self.out} cannot be written: {error}") from error
+        write_text(folder / "prediction.json", json.dumps({"key": self.key}))
+
+    def _say_what_is_kept(self) -> None:
+        found = [path for path in self.folder.iterdir() if path.is_dir() and path.name.isdigit()]
+        damaged = [path for path in found if not _sound(path)]
+        for path in damaged:
+            remove(path)
+        if damaged:
+            print(f"note         {len(damaged):,} parts were damaged and are written again", flush=True)
+        if len(found) > len(damaged):
+            print(f"resuming     with {len(found) - len(damaged):,} parts written before the interruption", flush=True)
+
+
+Parts = PartsFolder  # its name until 0.1
 
 
 def checksums_in(part: Path) -> dict[str, str]:
     return {path.name: checksum_of(path) for path in sorted(part.iterdir()) if path.name != CHECKSUMS}
 
 
-def note_joined(folder: Path, whole: Path) -> None:
-    """Notes which file the parts have become; its number in the file system outlasts its renaming."""
-    (folder / "joined.json").write_text(json.dumps(whole.stat().st_ino))
-    sync_folder(folder)
-
-
-def is_joined(out: Path, key: str) -> bool:
-    """Whether `out` is what the parts of this prediction became, though they were not removed any more."""
-    try:
-        return is_begun(out, key) and json.loads((parts_folder(out) / "joined.json").read_text()) == out.stat().st_ino
-    except (OSError, ValueError):
-        return False
-
-
 def _sound(part: Path) -> bool:
     try:
         return json.loads((part / CHECKSUMS).read_text()) == checksums_in(part)
     except (OSError, ValueError, VcellError):
-        return False
-
-
-def begin(out: Path, key: str) -> None:
-    """Makes the folder of parts, or finds that of an interrupted prediction; parts of another one are removed.
-
-    `key` tells one prediction from another.
-    """
-    folder = parts_folder(out)
-    try:
-        then = json.loads((folder / "prediction.json").read_text()) if folder.exists() else None
-    except (OSError, ValueError):
-        then = {}
-    if then == {"key": key}:
-        found = [path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()]
-        damaged = [path for path in found if not _sound(path)]
-        for path in damaged:
-            remove(path)
-        if damaged:
-            print(f"note         {len(damaged):,} parts were damaged and are written anew", flush=True)
-        if len(found) > len(damaged):
-            print(f"resuming     with {len(found) - len(damaged):,} parts written before the interruption", flush=True)
-        return
-    if then is not None:
-        print(f"starting     anew: {folder} holds parts of another prediction, or of other input", flush=True)
-        remove(folder)
-    try:
-        folder.mkdir(parents=True)
-        scratch = folder / "prediction.tmp"
-        scratch.write_text(json.dumps({"key": key}))
-        scratch.rename(folder / "prediction.json")
-    except OSError as error:
-        raise VcellError(f"{out} cannot be written: {error}") from error
-
-
-def is_begun(out: Path, key: str) -> bool:
-    """Whether the folder of parts is there, for this prediction."""
-    try:
-        return json.loads((parts_folder(out) / "prediction.json").read_text()) == {"key": key}
-    except (OSError, ValueError):
         return False

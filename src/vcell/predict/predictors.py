@@ -1,4 +1,4 @@
-"""From a configuration to a predictor: the trained model, a baseline, or several blended."""
+"""From what is asked for to a predictor: the trained model, a baseline, another checkpoint, one of somebody's own, or several blended."""
 
 from __future__ import annotations
 
@@ -7,34 +7,52 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
-from vcell.cli.lookup import find_checkpoint
-from vcell.config import plain
+from vcell.config import build
 from vcell.data.gather import Gather
-from vcell.data.splits import Group
 from vcell.data.store.view import with_genes
 from vcell.errors import VcellError, nearest
-from vcell.model.baselines import Predictor, make_baselines
+from vcell.model.baselines import make_baselines
 from vcell.model.blend import Blend
-from vcell.model.checkpoint import load_module, load_table, read_checkpoint
+from vcell.model.checkpoint import Identity, load_table, read_identity
+from vcell.model.find import find_checkpoint
+from vcell.model.predictor import Predictor
 from vcell.model.table import PerturbationTable
-from vcell.predict.controls import embedding_of, open_run_store
-from vcell.training.module import TransitionModule
+from vcell.model.trained import TrainedModel
+from vcell.predict.controls import open_run_store
+from vcell.predict.options import PredictOptions
 
 BASELINES = ("copied_controls", "context_mean", "perturbation_mean")
 PREDICTORS = ("model", *BASELINES)
+Asked = str | Mapping[str, Any] | Predictor  # a name; names and weights, or a class with its arguments; an object
 
 
-def predictors_of(config: DictConfig) -> dict[str, float]:
-    """Predictors and their weights."""
-    named = plain(config.predictor)
-    return {str(k): float(v) for k, v in named.items()} if isinstance(named, Mapping) else {str(named): 1.0}
+def is_own(asked: Asked) -> bool:
+    """Whether this is a predictor of somebody's own: an object, a class with its arguments, or the path of a class."""
+    if isinstance(asked, str):
+        return "." in asked and "/" not in asked and not asked.endswith(".ckpt") and not Path(asked).exists()
+    return not isinstance(asked, Mapping) or "_target_" in asked
 
 
-def check_predictors(config: DictConfig) -> None:
+def predictors_of(asked: Asked) -> dict[str, float]:
+    """Names of predictors and their weights; none for one of somebody's own."""
+    if is_own(asked):
+        return {}
+    return {str(k): float(v) for k, v in asked.items()} if isinstance(asked, Mapping) else {str(asked): 1.0}
+
+
+def label_of(asked: Asked) -> Any:
+    """What the file says of its predictor."""
+    if not is_own(asked):
+        return dict(asked) if isinstance(asked, Mapping) else asked
+    if isinstance(asked, Mapping):
+        return str(asked["_target_"])
+    return asked if isinstance(asked, str) else f"{type(asked).__module__}.{type(asked).__qualname__}"
+
+
+def check_predictors(asked: Asked) -> None:
     """Refuses names that are no predictor; whether a checkpoint is there shows when it is read."""
-    for name in predictors_of(config):
+    for name in predictors_of(asked):
         if name not in PREDICTORS and not Path(name).suffix:
             raise VcellError(
                 f"predictor={name} is none of {', '.join(PREDICTORS)}, nor a checkpoint.{nearest(name, PREDICTORS)}"
@@ -42,52 +60,70 @@ def check_predictors(config: DictConfig) -> None:
 
 
 def make_predictor(
-    config: DictConfig, module: TransitionModule, gather: Gather, path: Path, device: torch.device
+    options: PredictOptions, model: TrainedModel, gather: Gather, ckpt: Path, device: torch.device
 ) -> Predictor:
     """The predictor asked for; several are blended."""
-    weights = predictors_of(config)
+    if is_own(options.predictor):
+        return _own(options, model.identity, gather, ckpt)
+    weights = predictors_of(options.predictor)
     baselines: dict[str, Predictor] = {}
     if set(weights) & set(BASELINES):
-        baselines = baselines_of(config, module.identity, gather, path, set(weights))
+        baselines = _baselines(options, model.identity, gather, ckpt, set(weights))
     found: list[Predictor] = []
     for name in weights:
         if name == "model":
-            found.append(module.to(device))
+            found.append(model.to(device))
         else:
-            found.append(baselines[name] if name in baselines else _other_model(name, module, config.runs).to(device))
+            found.append(baselines[name] if name in baselines else _other_model(name, model, options).to(device))
     return found[0] if list(weights.values()) == [1.0] else Blend(found, list(weights.values()))
 
 
-def baselines_of(
-    config: DictConfig, identity: dict[str, Any], gather: Gather, path: Path, names: set[str]
+def _own(options: PredictOptions, identity: Identity, gather: Gather, ckpt: Path) -> Predictor:
+    """A predictor of somebody's own, made where its class is named; it learns from the run's training cells if it can."""
+    asked: Any = options.predictor
+    made = (
+        build({"_target_": asked} if isinstance(asked, str) else dict(asked))
+        if isinstance(asked, str | Mapping)
+        else asked
+    )
+    if not isinstance(made, Predictor):
+        raise VcellError(f"predictor={label_of(asked)} has no method predict(batch), which makes a predictor")
+    if callable(fit := getattr(made, "fit", None)):
+        fit(_training_gather(options, identity, gather, ckpt), identity.assigned)
+    return made
+
+
+def _training_gather(options: PredictOptions, identity: Identity, gather: Gather, ckpt: Path) -> Gather:
+    """The run's training cells, wherever control cells come from."""
+    if options.controls is None:
+        return gather
+    store = open_run_store(options.store, identity, ckpt)
+    seen = store if store.genes == identity.genes else with_genes(store, identity.genes)
+    return Gather(seen, identity.target_sum)
+
+
+def _baselines(
+    options: PredictOptions, identity: Identity, gather: Gather, ckpt: Path, names: set[str]
 ) -> dict[str, Predictor]:
-    """Baselines; their effects are those of the run's training cells, wherever control cells come from."""
+    """Baselines; their effects are those of the run's training cells."""
     if names & set(BASELINES) == {"copied_controls"}:
         return make_baselines(gather, {})[0]
-    if config.controls is not None:
-        store = open_run_store(config.store, identity, path)
-        seen = store if store.genes == identity["genes"] else with_genes(store, identity["genes"])
-        gather = Gather(seen, identity["target_sum"])
-    return make_baselines(gather, split_of(identity))[0]
+    return make_baselines(_training_gather(options, identity, gather, ckpt), identity.assigned)[0]
 
 
-def _other_model(name: str, module: TransitionModule, runs: str) -> TransitionModule:
+def _other_model(name: str, model: TrainedModel, options: PredictOptions) -> TrainedModel:
     """Another checkpoint to blend with, which has to see and predict the same."""
-    other = load_module(find_checkpoint(name, runs))
+    other = TrainedModel.load(find_checkpoint(name, options.runs), trust=options.trust)
     for what in ("genes", "target_sum", "covariates", "control"):
-        if other.identity[what] != module.identity[what]:
+        if getattr(other.identity, what) != getattr(model.identity, what):
             raise VcellError(f"{name} cannot be blended with ckpt: they differ in {what}")
-    if embedding_of(other.identity) != embedding_of(module.identity):
+    if other.identity.embedding != model.identity.embedding:
         raise VcellError(f"{name} cannot be blended with ckpt: they differ in data.input")
     return other
 
 
-def split_of(identity: dict[str, Any]) -> dict[Group, str]:
-    return {(context, perturbation): split for context, perturbation, split in identity["split"]}
-
-
-def other_table(path: str | None, ckpt: Path) -> PerturbationTable | None:
+def table_in_place_of_its_own(path: str | None, ckpt: Path) -> PerturbationTable | None:
+    """The embedding table given for a checkpoint, read as the run has read its own."""
     if path is None:
         return None
-    as_trained = read_checkpoint(ckpt)["vcell"]["config"]["perturbation"]
-    return load_table({**as_trained, "path": path}, [], [])
+    return load_table({**read_identity(ckpt).config["perturbation"], "path": path}, [], [])

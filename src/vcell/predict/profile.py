@@ -8,7 +8,7 @@ import numpy as np
 
 from vcell.data.store.store import Cells
 from vcell.errors import VcellError
-from vcell.predict.layout import Form
+from vcell.predict.layout import Layout
 
 PROFILE = "vcell_control_profiles"  # key in uns
 PER = 5e4
@@ -21,7 +21,7 @@ def profile(total_G: np.ndarray) -> np.ndarray:
     return np.log1p(total_G * (PER / max(total_G.sum(), 1e-12)))
 
 
-def control_profiles(store: Cells, contexts: Iterable[str], form: Form) -> dict[str, np.ndarray]:
+def control_profiles(store: Cells, contexts: Iterable[str], layout: Layout) -> dict[str, np.ndarray]:
     """The profile of each context's control cells, in the genes of the file, float32."""
     found = {}
     for context in contexts:
@@ -29,7 +29,7 @@ def control_profiles(store: Cells, contexts: Iterable[str], form: Form) -> dict[
         for start in range(0, len(cells), BLOCK_CELLS):
             rows = store.rows(cells[start : start + BLOCK_CELLS])
             total_G += np.bincount(rows.indices, rows.values, store.n_genes)
-        in_file_G = np.where(form.source_genes >= 0, total_G[form.source_genes], 0.0)
+        in_file_G = np.where(layout.source_genes >= 0, total_G[layout.source_genes], 0.0)
         found[context] = profile(in_file_G).astype(np.float32)
     return found
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig
 
 from vcell.challenge import Challenge
-from vcell.config import plain
 from vcell.data.files.h5ad import Columns, column_names, open_h5ad, read_obs
 from vcell.data.files.labels import is_control, resolve
 from vcell.data.files.lists import numbers, read_table
 from vcell.data.store.store import Cells
 from vcell.errors import VcellError, nearest, shortlist
-from vcell.predict.controls import columns_of
+from vcell.model.checkpoint import Identity
+from vcell.predict.options import PredictOptions
 
 DEFAULT_CELLS = 100
 
@@ -139,31 +137,26 @@ def read_targets(path: str) -> pd.DataFrame:
 
 
 def requested(
-    config: DictConfig,
-    challenge: Challenge,
-    identity: dict[str, Any],
-    store: Cells,
-    known_targets: Collection[str] = (),
+    options: PredictOptions, identity: Identity, store: Cells, known_targets: Collection[str] = ()
 ) -> list[Wanted]:
     """What `targets` names; else the held-out test groups with as many cells as were measured; else the data's request."""
-    columns, known = columns_of(identity), store.control_contexts
-    contexts = plain(config.contexts) or next((list(p) for p in challenge.contexts if set(p) <= set(known)), None)
-    n_cells = config.n_cells or challenge.cells
-    if config.targets is not None:
-        targets = plain(config.targets)
+    columns, known, challenge = identity.columns, store.control_contexts, options.challenge
+    contexts = options.contexts or next((list(p) for p in challenge.contexts if set(p) <= set(known)), None)
+    n_cells = options.n_cells or challenge.cells
+    if options.targets is not None:
+        targets = options.targets
         if isinstance(targets, str) and targets.endswith((".h5ad", ".h5")):
-            columns = template_columns(Path(targets), columns, challenge, config.batches)
+            columns = template_columns(Path(targets), columns, challenge, options.batches)
         return read_request(targets, contexts, n_cells, known, store.control, columns, known_targets)
-    groups = [(c, p) for c, p, split in identity["split"] if split == "test"]
-    groups = [g for g in groups if g in store.groups and (not config.contexts or g[0] in config.contexts)]
-    usual = identity["config"]["data"]["request"]
+    groups = [g for g in identity.held_out if g in store.groups and (not options.contexts or g[0] in options.contexts)]
+    usual = identity.request
     if not groups and usual["targets"]:
         return read_request(
             usual["targets"], contexts or usual["contexts"], n_cells, known, store.control, columns, known_targets
         )
     if not groups:
         raise VcellError(
-            "the run held out no test perturbations: say what to predict, targets=FILE.csv or targets=[A,B]"
+            "the run held out no test perturbations: specify what to predict, targets=FILE.csv or targets=[A,B]"
         )
     return [Wanted(c, p, int(n_cells or len(store.groups[c, p]))) for c, p in groups]
 
@@ -182,4 +175,4 @@ def _contexts(contexts: Sequence[str] | None, known: Sequence[str]) -> list[str]
         return [str(c) for c in contexts]
     if len(known) == 1:
         return list(known)
-    raise VcellError(f"say in which context to predict: contexts=[{known[-1]}]. There are {', '.join(known)}")
+    raise VcellError(f"specify in which context to predict: contexts=[{known[-1]}]. There are {', '.join(known)}")

@@ -6,154 +6,126 @@ import base64
 import html
 import json
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
-from scipy import sparse
+from omegaconf import OmegaConf
 
 from vcell import __version__
 from vcell.atomic import write_text, written_file
-from vcell.config import compose, plain
-from vcell.data.files.writer import H5adWriter
 from vcell.data.splits import Folds
-from vcell.data.store.view import with_genes
 from vcell.errors import VcellError
-from vcell.model.checkpoint import read_checkpoint
-from vcell.predict.controls import open_run_store
-from vcell.progress import progress_bar
+from vcell.model.checkpoint import Identity, read_identity
+from vcell.predict.controls import open_run_store, store_of
+from vcell.predict.infer import infer
+from vcell.predict.key import key_of
+from vcell.predict.options import PredictOptions
+from vcell.predict.parts import PartsFolder
+from vcell.score.cells import Columns
+from vcell.score.evaluation import evaluate
+from vcell.score.options import CrossvalOptions, ScoreOptions
+from vcell.score.report import for_json
 
-# keys of the command itself; all others are those of vcell.train
-OWN = ("challenge", "folds", "by", "within", "fold", "use", "draw", "engine", "threads")
-# rules of a whole submission, which a fold of some targets need not keep
-RELAXED = ("n_genes", "n_targets", "cells", "max_cells", "max_stored")
-CELLS_AT_ONCE = 20_000
 PLAN = "crossval.yaml"
 
 
-def crossval(config: DictConfig) -> None:
+def crossval(options: CrossvalOptions) -> None:
     """The folds asked for, one after the other; once all are scored, mean and spread over them."""
     started = time.monotonic()
-    if not isinstance(config.folds, int) or config.folds < 2:
-        raise VcellError(f"folds={config.folds} must be a whole number of at least 2")
-    Folds(config.folds, 0, config.by, config.within)  # refuses what means nothing before the first fold
-    if config.fold is not None and not (isinstance(config.fold, int) and 0 <= config.fold < config.folds):
-        raise VcellError(f"fold={config.fold} must be from 0 to {config.folds - 1}, or null for all of them")
-    folder = Path(config.run_dir)
-    keep_plan(config, folder)
-    folds = range(config.folds) if config.fold is None else [config.fold]
+    Folds(options.folds, 0, options.by, options.within)  # refuses what means nothing before the first fold
+    keep_plan(options)
+    folds = range(options.folds) if options.fold is None else [options.fold]
     for number, fold in enumerate(folds):
         done = time.monotonic() - started
         left = f", about {done / number * (len(folds) - number) / 60:.0f} min left" if number else ""
         print(f"== fold {fold} ({number + 1} of {len(folds)}{left})", flush=True)
-        run_fold(config, fold, folder / f"fold_{fold}")
-    missing = [f for f in range(config.folds) if not (folder / f"fold_{f}" / "scores" / "scores.json").is_file()]
+        run_fold(options, fold)
+    missing = [f for f in range(options.folds) if not (options.folder_of(f) / "scores" / "scores.json").is_file()]
     if missing:
         print(
             f"folds still to come: {', '.join(map(str, missing))}; the last one to end writes the summary", flush=True
         )
     else:
-        summarise(config, folder)
+        summarise(options)
 
 
-def keep_plan(config: DictConfig, folder: Path) -> None:
-    """Remembers what is cross-validated, and refuses to go on with something else."""
-    plan = {key: plain(config[key]) for key in OWN if key not in ("fold", "threads")}
-    path = folder / PLAN
-    if path.is_file() and not config.overwrite:
+def keep_plan(options: CrossvalOptions) -> None:
+    """Remembers what is cross-validated, and refuses to resume with something else."""
+    path = options.folder / PLAN
+    if path.is_file() and not options.overwrite:
         before = OmegaConf.to_container(OmegaConf.load(path))
-        different = [key for key, value in plan.items() if value != before.get(key)]  # type: ignore[union-attr]
+        different = [key for key, value in options.plan.items() if value != before.get(key)]  # type: ignore[union-attr]
         if different:
             raise VcellError(
-                f"{folder} holds a cross-validation with other values of {', '.join(different)}: choose another name=NAME, or "
+                f"{options.folder} holds a cross-validation with other values of {', '.join(different)}: choose another name=NAME, or "
                 "overwrite=true"
             )
         return
-    write_text(path, OmegaConf.to_yaml(OmegaConf.create(plan)))
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(dict(options.plan))))
 
 
-def run_fold(config: DictConfig, fold: int, folder: Path) -> None:
+def run_fold(options: CrossvalOptions, fold: int) -> None:
     """Trains, predicts and scores one fold; what is there already is kept."""
-    from vcell.predict.infer import infer
-    from vcell.score.evaluation import evaluate
     from vcell.training.train import train
 
-    train(training_config(config, fold, folder))
-    ckpt = folder / "checkpoints" / config.use
+    folder = options.folder_of(fold)
+    train(options.training_of(fold))
+    ckpt = folder / "checkpoints" / options.use
     if not ckpt.is_file():
-        raise VcellError(f"{folder} has no {config.use}: use=last.ckpt, or hold out validation groups (data.split.val)")
-    pred, real, scores = folder / "pred.h5ad", folder / "real.h5ad", folder / "scores"
+        raise VcellError(
+            f"{folder} has no {options.use}: use=last.ckpt, or hold out validation groups (data.split.val)"
+        )
+    pred, scores = folder / "pred.h5ad", folder / "scores"
     if newer(scores / "scores.json", ckpt) and (scores / "report.html").is_file():
         print(f"scored       {scores / 'report.html'}", flush=True)
         return
-    challenge = OmegaConf.create(OmegaConf.to_container(config.challenge, resolve=True))
-    assert isinstance(challenge, DictConfig)
-    challenge.update({key: None for key in RELAXED} | {"contexts": []})
+    identity = read_identity(ckpt)
     if not newer(pred, ckpt):
-        predict = compose("infer", [])
-        predict.challenge = challenge
-        predict.update(
-            {"ckpt": str(ckpt), "out": str(pred), "seed": config.seed, "draw": config.draw, "overwrite": True}
+        what = PredictOptions(options.challenge, draw=options.draw, seed=options.seed, trust=options.trust)
+        key = key_of(
+            "infer", {"challenge": asdict(options.challenge), "draw": options.draw, "seed": options.seed}, (), ckpt
         )
-        infer(predict)
-    control = write_measured(ckpt, challenge, real)
-    score = compose("evaluate", [])
-    score.challenge = challenge
-    score.update({"pred": str(pred), "real": str(real), "out": str(scores), "control": challenge.control or control,
-                  "engine": config.engine, "threads": config.threads, "ckpt": str(ckpt)})  # fmt: skip
-    evaluate(score)
+        infer(what, ckpt, PartsFolder(pred, key), overwrite=True)
+    evaluate(score_options(options, identity, ckpt, pred, scores))
 
 
-def training_config(config: DictConfig, fold: int, folder: Path) -> DictConfig:
-    """That of the run of a fold: as vcell.train would have it, with the fold as its test split."""
-    whole: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
-    run = {key: value for key, value in whole.items() if key not in OWN}
-    # not resolved before: where checkpoints and logs go hangs on these
-    run["name"], run["run_dir"] = f"{config.name}/fold_{fold}", str(folder)
-    run["data"]["split"]["folds"].update(number=config.folds, fold=fold, by=config.by, within=plain(config.within))
-    return OmegaConf.create(run)
+def score_options(options: CrossvalOptions, identity: Identity, ckpt: Path, pred: Path, out: Path) -> ScoreOptions:
+    """The fold's test groups as measured cells, read from the store it was trained on."""
+    store = open_run_store(None, identity, ckpt)
+    tests = [g for g in identity.held_out if g in store.groups]
+    if not tests:
+        raise VcellError(f"{ckpt} was trained without a test split")
+    challenge = options.challenge
+    asked = ScoreOptions(
+        pred=pred,
+        real=Path(store_of(None, identity)[0]),
+        challenge=challenge,
+        columns=Columns(challenge.perturbation, challenge.context, challenge.control or store.control),
+        out=out,
+        engine=options.engine,
+        threads=options.threads,
+        ckpt=str(ckpt),
+        real_stores=store_of(None, identity),
+        real_groups=tests,
+    )
+    return replace(
+        asked, recorded={**dict(options.plan), "ckpt": str(ckpt), "pred": str(pred), "real": str(asked.real)}
+    )
 
 
 def newer(path: Path, ckpt: Path) -> bool:
     return path.is_file() and path.stat().st_mtime >= ckpt.stat().st_mtime
 
 
-def write_measured(ckpt: Path, challenge: DictConfig, out: Path) -> str:
-    """The measured cells of the fold's test groups and the controls of their contexts, as counts; gives the controls' label."""
-    identity = read_checkpoint(ckpt)["vcell"]
-    store = open_run_store(None, identity, ckpt)
-    store = store if store.genes == identity["genes"] else with_genes(store, identity["genes"])
-    tests = [(c, p) for c, p, split in identity["split"] if split == "test" and (c, p) in store.groups]
-    if not tests:
-        raise VcellError(f"{ckpt} was trained without a test split")
-    contexts = [c for c in dict.fromkeys(c for c, _ in tests) if c in store.control_contexts]
-    groups = [*((c, store.control) for c in contexts), *(g for g in tests if g[0] in contexts)]
-    cells = np.concatenate([store.groups[g] for g in groups])
-    sizes = [len(store.groups[g]) for g in groups]
-    control = challenge.control or store.control
-    labels = np.repeat([control if p == store.control else p for _, p in groups], sizes)
-    obs = pd.DataFrame({challenge.perturbation: labels}, index=pd.Index([str(i) for i in cells]))
-    if challenge.context is not None:
-        obs[challenge.context] = np.repeat([c for c, _ in groups], sizes)
-    with H5adWriter(out, obs, store.genes) as writer, progress_bar(len(cells), "measured cells", "cells") as progress:
-        for start in range(0, len(cells), CELLS_AT_ONCE):
-            rows = store.rows(cells[start : start + CELLS_AT_ONCE])
-            shape = (len(rows.indptr) - 1, store.n_genes)
-            writer.write(sparse.csr_matrix((rows.values, rows.indices, rows.indptr), shape=shape))
-            progress.update(shape[0])
-    return str(store.control)
-
-
-def summarise(config: DictConfig, folder: Path) -> None:
+def summarise(options: CrossvalOptions) -> None:
     """Mean and spread of every predictor over the folds: table, CSV, JSON, PNG and page."""
-    from vcell.score.report import for_json
-
+    folder = options.folder
     folds = pd.concat(
         {
             f: pd.read_csv(folder / f"fold_{f}" / "scores" / "scores.csv", index_col="predictor")
-            for f in range(config.folds)
+            for f in range(options.folds)
         },
         names=["fold", "predictor"],
     )
@@ -163,7 +135,7 @@ def summarise(config: DictConfig, folder: Path) -> None:
     numbers = grouped.size().loc[order]
     write_text(folder / "crossval.csv", folds.to_csv())
     content = {
-        "vcell": __version__, "folds": config.folds, "by": config.by, "mean": mean.to_dict("index"),
+        "vcell": __version__, "folds": options.folds, "by": options.by, "mean": mean.to_dict("index"),
         "standard_deviation": spread.to_dict("index"), "of_folds": numbers.to_dict(),
     }  # fmt: skip
     write_text(folder / "crossval.json", json.dumps(for_json(content), indent=1))
@@ -171,11 +143,11 @@ def summarise(config: DictConfig, folder: Path) -> None:
     with written_file(folder / "crossval.png") as scratch:
         scratch.write_bytes(picture)
     text = table_text(mean, spread, numbers)
-    write_text(folder / "crossval.html", page(text, picture, config))
+    write_text(folder / "crossval.html", page(text, picture, options))
     first = order[0]
-    print(f"\nmean ± standard deviation over {config.folds} folds, by {config.by}\n\n{text}\n")
+    print(f"\nmean ± standard deviation over {options.folds} folds, by {options.by}\n\n{text}\n")
     print(
-        f"score        {first} {mean.loc[first, 'SCORE']:.3f} ± {spread.loc[first, 'SCORE']:.3f} over {config.folds} folds"
+        f"score        {first} {mean.loc[first, 'SCORE']:.3f} ± {spread.loc[first, 'SCORE']:.3f} over {options.folds} folds"
     )
     print(f"report       {folder / 'crossval.html'}\ntables       {folder / 'crossval.csv'}, {folder / 'crossval.json'}\n"
           f"folds        {folder}/fold_*/scores/report.html", flush=True)  # fmt: skip
@@ -198,7 +170,7 @@ def _with_spread(mean: float, spread: float) -> str:
 
 
 def plot(folds: pd.DataFrame, order: list[str]) -> bytes:
-    """One panel a metric: the mean of each predictor as a bar, each fold as a dot."""
+    """One panel per metric: the mean of each predictor as a bar, each fold as a dot."""
     from matplotlib.figure import Figure
 
     from vcell.score.figures import GREY, PREDICTED, png
@@ -223,8 +195,8 @@ def plot(folds: pd.DataFrame, order: list[str]) -> bytes:
     return png(figure)
 
 
-def page(text: str, picture: bytes, config: DictConfig) -> str:
-    links = "".join(f'<li><a href="fold_{f}/scores/report.html">fold {f}</a></li>' for f in range(config.folds))
+def page(text: str, picture: bytes, options: CrossvalOptions) -> str:
+    links = "".join(f'<li><a href="fold_{f}/scores/report.html">fold {f}</a></li>' for f in range(options.folds))
     image = base64.b64encode(picture).decode()
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -234,8 +206,8 @@ pre {{ overflow-x: auto; background: #f3f5f8; padding: 1rem; font-size: .85rem; 
 .wide {{ overflow-x: auto; }} img {{ max-width: 100%; height: auto; }}
 @media (max-width: 34rem) {{ img {{ max-width: none; width: 52rem; }} }}
 </style></head><body>
-<h1>Cross-validation of {html.escape(str(config.name))}</h1>
-<p>Mean ± standard deviation over {config.folds} folds by {html.escape(str(config.by))}; every perturbation was predicted by a model that
+<h1>Cross-validation of {html.escape(str(options.name))}</h1>
+<p>Mean ± standard deviation over {options.folds} folds by {html.escape(str(options.by))}; every perturbation was predicted by a model that
 had not seen it.</p>
 <pre>{html.escape(text)}</pre>
 <div class="wide"><img alt="Scores by metric: bars are means, dots are folds" src="data:image/png;base64,{image}"></div>

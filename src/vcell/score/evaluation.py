@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
+from omegaconf import OmegaConf
 
 from vcell import __version__
-from vcell.challenge import Challenge
-from vcell.config import build, plain, wandb_id
+from vcell.config import RECORD, wandb_id
+from vcell.data.store.ensure import verified
+from vcell.data.store.view import open_stores
 from vcell.errors import VcellError
+from vcell.predict.controls import is_store
 from vcell.score import caveats, figures
+from vcell.score.cells import CellFile, Columns, ReadCells, StoreCells
 from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import summary
-from vcell.score.pairs import CellFile, Columns, Pair, common_genes, only, pair_in, pairs, scored_contexts
+from vcell.score.options import ScoreOptions
+from vcell.score.pairs import Pair, common_genes, only, pair_in, pairs, scored_contexts
 from vcell.score.references import References
 from vcell.score.report import OVERALL, Report, table_text, write_report
 from vcell.score.scoring import CEILING, SCORERS, ContextScores, Scorer, all_metrics, score_context, without_cells
@@ -123,39 +126,46 @@ class Evaluation:
         return table[[*first, *(c for c in table if c not in first)]]
 
 
-def evaluate(config: DictConfig) -> None:
-    """Scores `config.pred` against `config.real` and writes the report."""
-    try:
-        pred_path, real_path = Path(config.pred), Path(config.real)
-    except MissingMandatoryValue as error:
-        raise VcellError("say what was measured: python -m vcell.evaluate pred=PRED.h5ad real=MEASURED.h5ad") from error
-    out = Path(config.out) if config.out else pred_path.with_name(f"{pred_path.stem}_scores")
-    challenge: Challenge = build(config.challenge)
-    found, references, about = run_evaluation(config, challenge, pred_path, real_path)
+def evaluate(options: ScoreOptions) -> Report:
+    """Scores `options.pred` against `options.real`, writes the report, and says what came of it."""
+    found, references = score(options)
+    write_report(options.folder, found)
+    if references.run_folder is not None:
+        hand_over(references.run_folder, options.folder)
+    say(found, references, options)
+    return found
+
+
+def score(options: ScoreOptions) -> tuple[Report, References]:
+    """All that is to be said of a prediction, and the references that it was scored beside.
+
+    Raises
+    ------
+    VcellError
+        If a file cannot be read, predicted and measured cells are not comparable, or targets were trained on.
+    """
+    found, references, about = run_evaluation(options)
     intervals = {n: found.intervals(n) for n in [found.name, *found.others]}
     details = {
-        "pred": str(pred_path), "real": str(real_path), "vcell": __version__, "challenge": challenge.name,
-        "engine": config.engine, "scorer": found.contexts[0].parameters, "floor": {c.context: c.floor for c in found.contexts},
+        "pred": str(options.pred), "real": str(options.real), "vcell": __version__, "challenge": options.challenge.name,
+        "engine": options.engine, "scorer": found.contexts[0].parameters, "floor": {c.context: c.floor for c in found.contexts},
         "top": {c.context: c.top for c in found.contexts}, "ceiling": {c.context: c.ceiling for c in found.contexts},
         "fast_scorer_differs_by": max((c.difference for c in found.contexts if c.difference is not None), default=None),
         **about,
     }  # fmt: skip
-    if references.run_folder is not None and (references.run_folder / "config.yaml").is_file():
-        details["run"] = (references.run_folder / "config.yaml").read_text()
+    if references.run_folder is not None and (references.run_folder / RECORD).is_file():
+        details["run"] = (references.run_folder / RECORD).read_text()
     report = Report(
         found.summary(), found.by_context(), intervals, {o: found.compared(o) for o in found.others}, found.per_perturbation(),
-        all_metrics(found.scorer), found.scorer, found.notes, details, found.pictures, plain(config), found.over,
+        all_metrics(found.scorer), found.scorer, found.notes, details, found.pictures, options.recorded, found.over,
     )  # fmt: skip
-    write_report(out, report)
-    if references.run_folder is not None:
-        hand_over(references.run_folder, out)
-    say(report, references, pred_path, out)
+    return report, references
 
 
 def hand_over(run_folder: Path, out: Path) -> None:
     """Adds the report to the run's curves, where these went to Weights & Biases too."""
     try:
-        run: Any = OmegaConf.load(run_folder / "config.yaml")
+        run: Any = OmegaConf.load(run_folder / RECORD)
         logger = (run.get("logger") or {}).get("wandb")
         if logger is None:
             return
@@ -172,24 +182,20 @@ def hand_over(run_folder: Path, out: Path) -> None:
         print(f"note         the report was not added to the run's curves: {type(error).__name__}: {error}", flush=True)
 
 
-def run_evaluation(
-    config: DictConfig, challenge: Challenge, pred_path: Path, real_path: Path
-) -> tuple[Evaluation, References, dict[str, Any]]:
+def run_evaluation(options: ScoreOptions) -> tuple[Evaluation, References, dict[str, Any]]:
     """Every context, one after the other."""
-    scorer, device = SCORERS[challenge.scorer], choose_device(config.device, 0)
-    columns = Columns(config.columns.perturbation, config.columns.context, config.control)
-    pred = CellFile(pred_path, columns, needs_controls=not scorer.counts)
-    real = CellFile(real_path, real_columns(config, columns), needs_controls=True, matrix=config.real_matrix)
+    scorer, device, columns = SCORERS[options.challenge.scorer], choose_device(options.device, 0), options.columns
+    pred = CellFile(options.pred, columns, needs_controls=not scorer.counts)
+    real = measured_cells(options)
     about = pred.about
-    references, notes = References.find(config, about)
-    other_paths = other_predictions(config)
-    others = {name: CellFile(path, columns, not scorer.counts) for name, path in other_paths.items()}
+    references, notes = References.find(options, about)
+    others = {name: CellFile(path, columns, not scorer.counts) for name, path in other_predictions(options).items()}
     found = Evaluation(scorer, label_of(about), list(others), notes=notes)
     target_sums = {}
     for pair in pairs(pred, real, columns, scorer.counts, notes):
         pair, made = with_others(pair, others, real, columns, scorer, notes)
         leaked = {pair.context: references.trained_on(pair.context, pair.pred.targets)}
-        if not config.allow_leaks:
+        if not options.allow_leaks:
             caveats.refuse_leaks(leaked, "the run that made the prediction")
         chosen = references.chosen_by(pair.context, pair.pred.targets)
         if chosen:
@@ -197,47 +203,43 @@ def run_evaluation(
                 f"{len(chosen):,} scored targets are those the run was validated on, by which its checkpoint was chosen"
             )
         notes += [n for n in (caveats.control_note(pair), caveats.library_note(pair)) if n]
-        scores, side, judge = score_context(
-            pair,
-            made,
-            references.predictions(pair),
-            found.name,
-            scorer,
-            config.engine,
-            config.threads or cores(),
-            device,
-        )
+        baselines, threads = references.predictions(pair), options.threads or cores()
+        scores, side, judge = score_context(pair, made, baselines, found.name, scorer, options.engine, threads, device)
         found.contexts.append(scores)
         if len(pair.pred.targets) < FEW_TARGETS:
             scores.without_cells = without_cells(pair, {found.name: pair.pred, **made}, scorer, device)
-        if config.pictures:
-            found.pictures.append(figures.collect(pair, side, judge, plain(config.show)))
+        if options.pictures:
+            found.pictures.append(figures.collect(pair, side, judge, options.show))
         target_sums[pair.context] = pair.target_sum
         del pair, made, side, judge  # before the next context is read
     notes += references.notes()
-    notes += remarks(found, config)
+    notes += remarks(found, options.pds_subset)
     return found, references, {"target_sum": target_sums, "prediction": about}
 
 
-def real_columns(config: DictConfig, columns: Columns) -> Columns:
-    """Columns of the measured cells, where they are called otherwise than in the prediction."""
-    given = config.real_columns
-    return replace(
-        columns, perturbation=given.perturbation or columns.perturbation, context=given.context or columns.context
+def measured_cells(options: ScoreOptions) -> ReadCells:
+    """The measured cells: of a file, whose columns may be named otherwise than in the prediction, or of a cell store."""
+    columns = options.columns
+    stores = options.real_stores or ([str(options.real)] if is_store(str(options.real)) else [])
+    if stores:
+        return StoreCells(verified(open_stores(stores)), columns, options.real_groups)
+    own = replace(
+        columns,
+        perturbation=options.real_perturbation or columns.perturbation,
+        context=options.real_context or columns.context,
     )
+    return CellFile(options.real, own, needs_controls=True, matrix=options.real_matrix)
 
 
-def other_predictions(config: DictConfig) -> dict[str, Path]:
+def other_predictions(options: ScoreOptions) -> dict[str, Path]:
     """Files to compare with, by name."""
-    given = plain(config.against) or []
-    paths = [Path(p) for p in ([given] if isinstance(given, str) else given)]
-    names = [p.stem for p in paths]
+    names = [p.stem for p in options.against]
     plain_names = [n not in RESERVED and names.count(n) == 1 for n in names]
-    return {n if fine else str(p): p for n, p, fine in zip(names, paths, plain_names, strict=True)}
+    return {n if fine else str(p): p for n, p, fine in zip(names, options.against, plain_names, strict=True)}
 
 
 def with_others(
-    pair: Pair, others: dict[str, CellFile], real: CellFile, columns: Columns, scorer: Scorer, notes: list[str]
+    pair: Pair, others: dict[str, CellFile], real: ReadCells, columns: Columns, scorer: Scorer, notes: list[str]
 ) -> tuple[Pair, dict[str, GroupedCells]]:
     """The same context of other predictions, all on the targets that every one of them has."""
     found: dict[str, GroupedCells] = {}
@@ -271,7 +273,7 @@ def with_others(
     return only(pair, kept), {name: cells.only(kept) for name, cells in found.items()}
 
 
-def remarks(found: Evaluation, config: DictConfig) -> list[str]:
+def remarks(found: Evaluation, pds_subset: int | None) -> list[str]:
     """What a reader should know of these numbers."""
     scorer = found.scorer
     tables = [c.tables[found.name] for c in found.contexts]
@@ -281,7 +283,7 @@ def remarks(found: Evaluation, config: DictConfig) -> list[str]:
     ]  # fmt: skip
     if (alone := member_alone(found)) is not None:
         notes.append(alone)
-    notes += [caveats.discrimination_note(tables, scorer.perfect is not None, config.pds_subset)]
+    notes += [caveats.discrimination_note(tables, scorer.perfect is not None, pds_subset)]
     notes.append(
         "genes are called by Benjamini-Hochberg at 5 % within each target, as the official scorers do, not over all at once"
     )
@@ -327,8 +329,9 @@ def member_alone(found: Evaluation) -> str | None:
     return f"the overall score comes from {good[0]} alone: in {others} the prediction is no better than {found.scorer.floor}"
 
 
-def say(report: Report, references: References, pred_path: Path, out: Path) -> None:
+def say(report: Report, references: References, options: ScoreOptions) -> None:
     """The table, the comparison and the remarks, on the screen."""
+    out = options.folder
     details = report.details
     package = details["scorer"].get("package", f"vcell {__version__}, equal to {report.scorer.package}")
     n_targets = report.per_perturbation["perturbation"].nunique()
@@ -349,7 +352,7 @@ def say(report: Report, references: References, pred_path: Path, out: Path) -> N
     if references.run_folder is not None:
         print(f"run folder   {from_here(references.run_folder)}")
     pictures = f"\nplots        {out / 'scores.png'} and others beside it" if report.pictures else ""
-    print(f"prediction   {pred_path}\nreport       {out / 'report.html'}\ntables       {out / 'scores.csv'}, "
+    print(f"prediction   {options.pred}\nreport       {out / 'report.html'}\ntables       {out / 'scores.csv'}, "
           f"{out / 'per_perturbation.csv'}{pictures}", flush=True)  # fmt: skip
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from vcell.data.splits import Group
+from vcell.data.store.store import Cells
 from vcell.errors import VcellError
 
 
@@ -44,6 +46,21 @@ class GroupedCells:
         begins = np.concatenate([[0], ends[:-1]])
         by_label = {str(n): _rows(matrix, b, e) for n, b, e in zip(names, begins, ends, strict=True)}
         return cls(by_label, list(cells.var_names), control)
+
+    @classmethod
+    def of_store(cls, store: Cells, groups: Iterable[Group], control: str) -> GroupedCells:
+        """From groups of a cell store, as counts; control cells get the label `control`."""
+        numbers: dict[str, list[np.ndarray]] = {}
+        for context, perturbation in groups:
+            label = control if perturbation == store.control else perturbation
+            numbers.setdefault(label, []).append(store.groups[context, perturbation])
+        by_label = {}
+        for label in sorted(numbers):
+            rows = store.rows(np.concatenate(numbers[label]))
+            shape = (len(rows.indptr) - 1, store.n_genes)
+            parts = (rows.values.astype(np.float32), rows.indices.astype(np.int32), rows.indptr)
+            by_label[label] = sparse.csr_matrix(parts, shape=shape)
+        return cls(by_label, list(store.genes), control)
 
     @property
     def targets(self) -> list[str]:

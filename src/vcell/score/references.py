@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from scipy import sparse
 
-from vcell.cli.lookup import find_checkpoint
 from vcell.data.splits import Group
 from vcell.errors import VcellError, shortlist
-from vcell.model.baselines import Predictor, TrainingDeltas, make_baselines
-from vcell.model.checkpoint import read_checkpoint
+from vcell.model.baselines import TrainingDeltas, make_baselines
+from vcell.model.checkpoint import read_identity
+from vcell.model.find import find_checkpoint
+from vcell.model.predictor import Predictor
 from vcell.predict.cells import Source
 from vcell.predict.controls import open_run_store
 from vcell.predict.infer import make_maker, make_source
-from vcell.predict.layout import Form
-from vcell.predict.predictors import split_of
+from vcell.predict.layout import Layout
 from vcell.predict.request import Wanted
 from vcell.score.grouped import GroupedCells
+from vcell.score.options import ScoreOptions
 from vcell.score.pairs import Pair
 
 
@@ -39,28 +39,28 @@ class References:
         self.without: set[str] = set()  # contexts for which only copied controls could be made
 
     @classmethod
-    def find(cls, config: DictConfig, about: dict[str, Any]) -> tuple[References, list[str]]:
+    def find(cls, options: ScoreOptions, about: dict[str, Any]) -> tuple[References, list[str]]:
         """From the run that made the prediction, or the one given; and a note where there is none."""
         references = cls(int(about.get("seed", 0)), bool(about.get("drawn", False)))
-        ckpt = config.ckpt or about.get("ckpt")
+        ckpt = options.ckpt or about.get("ckpt")
         if ckpt is None:
             return references, [
                 "context mean and perturbation mean need training cells: give ckpt=FILE.ckpt of a run on them"
             ]
         try:
-            references._train(find_checkpoint(str(ckpt), config.runs), config.store or about.get("store"))
+            references._train(find_checkpoint(str(ckpt), options.runs), options.store or about.get("store"))
         except VcellError as error:
-            if config.ckpt is not None:
+            if options.ckpt is not None:
                 raise
             return references, [f"context mean and perturbation mean are left out: {error}"]
         return references, []
 
-    def _train(self, ckpt: Path, store_path: str | None) -> None:
-        identity = read_checkpoint(ckpt)["vcell"]
-        self.split = split_of(identity)
+    def _train(self, ckpt: Path, store_path: str | Sequence[str] | None) -> None:
+        identity = read_identity(ckpt)
+        self.split = identity.assigned
         store = open_run_store(store_path, identity, ckpt)
         self.source = make_source(store, identity, set(store.control_contexts), 8, self.seed)
-        self.predictors, self.deltas = make_baselines(self.source.gather, split_of(identity))
+        self.predictors, self.deltas = make_baselines(self.source.gather, identity.assigned)
         self.run_folder = ckpt.resolve().parents[1] if ckpt.resolve().parent.name == "checkpoints" else None
 
     def predictions(self, pair: Pair) -> Iterator[tuple[str, GroupedCells]]:
@@ -78,13 +78,13 @@ class References:
             return
         numbers = {t: pair.pred.cells[t].shape[0] for t in pair.pred.targets}
         values = "counts" if pair.target_sum is None else "log1p"
-        form = Form.of(pair.pred.genes, self.source.store, values, pair.target_sum or self.source.gather.target_sum)
+        layout = Layout.of(pair.pred.genes, self.source.store, values, pair.target_sum or self.source.gather.target_sum)
         request = [Wanted(context, target, number) for target, number in numbers.items()]
         drawn = self.drawn or values == "counts"
         for name, predictor in self.predictors.items():
             if name == "copied_controls":
                 continue
-            blocks = make_maker(predictor, self.source, form, torch.device("cpu"), drawn).cells(request)
+            blocks = make_maker(predictor, self.source, layout, torch.device("cpu"), drawn).cells(request)
             made = sparse.csr_matrix(sparse.vstack(list(blocks), format="csr"))
             ends = np.cumsum(list(numbers.values()))
             cells = {t: made[e - n : e] for (t, n), e in zip(numbers.items(), ends, strict=True)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,31 @@ CELL_GROUPS = 10  # of the intervals over cells
 EXPECTED = 4  # references
 
 
+class YearScorer(Protocol):
+    """Our scorer of a challenge's year, for the measured cells of one context.
+
+    Its numbers equal those of the official package (`tests/score/test_parity.py`).
+    """
+
+    real: Any  # the measured cells' side
+
+    def side(self, cells: GroupedCells) -> Side:
+        """What is computed of some cells once: pseudobulks, called genes."""
+        ...
+
+    def score(self, pred: Any) -> pd.DataFrame:
+        """The year's metrics of a side, a row for each target."""
+        ...
+
+    def floor(self) -> GroupedCells:
+        """The official baseline, as cells."""
+        ...
+
+    def replicates(self) -> Iterable[tuple[pd.DataFrame, Side, Side]]:
+        """Halves of the measured cells scored as predictions of each other: table, and the sides of both."""
+        ...
+
+
 @dataclass(frozen=True)
 class Scorer:
     """How the predictions of a year are scored.
@@ -47,7 +72,7 @@ class Scorer:
 
     package: str
     metrics: tuple[Metric, ...]
-    fast: Callable[[GroupedCells, torch.device], Any]
+    fast: Callable[[GroupedCells, torch.device], YearScorer]
     official: Callable[[GroupedCells, int], Any]
     counts: bool
     floor: str

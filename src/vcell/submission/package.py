@@ -14,23 +14,22 @@ from pathlib import Path
 
 import numpy as np
 from anndata.io import read_elem
-from omegaconf import DictConfig
-from omegaconf.errors import MissingMandatoryValue
 
 from vcell.atomic import written_file
 from vcell.challenge import Challenge
-from vcell.config import build, plain
 from vcell.data.files.h5ad import open_h5ad
-from vcell.data.files.paths import read_gene_list
 from vcell.errors import VcellError, install, shortlist
-from vcell.predict.from_table import CONTROL, control_cells, make_cells
-from vcell.predict.layout import Form
+from vcell.predict.from_table import CONTROL, cells_from_table, control_cells
+from vcell.predict.layout import Layout
+from vcell.predict.options import PredictOptions
+from vcell.predict.parts import PartsFolder
 from vcell.predict.profile import PROFILE, control_profiles
 from vcell.predict.request import read_targets
 from vcell.predict.table import is_table
 from vcell.submission.container import Packed, checksum, memory_of_official, pack
 from vcell.submission.convert import convert
 from vcell.submission.labels import Findings
+from vcell.submission.options import PackageOptions
 from vcell.submission.rules import check_submission
 from vcell.system import cores, free_memory
 
@@ -40,15 +39,21 @@ EXTRAS = {"vcc-cli": "submit", "cell-eval": "score"}  # of vcell, that bring the
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be packed, by which rules, and where it goes."""
+    """A submission on its way: what was asked for, checked."""
 
-    config: DictConfig
-    challenge: Challenge
-    pred: Path
+    options: PackageOptions
     out: Path
     genes: list[str] | None
     targets: list[str] | None
     changes: list[str] = field(default_factory=list)
+
+    @property
+    def challenge(self) -> Challenge:
+        return self.options.cells.challenge
+
+    @property
+    def pred(self) -> Path:
+        return self.options.pred
 
     @property
     def control(self) -> str:
@@ -60,68 +65,76 @@ class Job:
         return self.out.with_name(f"{self.out.stem}.cells.h5ad") if self.challenge.container else self.out
 
 
-def package(config: DictConfig) -> None:
-    """Checks `config.pred` against the challenge's rules, and packs it; a table of profiles becomes cells first."""
-    job = job_of(config)
+def package(options: PackageOptions) -> Packed | None:
+    """Checks `options.pred` against the challenge's rules, and packs it; a table of profiles becomes cells first.
+
+    Returns
+    -------
+    What was packed; None where it was only checked, or the challenge has no container.
+
+    Raises
+    ------
+    VcellError
+        Naming the rule that is broken, with the cells, genes or labels that break it.
+    """
+    job = job_of(options)
     table = is_table(job.pred, job.challenge.perturbation, job.challenge.context)
-    if not config.check:
+    if not options.check:
         for path in {job.out, *([job.cells] if table else [])}:
-            if path.exists() and not config.overwrite:
+            if path.exists() and not options.overwrite:
                 raise VcellError(f"{path} exists already; give out=OTHER, or overwrite=true to replace it")
     if table:
-        if config.check:
+        if options.check:
             raise VcellError(
                 f"{job.pred} is a table, not cells that could be checked; without check=true cells are drawn around it"
             )
-        make_cells(config, job.pred, job.cells)
+        cells_from_table(options.cells, job.pred, PartsFolder(job.cells, options.key))
     with submission(job, job.cells if table else job.pred) as (path, profiles):
         targets = None if job.targets is None else dict.fromkeys(job.targets)
         findings = check_submission(path, job.challenge, job.genes, targets, job.control, profiles)
         print(report(job, findings), flush=True)
-        if config.check:
+        if options.check:
             print(f"checked      no rule of challenge={job.challenge.name} is broken", flush=True)
         elif job.challenge.container is not None:
-            print(packed_report(packed(job, path, findings), job.challenge), flush=True)
+            done = packed(job, path, findings)
+            print(packed_report(done, job.challenge), flush=True)
+            return done
         else:
             if path != job.out:
                 _copy(path, job.out)
             print(f"written      {job.out} ({job.out.stat().st_size / 1e6:,.1f} MB)", flush=True)
+    return None
 
 
-def job_of(config: DictConfig) -> Job:
+def job_of(options: PackageOptions) -> Job:
     """Checks what can be checked before the prediction is opened."""
-    challenge: Challenge = build(config.challenge)
-    try:
-        pred = Path(config.pred)
-    except MissingMandatoryValue as error:
-        raise VcellError("say what to package: python -m vcell.package pred=PRED.h5ad challenge=vcc2026") from error
-    if config.by not in BY:
-        raise VcellError(f"by={config.by} must be one of {', '.join(BY)}")
+    challenge, pred = options.cells.challenge, options.pred
+    if options.by not in BY:
+        raise VcellError(f"by={options.by} must be one of {', '.join(BY)}")
     if not pred.is_file():
         raise VcellError(f"no such file: {pred} (looked from {Path.cwd()})")
-    out = Path(config.out) if config.out else pred.with_suffix(".vcc" if challenge.container else ".checked.h5ad")
+    out = options.out or pred.with_suffix(".vcc" if challenge.container else ".checked.h5ad")
     if out.resolve() == pred.resolve():
         raise VcellError(f"out={out} is the prediction itself; name another file")
-    genes = read_gene_list(config.genes, "genes") if config.genes else None
-    if genes is not None:
-        challenge.check_genes(genes, f"{config.genes} has")
-    elif challenge.n_genes is not None:
+    genes = options.cells.gene_list
+    if genes is None and challenge.n_genes is not None:
         raise VcellError(f"challenge={challenge.name} has a gene list, and its order counts: genes=gene_names.csv")
-    return Job(config, challenge, pred, out, genes, _targets(config, challenge))
+    return Job(options, out, genes, _targets(options.cells))
 
 
-def _targets(config: DictConfig, challenge: Challenge) -> list[str] | None:
+def _targets(options: PredictOptions) -> list[str] | None:
     """The challenge's list of targets."""
-    if config.targets is None:
+    given, challenge = options.targets, options.challenge
+    if given is None:
         if challenge.n_targets is not None:
             raise VcellError(f"challenge={challenge.name} has a list of targets: targets=pert_counts.csv")
         return None
-    given = plain(config.targets)
     found = read_targets(given)["target_gene"] if isinstance(given, str) else given
     listed = list(dict.fromkeys(t for t in found if t != (challenge.control or CONTROL)))
     if challenge.n_targets is not None and len(listed) != challenge.n_targets:
         raise VcellError(
-            f"{config.targets} names {len(listed):,} targets; challenge={challenge.name} has {challenge.n_targets:,}"
+            f"{given if isinstance(given, str) else 'the list'} names {len(listed):,} targets; challenge={challenge.name} has "
+            f"{challenge.n_targets:,}"
         )
     return listed
 
@@ -134,7 +147,7 @@ def submission(job: Job, cells: Path) -> Iterator[tuple[Path, Mapping[str, np.nd
         profiles = None
         if cells == job.pred:
             profiles = _profiles_of_controls(job)
-            if job.config.convert:
+            if job.options.convert:
                 converted.parent.mkdir(parents=True, exist_ok=True)
                 job.changes.extend(convert(cells, converted, job.challenge, job.genes, job.control))
                 cells = converted
@@ -144,12 +157,12 @@ def submission(job: Job, cells: Path) -> Iterator[tuple[Path, Mapping[str, np.nd
 
 
 def _profiles_of_controls(job: Job) -> dict[str, np.ndarray] | None:
-    if job.config.controls is None:
+    if job.options.cells.controls is None:
         return None
     with tempfile.TemporaryDirectory(prefix="vcell-controls-") as folder:
-        store = control_cells(job.config, job.challenge, job.genes, Path(folder) / "store")
-        form = Form.of(job.genes or store.genes, store, "counts", 1.0)
-        return control_profiles(store, store.control_contexts, form)
+        store = control_cells(job.options.cells, job.genes, Path(folder) / "store")
+        layout = Layout.of(job.genes or store.genes, store, "counts", 1.0)
+        return control_profiles(store, store.control_contexts, layout)
 
 
 def _profiles_inside(path: Path) -> dict[str, np.ndarray] | None:
@@ -162,9 +175,10 @@ def _profiles_inside(path: Path) -> dict[str, np.ndarray] | None:
 
 def packed(job: Job, path: Path, findings: Findings) -> Packed:
     """The container, by the official tool where that is asked for, or is there and has the memory it needs."""
-    challenge, by = job.challenge, job.config.by
+    challenge, by = job.challenge, job.options.by
     tool = str(challenge.container)
-    targets = Path(job.config.targets) if isinstance(job.config.targets, str) else None
+    given = job.options.cells.targets
+    targets = Path(given) if isinstance(given, str) else None
     try:
         there = bool(version(tool))
     except PackageNotFoundError:
@@ -179,7 +193,7 @@ def packed(job: Job, path: Path, findings: Findings) -> Packed:
             print(f"note         packed by vcell: vcc prep would hold about {needed / 1e9:,.0f} GB, and {free / 1e9:,.0f} GB are free",
                   flush=True)  # fmt: skip
     if by == "vcell":
-        return pack(path, job.out, challenge, findings, targets, job.config.threads or cores())
+        return pack(path, job.out, challenge, findings, targets, job.options.threads or cores())
     return _by_official(job, path, findings)
 
 

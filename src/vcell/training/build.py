@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from hydra.utils import get_class
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.environments import (
     ClusterEnvironment,
@@ -19,8 +22,9 @@ from lightning.pytorch.plugins.environments import (
     TorchElasticEnvironment,
 )
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
-from vcell.config import build, wandb_id
+from vcell.config import build, plain, wandb_id
 from vcell.data.covariates import Covariates
 from vcell.data.datamodule import CellSetDataModule
 from vcell.data.files.labels import resolve
@@ -28,14 +32,86 @@ from vcell.data.gather import Gather
 from vcell.data.hvg import choose_hvg
 from vcell.data.leaks import drop_leaks
 from vcell.data.splits import Group, assign_from_toml, check_known
+from vcell.data.store.ensure import ensure_store
+from vcell.data.store.options import StoreOptions
 from vcell.data.store.store import Cells
 from vcell.data.store.view import with_genes
 from vcell.errors import VcellError, install
-from vcell.model.checkpoint import AtomicCheckpointIO, load_table, make_identity
+from vcell.model.checkpoint import load_table, make_identity, sizes_for
+from vcell.model.checkpoint_io import AtomicCheckpointIO
+from vcell.model.losses import Loss
 from vcell.model.table import PerturbationTable
+from vcell.model.trained import TrainedModel
 from vcell.system import slurm_tasks
 from vcell.training.cost import batch_flops
 from vcell.training.module import TransitionModule
+
+
+@dataclass(frozen=True)
+class Own:
+    """Objects of somebody's own, in place of what the configuration names.
+
+    Parameters
+    ----------
+    model
+        A network (`model.predictor.TrainableModel`).
+    loss
+        Called with predicted cells ``(sets, cells, genes)`` and the batch; gives a dict of terms ``(sets)``, of which ``loss`` is minimised.
+    sampler
+        Called as `data.sampler.CellSetSampler` is; gives an object with its methods `batch` and `validation`.
+    """
+
+    model: nn.Module | None = None
+    loss: Loss | None = None
+    sampler: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run is told beside the objects that it is made of."""
+
+    name: str
+    folder: Path
+    seed: int
+    resume: str
+    overwrite: bool
+    check: bool
+    init_from: str | None
+    max_steps: int
+    accumulated: int  # batches of a step
+    validated_every: int
+    reconcile: str | None
+    input: str | int | None  # what the model sees of a control cell
+    plain: dict[str, Any]  # all of the configuration
+
+    @classmethod
+    def of(cls, config: DictConfig) -> RunSettings:
+        trainer = config.trainer
+        return cls(
+            name=config.name,
+            folder=Path(config.run_dir),
+            seed=config.seed,
+            resume=config.resume,
+            overwrite=config.overwrite,
+            check=config.check,
+            init_from=config.init_from,
+            max_steps=trainer.max_steps,
+            accumulated=trainer.accumulate_grad_batches,
+            validated_every=trainer.val_check_interval,
+            reconcile=config.data.reconcile,
+            input=config.data.input,
+            plain=plain(config),
+        )
+
+
+def make_store(config: DictConfig) -> Cells:
+    """The store of a run; read from its files first, where it is not there yet."""
+    return ensure_store(StoreOptions.of(config.data))
+
+
+def split_of(config: DictConfig, store: Cells) -> tuple[dict[Group, str], list[str]]:
+    """The split of every group of a run, and notes."""
+    return split_groups(config.data, store)
 
 
 def split_groups(data: DictConfig, store: Cells) -> tuple[dict[Group, str], list[str]]:
@@ -54,13 +130,16 @@ def split_groups(data: DictConfig, store: Cells) -> tuple[dict[Group, str], list
     return drop_leaks(assigned, split.leaks, store.genes)
 
 
-def make_data(config: DictConfig, store: Cells, assigned: dict[Group, str]) -> CellSetDataModule:
+def make_data(
+    config: DictConfig, store: Cells, assigned: dict[Group, str], own: Own | None = None
+) -> CellSetDataModule:
+    """The sets of a run; `hvg` cuts the store to its most variable genes."""
     target_sum = config.data.target_sum
     if target_sum == "median":
         target_sum = float(np.median(store.library_size))
     elif not isinstance(target_sum, int | float) or target_sum <= 0:
         raise VcellError(f"data.target_sum={target_sum} must be 'median' or a number above 0")
-    sets = {key: value for key, value in config.data.sets.items() if key != "weights"}
+    sets = {key: value for key, value in config.data.sets.items() if key not in ("weights", "sampler")}
     for key in ("set_size", "sets_per_step", "threads"):
         if not isinstance(sets[key], int) or sets[key] < 1:
             raise VcellError(f"data.sets.{key}={sets[key]} must be a whole number of at least 1")
@@ -76,31 +155,50 @@ def make_data(config: DictConfig, store: Cells, assigned: dict[Group, str]) -> C
         seed=config.seed,
         embedding=config.data.input if isinstance(config.data.input, str) else None,
         weights=build(config.data.sets.weights),
+        make_sampler=own.sampler if own and own.sampler else build(config.data.sets.sampler),
         covariates=Covariates.of(store, training) if config.model.covariates and training else None,
         **sets,
     )
 
 
-def make_module(config: DictConfig, resolved: dict[str, Any], data: CellSetDataModule) -> TransitionModule:
+def make_module(
+    config: DictConfig, resolved: dict[str, Any], data: CellSetDataModule, own: Own | None = None
+) -> TransitionModule:
+    """The model in training, with its loss, optimiser and validation."""
+    own = own or Own()
     trained = sorted({p for _, p in data.groups("train")})
     held_out = sorted({p for _, p in data.assigned} - set(trained))
     table = load_table(config.perturbation, trained, held_out)
     table.require([*trained, *held_out])
     sizes = model_sizes(config, data, table)
-    model = build(config.model, **sizes)
+    model = own.model if own.model is not None else make_network(config, sizes)
     if config.compile:
         model.compile(mode=None if config.compile is True else config.compile)
+    identity = make_identity(resolved, data.gather, data.assigned, table, sizes)
     return TransitionModule(
-        model,
-        table,
-        make_identity(resolved, data.gather, data.assigned, table, sizes),
-        loss=build(config.loss),
+        TrainedModel(model, table, identity),
+        loss=own.loss or build(config.loss),
         optimizer=make_optimizer(config, model),
         schedule=build(config.schedule),
         scores=build(config.validation, genes=data.store.genes),
         seed=config.seed,
-        flops=batch_flops(resolved["model"], sizes, data.sets_per_step, data.set_size),
+        flops=batch_flops(
+            lambda: deepcopy(own.model) if own.model is not None else make_network(config, sizes),
+            sizes,
+            data.sets_per_step,
+            data.set_size,
+        ),
     )
+
+
+def make_network(config: DictConfig, sizes: dict[str, Any]) -> nn.Module:
+    """The network that the configuration names, told those of the sizes that it asks for."""
+    try:
+        made = get_class(config.model["_target_"])
+    except (ImportError, ValueError) as error:
+        raise VcellError(f"model._target_={config.model['_target_']} cannot be imported: {error}") from error
+    network: nn.Module = build(config.model, **sizes_for(made, sizes))
+    return network
 
 
 def model_sizes(config: DictConfig, data: CellSetDataModule, table: PerturbationTable) -> dict[str, Any]:
@@ -137,6 +235,19 @@ def make_optimizer(config: DictConfig, model: torch.nn.Module) -> Any:
     except (TypeError, ValueError) as error:
         raise VcellError(f"the optimizer refuses a value: {error}") from error
     return optimizer
+
+
+def make_short_trainer(config: DictConfig, callback: Callback, steps: int, folder: str) -> Trainer:
+    """A trainer of a few steps that leaves nothing but what `callback` saw; validates one batch at their end."""
+    short = {
+        "max_steps": steps, "val_check_interval": steps * config.trainer.accumulate_grad_batches, "limit_val_batches": 1,
+        "default_root_dir": folder, "enable_checkpointing": False,
+    }  # fmt: skip
+    changed = config.copy()
+    OmegaConf.set_struct(changed, False)
+    changed.trainer.update(short)
+    changed.logger = changed.callbacks = None
+    return make_trainer(changed, [callback])
 
 
 def make_trainer(config: DictConfig, callbacks: Sequence[Callback] = ()) -> Trainer:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from omegaconf import DictConfig, OmegaConf
 
 from vcell.data.datamodule import CellSetDataModule
 from vcell.errors import VcellError
-from vcell.training.build import make_trainer
+from vcell.training.build import RunSettings
 from vcell.training.cost import BYTES_A_PARAMETER
 from vcell.training.module import TransitionModule
 from vcell.training.throughput import peak_memory_gb
 
 WARM_UP, MEASURED = 3, 5  # steps
+STEPS = WARM_UP + MEASURED
 
 
 class Stopwatch(Callback):
@@ -40,30 +39,26 @@ class Stopwatch(Callback):
         self.validated.append(time.perf_counter() - self.began)
 
 
-def trial(config: DictConfig, data: CellSetDataModule, module: TransitionModule) -> str:
+def estimate(
+    trainer: Trainer, run: RunSettings, data: CellSetDataModule, module: TransitionModule, watch: Stopwatch
+) -> str:
     """Trains some steps that leave nothing behind, and says what the whole run will take.
+
+    Parameters
+    ----------
+    trainer
+        Of `STEPS` steps, with the callback `watch`.
 
     Raises
     ------
     VcellError
         If the memory does not suffice.
     """
-    steps, watch = WARM_UP + MEASURED, Stopwatch()
-    with tempfile.TemporaryDirectory(prefix="vcell-check-") as folder:
-        short = {
-            "max_steps": steps, "val_check_interval": steps * config.trainer.accumulate_grad_batches, "limit_val_batches": 1,
-            "default_root_dir": folder, "enable_checkpointing": False,
-        }  # fmt: skip
-        changed = config.copy()
-        OmegaConf.set_struct(changed, False)
-        changed.trainer.update(short)
-        changed.logger = changed.callbacks = None
-        trainer = make_trainer(changed, [watch])
-        try:
-            trainer.fit(module, data)
-        except torch.OutOfMemoryError as error:
-            raise VcellError(out_of_memory(data)) from error
-    return "\n".join([memory_line(trainer, module), *time_lines(config, data, watch)])
+    try:
+        trainer.fit(module, data)
+    except torch.OutOfMemoryError as error:
+        raise VcellError(out_of_memory(data)) from error
+    return "\n".join([memory_line(trainer, module), *time_lines(run, data, watch)])
 
 
 def memory_line(trainer: Trainer, module: TransitionModule) -> str:
@@ -72,24 +67,24 @@ def memory_line(trainer: Trainer, module: TransitionModule) -> str:
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "this process"
     has = f" of {torch.cuda.get_device_properties(device).total_memory / 1e9:,.1f} GB" if device.type == "cuda" else ""
     return (
-        f"memory       {peak_memory_gb(device):,.2f} GB{has} at the peak of {MEASURED + WARM_UP} steps on {where}, {state:,.2f} GB of it "
+        f"memory       {peak_memory_gb(device):,.2f} GB{has} at the peak of {STEPS} steps on {where}, {state:,.2f} GB of it "
         f"weights, gradients and optimiser; a checkpoint takes {state * 3 / 4:,.2f} GB"
     )
 
 
-def time_lines(config: DictConfig, data: CellSetDataModule, watch: Stopwatch) -> list[str]:
+def time_lines(run: RunSettings, data: CellSetDataModule, watch: Stopwatch) -> list[str]:
     if len(watch.ended) < 2:
         return ["time         could not be measured"]
     measured = watch.ended[-(MEASURED + 1) :]
     step = (measured[-1] - measured[0]) / (len(measured) - 1)
-    steps, every = config.trainer.max_steps, config.trainer.val_check_interval
+    steps, every = run.max_steps, run.validated_every
     validations, one = 0, 0.0
     if watch.validated:
         batches = -(-len(data.groups("val")) // data.sets_per_step)
-        validations = int(steps * config.trainer.accumulate_grad_batches // every)
+        validations = int(steps * run.accumulated // every)
         one = batches * watch.validated[-1]
     total = steps * step + validations * one
-    cells = 2 * data.sets_per_step * data.set_size * config.trainer.accumulate_grad_batches
+    cells = 2 * data.sets_per_step * data.set_size * run.accumulated
     return [
         f"time         {step:.3g} s a step ({cells / step:,.0f} cells/s), {steps:,} steps; {validations:,} validations of {one:.2g} s",
         f"             about {duration(total)} to finish, measured on {len(measured) - 1} steps of this machine as it is now",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import cos, inf, pi
 from typing import Any
 
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from vcell.data.batch import CellSetBatch
 from vcell.data.permute import key
-from vcell.model.losses import SetLoss
+from vcell.model.checkpoint import Identity
+from vcell.model.losses import Loss
 from vcell.model.table import PerturbationTable
-from vcell.model.transition import TransitionModel
+from vcell.model.trained import TrainedModel
 from vcell.training.guard import Guard
 from vcell.training.validation import ValidationScores
 
@@ -43,14 +44,10 @@ class TransitionModule(LightningModule):
 
     Parameters
     ----------
-    model
-        Control cells and perturbation vectors to predicted cells.
-    table
-        Vectors of the perturbations.
-    identity
-        What a checkpoint says of itself beyond weights; plain Python values and tensors only.
+    trained
+        The model in training, its table and identity.
     loss, optimizer, schedule, scores
-        For training; not needed to predict.
+        What it is trained with.
     seed
         Of the draws within a step (dropout), which are a function of (seed, step, rank).
     flops
@@ -59,10 +56,8 @@ class TransitionModule(LightningModule):
 
     def __init__(
         self,
-        model: TransitionModel,
-        table: PerturbationTable,
-        identity: dict[str, Any],
-        loss: SetLoss | None = None,
+        trained: TrainedModel,
+        loss: Loss | None = None,
         optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer] | None = None,
         schedule: Schedule | None = None,
         scores: ValidationScores | None = None,
@@ -70,28 +65,24 @@ class TransitionModule(LightningModule):
         flops: int = 0,
     ) -> None:
         super().__init__()
-        self.model, self.table, self.identity = model, table, identity
+        self.trained, self.model = trained, trained.model  # weights are named model.*
         self.loss, self.optimizer, self.schedule, self.scores, self.seed = loss, optimizer, schedule, scores, seed
         self.flops = flops
         self.guard = Guard()
         self.chosen_for: dict[str, Any] | None = None  # what a best checkpoint is written for
-        self._vectors: Tensor | None = None
         self._sharded = False
+
+    @property
+    def table(self) -> PerturbationTable:
+        return self.trained.table
+
+    @property
+    def identity(self) -> Identity:
+        return self.trained.identity
 
     def predict(self, batch: CellSetBatch) -> Tensor:
         """Predicted cells, log1p of counts per target sum, ``(sets, cells, genes)``."""
-        control_SCG = batch.control_SCG
-        vectors_SP = self._lookup(batch.perturbations, control_SCG.device)
-        return self.model(control_SCG, vectors_SP, batch.embedding_SCE, batch.context_S, batch.batch_SC)
-
-    def _lookup(self, perturbations: list[str], device: torch.device) -> Tensor:
-        """Their vectors. On a GPU the table lies there, and only row numbers travel, without waiting."""
-        if device.type != "cuda":
-            return self.table.lookup(perturbations).to(device)
-        if self._vectors is None or self._vectors.device != device:
-            self._vectors = self.table.vectors.to(device)
-        rows = torch.tensor(self.table.rows(perturbations)).pin_memory()
-        return self._vectors[rows.to(device, non_blocking=True)]
+        return self.trained.predict(batch)
 
     def configure_model(self) -> None:
         if (
@@ -163,7 +154,7 @@ class TransitionModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.guard.check(wait=True)  # weights that are not finite are never written
-        checkpoint["vcell"] = {**self.identity, "chosen_for": self.chosen_for}
+        checkpoint["vcell"] = replace(self.identity, chosen_for=self.chosen_for).plain()
 
 
 def seed_device(device: torch.device, seed: int) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vcell.atomic import write_text
-from vcell.config import differences, may_change
+from vcell.config import RECORD, differences, may_change
 from vcell.errors import VcellError, shortlist
 from vcell.model.checkpoint import read_checkpoint
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`runs/NAME`: config.yaml, checkpoints/, metrics.csv, curves.png."""
+    """`runs/NAME`: its configuration, checkpoints/, metrics.csv, curves.png."""
 
     path: Path
 
@@ -60,7 +60,7 @@ class RunFolder:
             self._remove()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+            write_text(self.path / RECORD, OmegaConf.to_yaml(OmegaConf.create(config)))
         except OSError as error:
             raise VcellError(f"the run folder {self.path} cannot be written: {error}") from error
 
@@ -78,13 +78,13 @@ class RunFolder:
     def _remove(self) -> None:
         if not self.path.exists():
             return
-        if any(self.path.iterdir()) and not (self.path / "config.yaml").is_file():
-            raise VcellError(f"{self.path} is no run's folder (it has no config.yaml); it is left alone. Set name=NAME")
+        if any(self.path.iterdir()) and not (self.path / RECORD).is_file():
+            raise VcellError(f"{self.path} is no run's folder (it has no {RECORD}); it is left alone. Set name=NAME")
         shutil.rmtree(self.path)
 
     def _check_same(self, config: dict[str, Any]) -> None:
-        if not (self.path / "config.yaml").is_file():
-            raise VcellError(f"{self.path} holds checkpoints but no config.yaml; choose another name=NAME")
+        if not (self.path / RECORD).is_file():
+            raise VcellError(f"{self.path} holds checkpoints but no {RECORD}; choose another name=NAME")
         differing = [
             f"{key} ({old} then, {new} now)"
             for key, (old, new) in differences(self._config(), config).items()
@@ -98,7 +98,7 @@ class RunFolder:
 
     def _config(self) -> dict[str, Any]:
         """The configuration that the run was begun with."""
-        path = self.path / "config.yaml"
+        path = self.path / RECORD
         try:
             found = OmegaConf.to_container(OmegaConf.load(path))
         except Exception as error:  # of YAML, OmegaConf or the disk

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
-from vcell.model.transition import TransitionModel
+from vcell.model.predictor import blocks_of
 
 
 class FullySharded(ModelParallelStrategy):
@@ -20,8 +21,8 @@ class FullySharded(ModelParallelStrategy):
         super().setup_environment()
 
 
-def shard(model: TransitionModel, mesh: DeviceMesh) -> None:
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """Shards a model in place: block by block, gathered as each is needed; then what is left."""
-    for block in model.blocks:
+    for block in blocks_of(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)

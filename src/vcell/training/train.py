@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import tempfile
 import time
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -14,22 +16,31 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from vcell.atomic import written_file
-from vcell.cli.lookup import find_checkpoint
+from vcell.config import RECORD
 from vcell.data.datamodule import CellSetDataModule
 from vcell.data.splits import check_split, describe, write_split
-from vcell.data.store.ensure import ensure_store
 from vcell.data.store.store import Cells
 from vcell.data.store.view import open_stores
 from vcell.errors import VcellError
 from vcell.lock import locked
 from vcell.model.checkpoint import read_checkpoint
-from vcell.training.build import make_data, make_module, make_trainer, split_groups
+from vcell.model.find import find_checkpoint
+from vcell.training.build import (
+    Own,
+    RunSettings,
+    make_data,
+    make_module,
+    make_short_trainer,
+    make_store,
+    make_trainer,
+    split_of,
+)
 from vcell.training.cost import words
 from vcell.training.curves import read_metrics
-from vcell.training.estimate import out_of_memory, trial
+from vcell.training.estimate import STEPS, Stopwatch, estimate, out_of_memory
 from vcell.training.guard import NotFiniteError
 from vcell.training.module import TransitionModule
 from vcell.training.run_folder import RunFolder
@@ -40,40 +51,53 @@ SAY_AFTER_S = 60.0  # that ranks wait for the store
 LOST_RANK = r"(?i)connection (closed|reset)|peer|nccl|gloo|broken pipe|timed? ?out"
 
 
-def train(config: DictConfig) -> None:
-    """Data, model and trainer from `config`; then trains to `trainer.max_steps`."""
-    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+def train(config: DictConfig, own: Own | None = None) -> RunFolder:
+    """Data, model and trainer from `config`; then trains to `trainer.max_steps`.
+
+    Parameters
+    ----------
+    config
+        Of ``vcell.train``.
+    own
+        Objects in place of what it names.
+
+    Returns
+    -------
+    The run's folder.
+    """
+    run = RunSettings.of(config)
     rank = getattr(rank_zero_only, "rank", 0)  # as Lightning finds it: torchrun, SLURM or its own launcher
     quieten()
-    folder = RunFolder(Path(config.run_dir))
-    with locked(folder.path, "the run") if rank == 0 and not config.check else nullcontext():
-        _train(config, resolved, folder, rank)
+    folder = RunFolder(run.folder)
+    with locked(folder.path, "the run") if rank == 0 and not run.check else nullcontext():
+        _train(config, run, own, folder, rank)
+    return folder
 
 
-def _train(config: DictConfig, resolved: dict[str, Any], folder: RunFolder, rank: int) -> None:
-    if rank == 0 and not config.check:
+def _train(config: DictConfig, run: RunSettings, own: Own | None, folder: RunFolder, rank: int) -> None:
+    if rank == 0 and not run.check:
         folder.clear_leftovers()
-    checkpoint = None if config.check else folder.checkpoint_to_continue(resolved, config.resume, config.overwrite)
-    seed_everything(config.seed, workers=True, verbose=False)
-    store = ensure_store(config.data) if rank == 0 else wait_for_store(config.data)
-    store.check_one_scale(config.data.reconcile)
-    assigned, notes = split_groups(config.data, store)
-    data = make_data(config, store, assigned)
-    module = make_module(config, resolved, data)
-    if config.check:
-        check(config, data, module, notes, rank)
+    checkpoint = None if run.check else folder.checkpoint_to_continue(run.plain, run.resume, run.overwrite)
+    seed_everything(run.seed, workers=True, verbose=False)
+    store = make_store(config) if rank == 0 else wait_for_store(run.plain["data"])
+    store.check_one_scale(run.reconcile)
+    assigned, notes = split_of(config, store)
+    data = make_data(config, store, assigned, own)
+    module = make_module(config, run.plain, data, own)
+    if run.check:
+        check(config, run, data, module, notes, rank)
         return
-    if config.init_from is not None and checkpoint is None:
-        notes += warm_start(module, find_checkpoint(config.init_from))
+    if run.init_from is not None and checkpoint is None:
+        notes += warm_start(module, find_checkpoint(run.init_from))
     trainer = make_trainer(config)  # what it refuses leaves no folder
     if rank == 0:
         if checkpoint is None:
-            folder.begin(resolved, config.overwrite)
+            folder.begin(run.plain, run.overwrite)
             write_split(folder.path / "split.json", assigned, store.groups, store.fingerprint)
         else:
             read_metrics(folder.path / "metrics.csv")
         check_split(folder.path / "split.json", assigned, store.fingerprint)
-        say(summary(config, data, module), notes)
+        say(summary(run, data, module), notes)
     if checkpoint is not None and finished(checkpoint, folder, trainer.max_steps, say=rank == 0):
         return
     try:
@@ -87,11 +111,15 @@ def _train(config: DictConfig, resolved: dict[str, Any], folder: RunFolder, rank
         print(f"run folder   {folder.path}\ncheckpoint   {folder.checkpoints / 'last.ckpt'}", flush=True)
 
 
-def check(config: DictConfig, data: CellSetDataModule, module: TransitionModule, notes: list[str], rank: int) -> None:
+def check(
+    config: DictConfig, run: RunSettings, data: CellSetDataModule, module: TransitionModule, notes: list[str], rank: int
+) -> None:
     """Says what the run is and what it will take, and leaves nothing behind."""
     if rank == 0:
-        say(summary(config, data, module), notes)
-    found = trial(config, data, module)
+        say(summary(run, data, module), notes)
+    with tempfile.TemporaryDirectory(prefix="vcell-check-") as place:
+        watch = Stopwatch()
+        found = estimate(make_short_trainer(config, watch, STEPS, place), run, data, module, watch)
     if rank == 0:
         print(found, flush=True)
 
@@ -136,7 +164,7 @@ def hand_over(trainer: Trainer, folder: RunFolder) -> None:
     for logger in trainer.loggers:
         if type(logger).__name__ != "WandbLogger":
             continue
-        for name in ("config.yaml", "metrics.csv", "curves.png", "split.json"):
+        for name in (RECORD, "metrics.csv", "curves.png", "split.json"):
             with suppress(OSError, ValueError):
                 logger.experiment.save(  # type: ignore[attr-defined]
                     str(folder.path / name), base_path=str(folder.path), policy="now"
@@ -155,12 +183,12 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 
 
-def summary(config: DictConfig, data: CellSetDataModule, module: TransitionModule) -> str:
+def summary(run: RunSettings, data: CellSetDataModule, module: TransitionModule) -> str:
     """What is about to be trained on what."""
     sampler = data.sampler("train")
     parameters = sum(p.numel() for p in module.model.parameters())
     lines = [
-        f"run          {config.name}",
+        f"run          {run.name}",
         f"data         {data.store.name}: {data.store.n_cells:,} cells, {data.store.n_genes:,} genes, "
         f"{len(data.store.contexts)} contexts; log1p of counts per {data.gather.target_sum:,.0f}",
         describe(data.assigned, data.store.groups),
@@ -173,15 +201,15 @@ def summary(config: DictConfig, data: CellSetDataModule, module: TransitionModul
         lines.append(f"genes        {n:,} of {data.store.n_genes:,} were not measured in every source: masked there")
     if len({scale.recoverable for scale in data.store.scales.values()}) > 1:
         lines.append("scales       counts and fractions, all taken for proportions (data.reconcile=proportions)")
-    if isinstance(config.data.input, str):
-        lines.append(f"input        obsm/{config.data.input} of the control cells, in place of their expression")
-    elif config.data.input is not None:
+    if isinstance(run.input, str):
+        lines.append(f"input        obsm/{run.input} of the control cells, in place of their expression")
+    elif run.input is not None:
         lines.append(
-            f"input        the {config.data.input:,} most variable genes of the control cells; all genes are predicted"
+            f"input        the {run.input:,} most variable genes of the control cells; all genes are predicted"
         )
-    if sampler.fallback_cells:
+    if getattr(sampler, "fallback_cells", 0):
         lines.append(
-            f"controls     {sampler.fallback_cells:,} perturbed cells lie in batches without control cells: theirs are "
+            f"controls     {getattr(sampler, 'fallback_cells', 0):,} perturbed cells lie in batches without control cells: theirs are "
             "drawn from the whole context"
         )
     silent = module.table.silent_on([p for _, p in data.assigned])
@@ -210,9 +238,9 @@ def finished(checkpoint: Path, folder: RunFolder, max_steps: int, say: bool) -> 
     return done
 
 
-def wait_for_store(data: DictConfig, patience_s: float = 6 * 3600) -> Cells:
+def wait_for_store(data: Mapping[str, Any], patience_s: float = 6 * 3600) -> Cells:
     """The store that rank 0 is writing; on ranks that start beside it."""
-    paths = [Path(str(path)) for path in data.stores or [data.store]]
+    paths = [Path(str(path)) for path in data["stores"] or [data["store"]]]
     started, said = time.monotonic(), False
     until = started + patience_s
     while not all((path / "meta.json").is_file() for path in paths):
@@ -222,7 +250,7 @@ def wait_for_store(data: DictConfig, patience_s: float = 6 * 3600) -> Cells:
             said = True
             print(
                 f"waiting      for rank 0, which is reading the data into {paths[0]} while these GPUs wait. To do that once, without "
-                f"GPUs: python -m vcell.prepare data={data.name} data.store={paths[0]}",
+                f"GPUs: python -m vcell.prepare data={data['name']} data.store={paths[0]}",
                 flush=True,
             )
         time.sleep(1.0)

@@ -19,7 +19,7 @@ from torch import Tensor
 from vcell.data.batch import CellSetBatch
 from vcell.data.splits import Group
 from vcell.errors import VcellError, nearest
-from vcell.model.losses import SetLoss, discrimination_loss
+from vcell.model.losses import Loss, discrimination_loss, weights_of
 from vcell.model.scores import Differential, de_overlap, delta_correlation, differential, discrimination, distinctness
 
 # the scores of which more is better; the others are errors
@@ -68,19 +68,19 @@ class ValidationScores:
         """Whether the predictions of the last validation were one profile."""
         return self.distinctness is not None and self.distinctness < COLLAPSED
 
-    def names(self, loss: SetLoss) -> list[str]:
+    def names(self, loss: Loss) -> list[str]:
         """What `compute` gives; distinctness only where enough perturbations are held out in one context."""
         overlap = ["de_overlap"] if self.differential_expression else []
-        return ["loss", *loss.weights, "discrimination", *overlap, "mae", "delta_correlation", "distinctness"]
+        return ["loss", *weights_of(loss), "discrimination", *overlap, "mae", "delta_correlation", "distinctness"]
 
-    def check(self, names: Sequence[str], loss: SetLoss, key: str) -> None:
+    def check(self, names: Sequence[str], loss: Loss, key: str) -> None:
         """Raises, before training, for one of `names` (``val/mae``), given as `key`, that no validation will give."""
         known = [f"val/{name}" for name in self.names(loss)]
         for name in names:
             if name not in known:
                 raise VcellError(f"{key} names {name!r}; validation gives {', '.join(known)}.{nearest(name, known)}")
 
-    def add(self, batch: CellSetBatch, predicted_SCG: Tensor, loss: SetLoss) -> None:
+    def add(self, batch: CellSetBatch, predicted_SCG: Tensor, loss: Loss) -> None:
         """Takes in predicted sets."""
         assert batch.perturbed_SCG is not None
         predicted_SCG, self._device = predicted_SCG.float(), predicted_SCG.device
@@ -107,7 +107,7 @@ class ValidationScores:
                 overlap,
             )
 
-    def compute(self, loss: SetLoss) -> dict[str, float]:
+    def compute(self, loss: Loss) -> dict[str, float]:
         """Mean scores over the groups of all ranks; and begins anew."""
         found = _of_all_ranks(self.found)
         self.found = {}
@@ -129,11 +129,12 @@ class ValidationScores:
         if self.differential_expression:
             scores["de_overlap"] = _mean([row.de_overlap for row in rows])
         # of the terms as they are now: the contrastive one over all groups, not those that happened to share a step
-        scores["loss"] = sum(weight * scores[name] for name, weight in loss.weights.items())
+        if weights := weights_of(loss):
+            scores["loss"] = sum(weight * scores[name] for name, weight in weights.items())
         return scores
 
     def _over_contexts(
-        self, groups: list[Group], predicted_PG: Tensor, measured_PG: Tensor, known_PG: Tensor | None, loss: SetLoss
+        self, groups: list[Group], predicted_PG: Tensor, measured_PG: Tensor, known_PG: Tensor | None, loss: Loss
     ) -> dict[str, float]:
         """Scores that compare the perturbations of one context."""
         number = {gene: i for i, gene in enumerate(self.genes)}
@@ -145,13 +146,19 @@ class ValidationScores:
             ranks.append(discrimination(predicted_PG[here], measured_PG[here], own_P))
             if len(here) >= FEWEST_TO_COLLAPSE:
                 distinct.append(float(distinctness(predicted_PG[here])))
-            if "contrastive" in loss.weights:
+            if "contrastive" in weights_of(loss):
                 known = None if known_PG is None else known_PG[here]
                 own = torch.arange(len(here), device=self._device)
                 rivals = ~torch.eye(len(here), dtype=torch.bool, device=self._device)
                 contrasts.append(
                     discrimination_loss(
-                        predicted_PG[here], measured_PG[here], own, rivals, known, known, loss.temperature
+                        predicted_PG[here],
+                        measured_PG[here],
+                        own,
+                        rivals,
+                        known,
+                        known,
+                        getattr(loss, "temperature", 0.1),
                     )
                 )
         self.distinctness = _mean(distinct) if distinct else None

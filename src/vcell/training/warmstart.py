@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vcell.errors import VcellError, shortlist
-from vcell.model.checkpoint import read_checkpoint
+from vcell.model.checkpoint import Identity, read_checkpoint
+from vcell.model.predictor import axes_of
 from vcell.model.table import ONE_HOT
-from vcell.model.transition import TransitionModel
 from vcell.training.module import TransitionModule
 
-# what begins at 0 changes nothing until it is learnt
-NEW_AT_ZERO = ("cell_encoder", "perturbation_encoder", "decoder")
-TABLE_LAYER = "perturbation_encoder.0.weight"
-OPTIONAL = ("context.", "batch.", TABLE_LAYER)  # may come or go
+# parameters with entries for these may come or go; those of contexts and batches begin as in any new model, all others at 0
+OPTIONAL = {"contexts", "batches", "table columns"}
+LEARNT_FIRST = {"contexts", "batches"}
 
 
 @dataclass(frozen=True)
@@ -49,28 +48,31 @@ def warm_start(module: TransitionModule, path: Path) -> list[str]:
         If the checkpoint cannot be read, or its model has another shape.
     """
     checkpoint = read_checkpoint(path)
-    then, now = checkpoint["vcell"], module.identity
+    then, now = Identity.of(checkpoint["vcell"], path), module.identity
     before = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
     axes = {axis.what: axis for axis in (*_gene_axes(then, now), *_covariate_axes(then, now))}
-    table, note = _table_axis(then["table"], now["table"])
+    table, note = _table_axis(then.table, now.table)
     if table is not None:
         axes[table.what] = table
     named = _axes_of(module.model, axes)
+    meaning = {name: set(dimensions.values()) for name, dimensions in axes_of(module.model).items()}
+    optional = {name for name, what in meaning.items() if what & OPTIONAL}
+    of_table = {name for name, what in meaning.items() if "table columns" in what}
     state = module.model.state_dict()  # the weights themselves: writing here is loading
     fresh, wrong = [], []
     for name, weight in state.items():
         old = before.get(name)
-        if old is None or (name == TABLE_LAYER and table is None):
+        if old is None or (name in of_table and table is None):
             fresh.append(name)
-        elif name in named and _carry(weight, old, named[name], name):
+        elif name in named and _carry(weight, old, named[name], not meaning[name] & LEARNT_FIRST):
             continue
         elif name not in named and old.shape == weight.shape:
             weight.copy_(old)
         else:
             wrong.append(f"{name} ({_shape(old)} then, {_shape(weight)} now)")
     lost = sorted(before.keys() - state.keys())
-    wrong += [f"{name} (absent now)" for name in lost if not name.startswith(OPTIONAL)]
-    wrong += [f"{name} (absent then)" for name in fresh if not name.startswith(OPTIONAL)]
+    wrong += [f"{name} (absent now)" for name in lost if name not in optional]
+    wrong += [f"{name} (absent then)" for name in fresh if name not in optional]
     if wrong:
         raise VcellError(
             f"init_from={path} has a model of another shape: {shortlist(wrong, 6)}. Give the model.* it was trained with: they are "
@@ -86,29 +88,29 @@ def warm_start(module: TransitionModule, path: Path) -> list[str]:
     return lines
 
 
-def _gene_axes(then: dict[str, Any], now: dict[str, Any]) -> list[Axis]:
-    axes = [Axis("genes", then["genes"], now["genes"])]
+def _gene_axes(then: Identity, now: Identity) -> list[Axis]:
+    axes = [Axis("genes", then.genes, now.genes)]
     seen = [_seen(identity) for identity in (then, now)]
     if None not in seen:
         axes.append(Axis("input genes", *seen))  # type: ignore[arg-type]
     return axes
 
 
-def _seen(identity: dict[str, Any]) -> list[str] | None:
+def _seen(identity: Identity) -> list[str] | None:
     """Names of the genes a model sees; None for one that sees an embedding."""
-    sizes, genes = identity["sizes"], identity["genes"]
+    sizes, genes = identity.sizes, identity.genes
     if sizes["input_width"] is not None:
         return None
     return genes if sizes["seen_genes"] is None else [genes[i] for i in sizes["seen_genes"]]
 
 
-def _covariate_axes(then: dict[str, Any], now: dict[str, Any]) -> list[Axis]:
-    if then["covariates"] is None or now["covariates"] is None:
+def _covariate_axes(then: Identity, now: Identity) -> list[Axis]:
+    if then.covariates is None or now.covariates is None:
         return []
-    return [Axis(what, then["covariates"][what], now["covariates"][what]) for what in ("contexts", "batches")]
+    return [Axis(what, then.covariates[what], now.covariates[what]) for what in ("contexts", "batches")]
 
 
-def _table_axis(then: dict[str, Any], now: dict[str, Any]) -> tuple[Axis | None, str | None]:
+def _table_axis(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Axis | None, str | None]:
     """How the columns of the perturbation encoder's first layer map; None where they mean other things now."""
     if then["origin"] == ONE_HOT and now["origin"] == ONE_HOT:
         return Axis("perturbations", then["names"][: then["width"]], now["names"][: now["width"]]), None
@@ -126,30 +128,21 @@ def _table_axis(then: dict[str, Any], now: dict[str, Any]) -> tuple[Axis | None,
     )
 
 
-def _axes_of(model: TransitionModel, axes: dict[str, Axis]) -> dict[str, dict[int, Axis]]:
-    """Parameter to the named axes of its dimensions."""
-    last = len(model.decoder) - 1
-    found: dict[str, dict[int, Axis]] = {
-        f"decoder.{last}.weight": {0: axes["genes"]},
-        f"decoder.{last}.bias": {0: axes["genes"]},
-    }
-    for what, name, dimension in (
-        ("input genes", "cell_encoder.0.weight", 1),
-        ("perturbations", TABLE_LAYER, 1),  # one-hot
-        ("table columns", TABLE_LAYER, 1),
-        ("contexts", "context.weight", 0),
-        ("batches", "batch.weight", 0),
-    ):
-        if what in axes:
-            found[name] = {dimension: axes[what]}
-    if model.bottleneck is not None and axes["genes"].before != axes["genes"].now:
-        raise VcellError(
-            "init_from cannot change the genes of a model with head=state_bottleneck: it has no part a gene"
-        )
+def _axes_of(model: nn.Module, axes: dict[str, Axis]) -> dict[str, dict[int, Axis]]:
+    """Parameter to the named axes of its dimensions, of those that are known on both sides."""
+    found = {}
+    for name, dimensions in axes_of(model).items():
+        known = {
+            dimension: axes["perturbations" if what == "table columns" and "perturbations" in axes else what]
+            for dimension, what in dimensions.items()
+            if what in axes or (what == "table columns" and "perturbations" in axes)
+        }
+        if known:
+            found[name] = known
     return found
 
 
-def _carry(weight: Tensor, old: Tensor, axes: dict[int, Axis], name: str) -> bool:
+def _carry(weight: Tensor, old: Tensor, axes: dict[int, Axis], at_zero: bool) -> bool:
     """Copies into `weight` the entries of `old` whose names are there now; False where the other dimensions differ."""
     ((dimension, axis),) = axes.items()
     if [n for i, n in enumerate(weight.shape) if i != dimension] != [
@@ -157,7 +150,7 @@ def _carry(weight: Tensor, old: Tensor, axes: dict[int, Axis], name: str) -> boo
     ]:
         return False
     to, origin = axis.matches()
-    if name.startswith(NEW_AT_ZERO):
+    if at_zero:
         weight.zero_()
     weight.index_copy_(
         dimension,

@@ -9,12 +9,15 @@ import pytest
 
 from vcell.config import compose
 from vcell.data.store.ensure import ensure_store
+from vcell.data.store.options import StoreOptions
 from vcell.data.store.store import CellStore
 from vcell.errors import VcellError
 
 
 def ensure(*overrides: str, overwrite: bool = False) -> CellStore:
-    return ensure_store(compose("prepare", ["data=perturb_seq", "data.path=cells/*.h5ad", *overrides]).data, overwrite)
+    return ensure_store(
+        StoreOptions.of(compose("prepare", ["data=perturb_seq", "data.path=cells/*.h5ad", *overrides]).data), overwrite
+    )
 
 
 @pytest.fixture()

@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# the largest plausible log1p: of counts per cell that no experiment reaches (3 million); larger values are not logarithms
+LARGEST_LOG1P = 15.0
+
 
 def to_log1p(counts: Tensor, library_size: Tensor, target_sum: float) -> Tensor:
     """Scale each cell to `target_sum` counts and take log1p.
@@ -35,6 +38,11 @@ def stored_to_log1p(counts: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """
     values = np.multiply(counts, scale, dtype=np.float32, casting="unsafe")  # counts above 65,535 would make it float64
     return np.log1p(values, out=values)
+
+
+def counts_of(log1p: np.ndarray) -> np.ndarray:
+    """Scaled counts from their log1p, in double precision."""
+    return np.expm1(np.asarray(log1p, np.float64))
 
 
 def from_log1p(log1p: Tensor, library_size: Tensor, target_sum: float) -> Tensor:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
 
-from vcell.config import build, differences
-from vcell.data.files.h5ad import Columns
+from vcell.config import differences
 from vcell.data.files.paths import check_required, content_of, expand, read_gene_list, toml_patterns
 from vcell.data.simulation.screen import Screen
 from vcell.data.simulation.write import ensure_screen
 from vcell.data.store.ingest import ingest
+from vcell.data.store.options import GENE_KEYS, RECIPE_KEYS, StoreOptions
 from vcell.data.store.panel import PANELS, GeneChoice
 from vcell.data.store.recipe import Recipe
 from vcell.data.store.store import Cells, CellStore
@@ -23,14 +22,10 @@ from vcell.errors import VcellError, shortlist
 from vcell.lock import locked
 
 VERIFIED_BYTES = 2 * 10**9  # of a store, whose checksums take a second or two: compared before each training
-RECIPE_KEYS = ("control", "context", "matrix", "scale", "normalised_to", "empty_cells")
-GENE_KEYS = ("rename", "zero_genes", "min_overlap")
-# what the content of a store depends on; anything else in the data configuration may change freely
-STORE_KEYS = ("path", "toml", "columns", "labels", "obsm", "genes", "filter", *RECIPE_KEYS, *GENE_KEYS)
 
 
 def ensure_store(
-    data: DictConfig,
+    options: StoreOptions,
     overwrite: bool = False,
     workers: int | None = None,
     cluster: str | None = None,
@@ -48,48 +43,47 @@ def ensure_store(
     VcellError
         If files are missing, the store there was made from other files or settings, or has changed since.
     """
-    if data.stores:
-        return verified(open_stores([str(path) for path in data.stores]), verify)
-    path = Path(data.store)
-    if path.exists() and not overwrite and (data.simulate is None or Path(data.simulate.out).exists()):
-        return verified(_found(data, path), verify)
+    if options.stores:
+        return verified(open_stores(list(options.stores)), verify)
+    path, simulate = options.store, options.simulate
+    if path.exists() and not overwrite and (simulate is None or Path(simulate["out"]).exists()):
+        return verified(_found(options, path), verify)
     with locked(path, "the store", wait=True):
         if path.exists() and not overwrite:  # written by another process meanwhile
-            return verified(_found(data, path), verify)
-        return _made(data, path, workers, cluster)
+            return verified(_found(options, path), verify)
+        return _made(options, path, workers, cluster)
 
 
-def _found(data: DictConfig, path: Path) -> CellStore:
-    """The store that is there, if it is what the configuration would make."""
-    _simulated(data)
-    settings = _settings(data)
+def _found(options: StoreOptions, path: Path) -> CellStore:
+    """The store that is there, if it is what the options would make."""
+    _simulated(options)
     store = CellStore.open(path)
     then = store.meta["provenance"].get("settings")
-    if then is not None and not differences({"data": then}, {"data": settings}) and not _files_there(data):
+    if then is not None and not differences({"data": then}, {"data": options.settings}) and not _files_there(options):
         return store  # a store travels without its files
-    check_required(data)
-    _check_same(store, settings, _fingerprints(_files(data)))
+    check_required(options)
+    _check_same(store, options.settings, _fingerprints(_files(options)))
     return store
 
 
-def _made(data: DictConfig, path: Path, workers: int | None, cluster: str | None) -> CellStore:
-    check_required(data)
-    _simulated(data)
-    files, settings = _files(data), _settings(data)
-    listed = data.genes is not None and data.genes not in PANELS
-    genes = read_gene_list(data.genes) if listed else data.genes or "union"
+def _made(options: StoreOptions, path: Path, workers: int | None, cluster: str | None) -> CellStore:
+    check_required(options)
+    _simulated(options)
+    files, settings = _files(options), options.settings
+    listed = settings["genes"] is not None and settings["genes"] not in PANELS
+    genes = read_gene_list(settings["genes"]) if listed else settings["genes"] or "union"
     store = ingest(
         files,
         path,
         Recipe(
-            columns=Columns(**data.columns),
-            labels=build(data.labels),
+            columns=options.columns,
+            labels=options.labels,
             obsm=tuple(settings["obsm"]),
             **{key: settings[key] for key in RECIPE_KEYS},
         ),
         GeneChoice(genes, **{key: settings[key] for key in GENE_KEYS}),
-        build(data.filter),
-        provenance={"settings": settings, "files": _fingerprints(files)},
+        options.filter,
+        provenance={"settings": dict(settings), "files": _fingerprints(files)},
         workers=workers,
         cluster=cluster,
     )
@@ -100,9 +94,9 @@ def _made(data: DictConfig, path: Path, workers: int | None, cluster: str | None
     return store
 
 
-def _simulated(data: DictConfig) -> None:
-    if data.simulate is not None:
-        arguments = dict(OmegaConf.to_container(data.simulate, resolve=True))  # type: ignore[arg-type]
+def _simulated(options: StoreOptions) -> None:
+    if options.simulate is not None:
+        arguments = dict(options.simulate)
         ensure_screen(Path(arguments.pop("out")), Screen(**arguments))
 
 
@@ -177,28 +171,19 @@ def _decisions(store: CellStore) -> list[str]:
     return lines
 
 
-def _files(data: DictConfig) -> list[Path]:
-    if data.toml:
-        return expand(toml_patterns(data.toml))
-    path = None if OmegaConf.is_missing(data, "path") else OmegaConf.to_container(data, resolve=True)["path"]  # type: ignore[index, call-overload]
-    if path is None:
-        raise VcellError("say which files to read: data.path=FILE.h5ad")
-    return expand(path)
+def _files(options: StoreOptions) -> list[Path]:
+    if options.toml:
+        return expand(toml_patterns(options.toml))
+    if options.path is None:
+        raise VcellError("specify which files to read: data.path=FILE.h5ad")
+    return expand(options.path)
 
 
-def _files_there(data: DictConfig) -> bool:
+def _files_there(options: StoreOptions) -> bool:
     try:
-        return bool(_files(data))
+        return bool(_files(options))
     except VcellError:
         return False
-
-
-def _settings(data: DictConfig) -> dict[str, Any]:
-    """The settings a store is made with."""
-    resolved: dict[str, Any] = OmegaConf.to_container(data, resolve=True)  # type: ignore[assignment]
-    if isinstance(resolved["input"], str):
-        resolved["obsm"] = sorted({*resolved["obsm"], resolved["input"]})
-    return json.loads(json.dumps({key: resolved[key] for key in STORE_KEYS}))
 
 
 def _fingerprints(files: list[Path]) -> list[list[Any]]:
@@ -212,7 +197,7 @@ def _same_files(then: list[list[Any]], now: list[list[Any]]) -> bool:
     return then == now if whole else [row[:2] for row in then] == [row[:2] for row in now]
 
 
-def _check_same(store: CellStore, settings: dict[str, Any], files: list[list[Any]]) -> None:
+def _check_same(store: CellStore, settings: Mapping[str, Any], files: list[list[Any]]) -> None:
     then = store.meta["provenance"]
     # where the files lie may change, if they are the same
     kept = {key: value for key, value in settings.items() if key not in ("path", "toml")}

@@ -1,0 +1,104 @@
+"""A trained model: network, perturbation table and identity, ready to predict. Lightning is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vcell.data.batch import CellSetBatch
+from vcell.errors import VcellError
+from vcell.model.checkpoint import Identity, make_model, read_checkpoint, table_of
+from vcell.model.table import PerturbationTable
+
+
+@dataclass
+class TrainedModel:
+    """A network, the vectors of the perturbations it knows, and what its checkpoint says of itself. Make one with `load`.
+
+    Parameters
+    ----------
+    model
+        A `predictor.TrainableModel`.
+    table
+        Vectors of the perturbations.
+    identity
+        What the checkpoint says of itself.
+    """
+
+    model: nn.Module
+    table: PerturbationTable
+    identity: Identity
+    _vectors: Tensor | None = field(default=None, repr=False)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        table: PerturbationTable | None = None,
+        trust: Sequence[str] = (),
+        model: nn.Module | None = None,
+    ) -> TrainedModel:
+        """The model of a checkpoint, on the CPU and ready to predict.
+
+        Parameters
+        ----------
+        path
+            A checkpoint.
+        table
+            Takes the place of the checkpoint's perturbation table; must have the same width. That its vectors mean the same
+            is for the caller to know.
+        trust
+            Packages outside vcell whose network the checkpoint may name.
+        model
+            A network to load the weights into, in place of the one the checkpoint describes.
+
+        Raises
+        ------
+        VcellError
+            If the checkpoint is damaged, names a network that is not trusted, or its table is in a file that is gone or has changed.
+        """
+        path = Path(path)
+        checkpoint = read_checkpoint(path)
+        identity = Identity.of(checkpoint["vcell"], path)
+        try:
+            table = table_of(identity, table, path)
+            network = model if model is not None else make_model(identity.config["model"], identity.sizes, path, trust)
+            weights = {
+                k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")
+            }
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise VcellError(
+                f"the checkpoint {path} does not describe its model as vcell does ({type(error).__name__}: {error})"
+            ) from error
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise VcellError(f"the weights in {path} do not fit the model it names: {error}") from error
+        return cls(network.eval(), table, identity)
+
+    def predict(self, batch: CellSetBatch) -> Tensor:
+        """Predicted cells, log1p of counts per target sum, ``(sets, cells, genes)``."""
+        control_SCG = batch.control_SCG
+        vectors_SP = self._lookup(batch.perturbations, control_SCG.device)
+        predicted_SCG: Tensor = self.model(
+            control_SCG, vectors_SP, batch.embedding_SCE, batch.context_S, batch.batch_SC
+        )
+        return predicted_SCG
+
+    def to(self, device: torch.device | str) -> TrainedModel:
+        """Moves the network to `device`; gives the same object."""
+        self.model.to(device)
+        return self
+
+    def _lookup(self, perturbations: list[str], device: torch.device) -> Tensor:
+        """Their vectors. On a GPU the table lies there, and only row numbers travel, without waiting."""
+        if device.type != "cuda":
+            return self.table.lookup(perturbations).to(device)
+        if self._vectors is None or self._vectors.device != device:
+            self._vectors = self.table.vectors.to(device)
+        rows = torch.tensor(self.table.rows(perturbations)).pin_memory()
+        return self._vectors[rows.to(device, non_blocking=True)]

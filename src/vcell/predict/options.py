@@ -1,0 +1,108 @@
+"""What a prediction is asked for: one set of options for `vcell.infer`, for `vcell.package` from a table, and from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from vcell.challenge import Challenge
+from vcell.config import build, plain
+from vcell.data.files.paths import read_gene_list
+from vcell.model.predictor import Predictor
+
+
+def any_challenge() -> Challenge:
+    """No challenge's rules: any genes, any targets, log1p values."""
+    return Challenge("none")
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What to predict, from which control cells, and in which form. It pickles, so that helping processes can be sent it.
+
+    Parameters
+    ----------
+    challenge
+        The rules that the file is to follow.
+    targets
+        A CSV, a template h5ad, or names; None: the run's test split, or where it has none its usual request. Of a table: its rows.
+    contexts
+        Where to predict them; None: as targets or challenge say, or the only context.
+    n_cells
+        Cells per target where targets give none.
+    batches
+        Whether cells of a template are predicted from controls of their batch.
+    genes
+        A gene list, as a file or as names; None: those of training, or of the table.
+    controls
+        Control cells to predict from: h5ad files, or a cell store; None: those of the run's store.
+    store
+        Where the run's cell store lies now; None: where it lay in training.
+    perturbation
+        An embedding table to use in place of the checkpoint's.
+    predictor
+        ``model``, a baseline, a checkpoint, a class by its path; several with weights; or an object (`model.predictor.Predictor`).
+    draw
+        Whether cells are drawn as whole counts around the prediction; None: as the challenge says.
+    target_sum
+        Counts per cell of log1p values; None: as the challenge says, or as in training.
+    max_controls
+        Control cells per context that are written; None: all.
+    sets_per_step, seed, device
+        How to predict.
+    runs
+        Where checkpoints are looked for by name.
+    trust
+        Packages outside vcell whose networks checkpoints may name.
+    pred_kind, pred_target_sum
+        Of a table: what its values are, and the counts per cell of its log1p values.
+    """
+
+    challenge: Challenge = field(default_factory=any_challenge)
+    targets: str | Sequence[str] | None = None
+    contexts: Sequence[str] | None = None
+    n_cells: int | None = None
+    batches: bool = True
+    genes: str | Sequence[str] | None = None
+    controls: str | Sequence[str] | None = None
+    store: str | Sequence[str] | None = None
+    perturbation: str | None = None
+    predictor: str | Mapping[str, Any] | Predictor = "model"
+    draw: bool | None = None
+    target_sum: float | None = None
+    max_controls: int | None = None
+    sets_per_step: int = 8
+    seed: int = 0
+    device: str = "auto"
+    runs: str = "runs"
+    trust: Sequence[str] = ()
+    pred_kind: str = "auto"
+    pred_target_sum: float | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> PredictOptions:
+        """From the configuration of a command that predicts."""
+        known = {f.name for f in fields(cls)} & set(config)
+        given = {name: plain(config[name]) for name in known if name != "challenge"}
+        return cls(challenge=build(config.challenge), **given)
+
+    @property
+    def gene_list(self) -> list[str] | None:
+        """The genes of the file, where they are given.
+
+        Raises
+        ------
+        VcellError
+            If the list cannot be read, or has another length than the challenge's.
+        """
+        if self.genes is None:
+            return None
+        genes = read_gene_list(self.genes, "genes") if isinstance(self.genes, str) else [str(g) for g in self.genes]
+        self.challenge.check_genes(genes, f"{self.genes if isinstance(self.genes, str) else 'the list'} has")
+        return genes
+
+    @property
+    def drawn(self) -> bool:
+        """Whether cells are drawn as whole counts."""
+        return self.challenge.drawn if self.draw is None else self.draw or self.challenge.values == "counts"

@@ -1,0 +1,214 @@
+"""Predicted and measured cells as they lie: h5ad files whose labels are read by their meaning, and cell stores."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+from anndata.io import read_elem
+from scipy import sparse
+
+from vcell.data.files.genes import check_unique
+from vcell.data.files.h5ad import column_names, element, has, open_h5ad, read_column, read_genes
+from vcell.data.files.labels import NO_GUIDE, LabelRules, as_labels, is_control, read_labels, renamed
+from vcell.data.files.matrix import Matrix, matrix_names
+from vcell.data.splits import Group
+from vcell.data.store.store import Cells
+from vcell.errors import VcellError, nearest
+from vcell.inspection.columns import USUAL
+from vcell.inspection.values import look_at
+from vcell.score.grouped import GroupedCells
+
+SAMPLE_CELLS = 500
+CONTEXT_COLUMNS = ("context", "cell_type", "cell_line")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """obs columns of target and context, and the label of control cells."""
+
+    perturbation: str
+    context: str | None
+    control: str
+
+
+class ReadCells(Protocol):
+    """Cells with labels, read context by context: of a file or of a store."""
+
+    path: Path
+    genes: list[str]
+    labels: np.ndarray  # of the perturbations, `columns.control` for controls
+    contexts: np.ndarray | None  # None where all cells are of one context without a name
+    about: dict[str, Any]  # what a file written by vcell says of itself
+
+    def cells_of(self, context: str | None) -> ad.AnnData: ...
+
+
+class CellFile:
+    """An h5ad whose labels are read at once and whose cells are read context by context.
+
+    Columns are looked for under the names given, then under those that challenges and screens usually have: prediction and measured
+    cells need not call them alike. Labels are read by their meaning (`data.files.labels`).
+
+    Parameters
+    ----------
+    matrix
+        ``X``, ``layers/NAME``, ``raw/X``; None: X, or another one where X holds no counts and that does.
+
+    Raises
+    ------
+    VcellError
+        If it cannot be read, or has no column or control cells of that name.
+    """
+
+    def __init__(self, path: Path, columns: Columns, needs_controls: bool, matrix: str | None = None) -> None:
+        self.path, self.columns = path, columns
+        with open_h5ad(path) as file:
+            known = column_names(element(file, "obs", path)) if has(file, "obs") else []
+            name = _first([columns.perturbation, "target_gene", *USUAL["perturbation"]], known)
+            if name is None:
+                raise VcellError(
+                    f"{path} has no obs column {columns.perturbation!r}.{nearest(columns.perturbation, known)} "
+                    f"It has: {', '.join(known) or 'none'}. Set columns.perturbation=NAME"
+                )
+            if not matrix_names(file):
+                raise VcellError(f"{path} has no X")
+            self.matrix = matrix or best_matrix(file, path)
+            self.genes = read_genes(file, path, self.matrix)
+            check_unique(self.genes, str(path), "Keep one of each")
+            labels = as_labels(read_column(file, "obs", name, path))
+            wanted = [columns.context, *CONTEXT_COLUMNS, *USUAL["context"]] if columns.context is not None else []
+            self.context_column = _first(wanted, [n for n in known if n != name])
+            contexts = None
+            if self.context_column is not None:
+                contexts = as_labels(read_column(file, "obs", self.context_column, path)).astype(str).to_numpy()
+            self.contexts = contexts
+            self.about = _about(file)
+        self.perturbation = name
+        self.labels = self._by_meaning(labels, needs_controls).astype(str).to_numpy()
+
+    def _by_meaning(self, labels: pd.Series, needs_controls: bool) -> pd.Series:
+        counted = {str(label): int(n) for label, n in labels.value_counts().items()}
+        control = self.columns.control
+        there = [label for label in counted if label.lower() == control.lower() or is_control(label)]
+        if not there:
+            if needs_controls:
+                raise VcellError(
+                    f"{self.path} has no control cells {control!r}: scores are differences from controls."
+                    f"{nearest(control, counted)} Set control=LABEL"
+                )
+            return labels
+        named = next((label for label in there if label.lower() == control.lower()), there[0])
+        table = read_labels({str(self.path): counted}, named, LabelRules(), self.genes, "control")
+        meaning = {
+            label: control if became == table.control else became
+            for label, became in table.meaning[str(self.path)].items()
+        }
+        return renamed(labels, meaning)
+
+    def rows(self, context: str | None) -> np.ndarray:
+        """Rows of a context, all where it is None; cells without a perturbation are left out."""
+        labelled = self.labels != NO_GUIDE
+        return np.flatnonzero(
+            labelled if context is None or self.contexts is None else labelled & (self.contexts == context)
+        )
+
+    def cells_of(self, context: str | None) -> ad.AnnData:
+        """Cells of a context in memory, X as CSR, values checked."""
+        rows = self.rows(context)
+        with open_h5ad(self.path) as file, tempfile.TemporaryDirectory(prefix="vcell-cells-") as scratch:
+            matrix = Matrix.open(file, self.path, self.matrix, len(self.labels), len(self.genes))
+            try:
+                cells = matrix_rows(matrix, rows, Path(scratch))
+            except (OSError, KeyError) as error:
+                raise VcellError(
+                    f"{self.path}: {self.matrix} cannot be read ({type(error).__name__}: {error})"
+                ) from error
+        if not np.isfinite(cells.data).all() or (cells.data < 0).any():
+            raise VcellError(f"{self.path}: {self.matrix} holds NaN, infinite or negative values")
+        obs = pd.DataFrame({self.columns.perturbation: self.labels[rows]}, index=pd.Index(rows.astype(str)))
+        return ad.AnnData(cells, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes)))
+
+
+def _first(wanted: Sequence[str | None], known: Sequence[str]) -> str | None:
+    return next((name for name in wanted if name in known), None)
+
+
+def _about(file: h5py.File) -> dict[str, Any]:
+    """What a file written by vcell says of itself; nothing for other files."""
+    if not has(file, "uns/vcell"):
+        return {}
+    try:
+        about = json.loads(str(read_elem(file["uns/vcell"])))
+    except Exception:  # another program's entry of that name, however it was written
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def best_matrix(file: h5py.File, path: Path) -> str:
+    """X; or, where no counts come back from it and another matrix of the file has them, that one."""
+    names = matrix_names(file)
+    if len(names) == 1 or "X" not in names:
+        return names[0]
+    looked = [look_at(file, path, name, SAMPLE_CELLS) for name in names]
+    if looked[0].scale is not None and looked[0].scale.recoverable:
+        return "X"
+    better = [values for values in looked[1:] if values.scale is not None and values.scale.recoverable]
+    return min(better, key=lambda values: values.rank).name if better else "X"
+
+
+def matrix_rows(matrix: Matrix, rows: np.ndarray, scratch: Path) -> sparse.csr_matrix:
+    """Rows of a matrix, ascending, whatever its layout."""
+    if matrix.layout != "csc":
+        found = matrix.rows(rows)
+        return _csr(found.values, found.indices, found.indptr, matrix.shape[1])
+    wanted, parts = np.zeros(matrix.shape[0], bool), []
+    wanted[rows] = True
+    for block in matrix.blocks(scratch):
+        here = _csr(block.values, block.indices, block.indptr, matrix.shape[1])
+        parts.append(here[wanted[block.start : block.start + here.shape[0]]])
+    return sparse.csr_matrix(sparse.vstack(parts, format="csr"))
+
+
+def _csr(values: np.ndarray, indices: np.ndarray, indptr: np.ndarray, n_genes: int) -> sparse.csr_matrix:
+    made = sparse.csr_matrix((values, indices, indptr), shape=(len(indptr) - 1, n_genes))
+    made.sum_duplicates()
+    return made
+
+
+class StoreCells:
+    """Some groups of a cell store as measured cells, beside their controls; their values are counts.
+
+    Parameters
+    ----------
+    groups
+        The (context, perturbation) to score; None: all of the store.
+    """
+
+    def __init__(self, store: Cells, columns: Columns, groups: Iterable[Group] | None = None) -> None:
+        self.store, self.columns = store, columns
+        wanted = [g for g in store.groups if g[1] != store.control] if groups is None else list(groups)
+        contexts = [c for c in dict.fromkeys(c for c, _ in wanted) if c in store.control_contexts]
+        self.groups = [
+            *((c, store.control) for c in contexts),
+            *(g for g in wanted if g[0] in contexts and g in store.groups),
+        ]
+        sizes = [len(store.groups[g]) for g in self.groups]
+        names = [columns.control if p == store.control else p for _, p in self.groups]
+        self.path, self.genes, self.about = Path(store.name), store.genes, dict[str, Any]()
+        self.labels = np.repeat(np.array(names, object), sizes).astype(str)
+        self.contexts = None if columns.context is None else np.repeat([c for c, _ in self.groups], sizes)
+
+    def cells_of(self, context: str | None) -> ad.AnnData:
+        """Cells of a context in memory, X as CSR of counts."""
+        here = [g for g in self.groups if context is None or self.contexts is None or g[0] == context]
+        grouped = GroupedCells.of_store(self.store, here, self.columns.control)
+        return grouped.anndata(self.columns.perturbation)

@@ -1,0 +1,130 @@
+"""Predicted and measured cells on one scale: log1p of counts per one total, or whole counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+from scipy import sparse
+
+from vcell.data.files.normalize import LARGEST_LOG1P, counts_of
+from vcell.data.files.scale import Scale, detect_scale, recover_counts
+from vcell.errors import VcellError
+from vcell.score.cells import SAMPLE_CELLS, Columns
+
+
+def whole_counts(cells: ad.AnnData, path: Path, what: str) -> None:
+    """Refuses anything but whole counts, which the scores of 2026 take; measured log1p counts come back as counts."""
+    try:
+        scale = scale_of(cells)
+    except VcellError:
+        if what != "the prediction":
+            raise
+        scale = Scale.UNKNOWN
+    if scale is not Scale.COUNTS:
+        if what == "the prediction" or not scale.recoverable:
+            hint = (
+                " python -m vcell.infer challenge=vcc2026 writes them; python -m vcell.package pred=FILE challenge=vcc2026 makes "
+                "them of other predictions"
+            )
+            raise VcellError(
+                f"{path}: the scores of 2026 take whole counts, and those of {what} are {'log1p or other values' if scale is Scale.UNKNOWN else scale.words}."
+                f"{hint if what == 'the prediction' else ' Give the file with their raw counts'}"
+            )
+        cells.X = recovered(cells, scale, what)
+    elif not (cells.X.data == np.rint(cells.X.data)).all():
+        raise VcellError(f"{path}: X holds counts that are not whole; the scores of 2026 take whole counts")
+
+
+def scale_of(cells: ad.AnnData) -> Scale:
+    """The scale of X, on cells spread over the file."""
+    spread = np.unique(np.linspace(0, cells.n_obs - 1, min(cells.n_obs, SAMPLE_CELLS)).astype(int))
+    sample = cells.X[spread]
+    return detect_scale(sample.data, sample.indptr)
+
+
+def log1p_target_sum(cells: ad.AnnData, about: dict[str, Any], columns: Columns) -> float:
+    """Counts per cell of a log1p matrix: as the file says, else as its control cells show.
+
+    Raises
+    ------
+    VcellError
+        If control cells have totals so different that they were not scaled to one, or not to what the file says.
+    """
+    rows = (cells.obs[columns.perturbation] == columns.control).to_numpy()
+    if not rows.any():
+        raise VcellError(
+            f"the prediction has no control cells {columns.control!r}, which show what its values were scaled to"
+        )
+    controls = cells.X[rows].copy()
+    controls.data = counts_of(controls.data)
+    totals = np.asarray(controls.sum(axis=1)).ravel()
+    if about.get("target_sum"):
+        stated = float(about["target_sum"])
+        # genes may have been dropped after scaling, so totals may lie below
+        if np.median(totals) > 1.05 * stated:
+            raise VcellError(
+                f"the prediction says it is scaled to {stated:,.0f} counts per cell; its control cells sum to "
+                f"{np.median(totals):,.0f}: it was changed after it was written"
+            )
+        return stated
+    low, middle, high = np.quantile(totals, [0.05, 0.5, 0.95])
+    if high > 1.05 * low:
+        raise VcellError(
+            f"the control cells of the prediction sum to {low:,.0f} to {high:,.0f} counts after expm1: they were not "
+            "scaled to one total. Give log1p of counts scaled to one total per cell, or whole counts"
+        )
+    return float(middle)
+
+
+def recovered(cells: ad.AnnData, scale: Scale, what: str) -> sparse.csr_matrix:
+    """Whole counts, float32; every cell must give them back."""
+    if scale is Scale.COUNTS and (cells.X.data == np.rint(cells.X.data)).all():
+        return cells.X.astype(np.float32, copy=False)
+    found = recover_counts(cells.X.data, cells.X.indptr, scale)
+    if not found.fine.all():
+        raise VcellError(f"{what}: {int((~found.fine).sum()):,} cells do not come back as counts: {scale.words}")
+    parts = (found.counts.astype(np.float32), cells.X.indices, cells.X.indptr)
+    return sparse.csr_matrix(parts, shape=cells.X.shape)
+
+
+def counts_to_log1p(cells: ad.AnnData, scale: Scale, target_sum: float, what: str) -> float:
+    """X, in place, to log1p of counts per `target_sum`; through the counts, which every cell must give back.
+
+    Returns the median library size of the counts.
+    """
+    import scanpy
+
+    cells.X = recovered(cells, scale, what)
+    total = float(np.median(np.asarray(cells.X.sum(axis=1)).ravel()))
+    scanpy.pp.normalize_total(cells, target_sum=target_sum)
+    scanpy.pp.log1p(cells)
+    return total
+
+
+def same_scale(pred: ad.AnnData, real: ad.AnnData, about: dict[str, Any], columns: Columns) -> tuple[float, float]:
+    """Brings both to log1p of counts per one target sum, which is returned, with the measured cells' median library size.
+
+    Measured cells go through their raw counts, so whatever scale their file is in, the comparison is on the
+    prediction's. A prediction of whole counts is scaled as the official scorer would: to its cells' median total.
+    """
+    real_scale = scale_of(real)
+    if not real_scale.recoverable:
+        raise VcellError(
+            f"the values of the measured cells are {real_scale.words}: give the file with their raw counts, or log1p of them"
+        )
+    # predicted log1p values need not come from whole counts
+    pred_scale = None if about.get("scale") == "log1p" else scale_of(pred)
+    if pred_scale is Scale.COUNTS:
+        target_sum = float(np.median(np.asarray(pred.X.sum(axis=1)).ravel()))
+        counts_to_log1p(pred, Scale.COUNTS, target_sum, "the prediction")
+    else:
+        if pred.X.data.size and pred.X.data.max() >= LARGEST_LOG1P:
+            raise VcellError(
+                f"the prediction holds values up to {pred.X.data.max():,.1f}: neither whole counts nor log1p (below {LARGEST_LOG1P:.0f})"
+            )
+        target_sum = log1p_target_sum(pred, about, columns)
+    total = counts_to_log1p(real, real_scale, target_sum, "the measured cells")
+    return target_sum, total
