@@ -14,7 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vcell.errors import VcellError
+from vcell.errors import VcellError, nearest
 from vcell.system import slurm_tasks_per_node
 
 # configs/ lies in the package of an installed wheel, and at the top of a checkout
@@ -96,6 +96,33 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
         return hydra.compose(verb, overrides)
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
         return hydra.compose(verb, overrides)
+
+
+def with_settings(config: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
+    """A configuration with further values, by dotted key.
+
+    Raises
+    ------
+    VcellError
+        For a key that it does not have, with the nearest one.
+    """
+    known = [key for key, _ in flatten(OmegaConf.to_container(config))]
+    for key, value in settings.items():
+        if not any(key == name or name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in known):
+            raise VcellError(f"there is no setting {key!r}.{nearest(key, known)}")
+        OmegaConf.update(config, key, value, merge=False, force_add=True)
+    return config
+
+
+def class_path(thing: Any) -> str:
+    """Where a class, or the class of an object, lies: how a configuration names it."""
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def challenge_of(name: Any) -> Any:
+    """The rules of a challenge by its name; an object that is one already stays as it is."""
+    return build(compose("infer", [f"challenge={name}"]).challenge) if isinstance(name, str) else name
 
 
 def with_trainer(overrides: list[str]) -> list[str]:

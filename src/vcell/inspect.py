@@ -14,13 +14,13 @@ def run(config: DictConfig) -> None:
 
     from vcell.data.files.paths import read_gene_list
     from vcell.inspection.inspect import inspect
-    from vcell.inspection.report import describe
+    from vcell.inspection.report import as_text
 
     genes = read_gene_list(config.genes, "genes") if config.genes else None
     found = inspect(
         Path(config.path).expanduser(), dict(config.columns), config.control, config.matrix, genes, config.cells
     )
-    print(json.dumps(found, indent=1) if config.json else describe(found))
+    print(json.dumps(found, indent=1) if config.json else as_text(found))
 
 
 if __name__ == "__main__":

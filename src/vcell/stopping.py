@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -67,7 +68,9 @@ def listen(verb: str) -> None:
 
 def handle(handler: Callable[[int, Any], None]) -> dict[int, Any]:
     """Has `handler` called for every signal to stop; gives the handlers of before. A signal that the caller ignores stays ignored."""
-    before = {}
+    before: dict[int, Any] = {}
+    if threading.current_thread() is not threading.main_thread():
+        return before  # Python gives signals to the main thread alone
     for number in STOP:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores HUP, a shell's background jobs INT
             before[int(number)] = signal.signal(number, handler)

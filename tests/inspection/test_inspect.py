@@ -22,13 +22,13 @@ from vcell.data.store.ensure import ensure_store
 from vcell.data.store.options import StoreOptions
 from vcell.errors import VcellError
 from vcell.inspection.inspect import inspect
-from vcell.inspection.report import describe
+from vcell.inspection.report import as_text
 
 
 def matrix_of(cells: ad.AnnData, path: Path) -> dict:
     found = inspect(write(cells, path))
     json.dumps(found)
-    assert describe(found)
+    assert as_text(found)
     return found["matrices"][0]
 
 
@@ -95,7 +95,7 @@ def test_the_matrix_with_raw_counts_is_recommended(tmp_path: Path):
     cells.X = ((dense - dense.mean(0)) / (dense.std(0) + 1e-9)).astype(np.float32)
     found = inspect(write(cells, tmp_path / "a.h5ad"))
     assert found["matrix"] == "layers/counts" and "data.matrix=layers/counts" in found["prepare"]
-    assert "use this one" in describe(found)
+    assert "use this one" in as_text(found)
 
 
 def test_gene_names_are_judged(tmp_path: Path):

@@ -10,16 +10,21 @@ from vcell.errors import shortlist
 WIDTH = 13
 
 
-def describe(found: dict[str, Any]) -> str:
+def rows_of(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The findings as labels and texts; a label is "" where it is that of the row above, "!" for a warning."""
+    size = f"{found['size_bytes'] / 1e6:,.1f} MB"
+    rows = [("file", f"{found['path']} ({size}), {found['cells']:,} cells")]
+    rows += [row for section in (_matrices, _genes, _labels, _knockdown) for row in section(found)]
+    return [*rows, *(("!", warning) for warning in found["warnings"])]
+
+
+def as_text(found: dict[str, Any]) -> str:
     """The findings as labelled lines, then what to do next."""
-    lines = [f"{'file':<{WIDTH}}{found['path']} ({found['size_bytes'] / 1e6:,.1f} MB), {found['cells']:,} cells"]
-    sections = (_matrices, _genes, _labels, _knockdown)
-    lines += [f"{label:<{WIDTH}}{text}" for section in sections for label, text in section(found)]
-    lines += [f"{'!':<{WIDTH}}{warning}" for warning in found["warnings"]]
+    lines = [f"{label:<{WIDTH}}{text}" for label, text in rows_of(found)]
     if found["prepare"]:
         lines += ["", "next:", f"  {found['prepare']}", f"  {found['train']}"]
     else:
-        lines += ["", "next: mend what stands at ! above, then inspect again"]
+        lines += ["", 'next: fix the lines marked "!" and run inspect again']
     return "\n".join(lines)
 
 

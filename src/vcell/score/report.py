@@ -137,15 +137,12 @@ def draw(report: Report) -> dict[str, tuple[str, bytes]]:
         return {}
     floor = floors(report)
     ceiling = report.scores.loc[CEILING].to_dict()
-    ends = (report.scorer.floor, CEILING)
     found = {
         "scores": (
             f"From floor (the official baseline {report.scorer.floor} for official scores, copied controls for the others) to ceiling "
             f"(one half of the measured cells predicting the other). Lines are 95 % intervals over {report.over}; marks far outside are "
             "cut off.",
-            figures.png(
-                figures.floor_to_ceiling(report.scores, report.intervals, floor, CEILING, ends, report.metrics)
-            ),
+            figures.png(floor_to_ceiling(report)),
         )
     }
     name = next(iter(report.intervals))
@@ -165,6 +162,12 @@ def draw(report: Report) -> dict[str, tuple[str, bytes]]:
             if figure is not None:
                 found[f"{key}{end}"] = (caption + where, figures.png(figure))
     return found
+
+
+def floor_to_ceiling(report: Report) -> figures.Picture:
+    """Every metric from what a prediction must beat to what can be reached, as a figure."""
+    ends = (report.scorer.floor, CEILING)
+    return figures.floor_to_ceiling(report.scores, report.intervals, floors(report), CEILING, ends, report.metrics)
 
 
 def floors(report: Report) -> dict[str, float]:

@@ -54,14 +54,14 @@ class Own:
     Parameters
     ----------
     model
-        A network (`model.predictor.TrainableModel`).
+        A network (`model.predictor.TrainableModel`), or what makes one from the sizes that it has parameters for.
     loss
         Called with predicted cells ``(sets, cells, genes)`` and the batch; gives a dict of terms ``(sets)``, of which ``loss`` is minimised.
     sampler
         Called as `data.sampler.CellSetSampler` is; gives an object with its methods `batch` and `validation`.
     """
 
-    model: nn.Module | None = None
+    model: nn.Module | Callable[..., nn.Module] | None = None
     loss: Loss | None = None
     sampler: Callable[..., Any] | None = None
 
@@ -171,7 +171,7 @@ def make_module(
     table = load_table(config.perturbation, trained, held_out)
     table.require([*trained, *held_out])
     sizes = model_sizes(config, data, table)
-    model = own.model if own.model is not None else make_network(config, sizes)
+    model = make_network(config, sizes, own)
     if config.compile:
         model.compile(mode=None if config.compile is True else config.compile)
     identity = make_identity(resolved, data.gather, data.assigned, table, sizes)
@@ -183,7 +183,7 @@ def make_module(
         scores=build(config.validation, genes=data.store.genes),
         seed=config.seed,
         flops=batch_flops(
-            lambda: deepcopy(own.model) if own.model is not None else make_network(config, sizes),
+            lambda: make_network(config, sizes, own, copied=True),
             sizes,
             data.sets_per_step,
             data.set_size,
@@ -191,8 +191,12 @@ def make_module(
     )
 
 
-def make_network(config: DictConfig, sizes: dict[str, Any]) -> nn.Module:
-    """The network that the configuration names, told those of the sizes that it asks for."""
+def make_network(config: DictConfig, sizes: dict[str, Any], own: Own, copied: bool = False) -> nn.Module:
+    """The network in training: one's own, or that which the configuration names; told those of the sizes that it asks for."""
+    if isinstance(own.model, nn.Module):
+        return deepcopy(own.model) if copied else own.model
+    if own.model is not None:
+        return own.model(**sizes_for(own.model, sizes))
     try:
         made = get_class(config.model["_target_"])
     except (ImportError, ValueError) as error:

@@ -1,0 +1,38 @@
+"""Cells in memory as a file: what reads h5ad files then reads an AnnData too, with the same checks."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import anndata as ad
+
+from vcell.errors import VcellError
+
+Given: TypeAlias = str | Path | ad.AnnData
+
+
+@contextmanager
+def as_file(cells: Given, name: str = "cells.h5ad") -> Iterator[Path]:
+    """The path of a file of these cells: the one given, or one written for as long as the block runs.
+
+    Raises
+    ------
+    VcellError
+        If they are neither a path nor an AnnData, or cannot be written as one.
+    """
+    if isinstance(cells, str | Path):
+        yield Path(cells).expanduser()
+        return
+    if not isinstance(cells, ad.AnnData):
+        raise VcellError(f"cells must be given as a path or as an AnnData, not as {type(cells).__name__}")
+    with tempfile.TemporaryDirectory(prefix="vcell-cells-") as folder:
+        path = Path(folder) / name
+        try:
+            cells.write_h5ad(path)
+        except Exception as error:  # of anndata: a column or an entry of uns that h5ad cannot hold
+            raise VcellError(f"the AnnData cannot be written as h5ad: {error}") from error
+        yield path

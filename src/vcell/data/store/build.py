@@ -1,0 +1,82 @@
+"""h5ad files, or AnnData, to a cell store from Python: `vcell.build_store`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+
+from vcell.config import compose, with_settings
+from vcell.data.files.memory import Given, as_file
+from vcell.data.store.ensure import ensure_store
+from vcell.data.store.options import StoreOptions
+from vcell.data.store.store import Cells
+from vcell.progress import spoken
+
+
+def build_store(
+    cells: Given | Sequence[Given],
+    out: str | Path,
+    *,
+    perturbation: str | None = "target_gene",
+    batch: str | None = "batch",
+    context: str | None = "cell_type",
+    context_name: str | None = None,
+    control: str | Sequence[str] = "non-targeting",
+    genes: str = "union",
+    settings: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    verbose: bool = False,
+) -> Cells:
+    """Reads h5ad files or AnnData into a cell store, or opens the one that was made of them before.
+
+    Parameters
+    ----------
+    cells
+        Files, globs, AnnData, or a list of these.
+    out
+        The folder of the store.
+    perturbation, batch, context
+        obs columns; ``batch=None``: each file is one batch; ``context=None``: give `context_name`.
+    context_name
+        The context of all cells.
+    control
+        The label of control cells, or several.
+    genes
+        ``union`` or ``common``, or a gene list: a file with one name per line.
+    settings
+        Any other setting of ``vcell prepare`` by its key: ``{"data.filter.min_cells": 30}``.
+    overwrite
+        Replace a store made from other cells or settings.
+    workers
+        Files read side by side.
+    verbose
+        Print what the command would print.
+
+    Returns
+    -------
+    The opened store: ``obs``, ``genes``, ``groups``, ``rows(cells)``.
+
+    Raises
+    ------
+    VcellError
+        If cells cannot be read, or the store there was made from others.
+    """
+    given = [cells] if isinstance(cells, str | Path | ad.AnnData) else list(cells)
+    config = compose("prepare", ["data=perturb_seq"])
+    columns = {"data.columns.perturbation": perturbation, "data.columns.batch": batch, "data.columns.context": context}
+    control_label = control if isinstance(control, str) else list(control)
+    with ExitStack() as stack, spoken(verbose):
+        paths = [
+            str(one) if isinstance(one, str | Path) else str(stack.enter_context(as_file(one, f"adata{i}.h5ad")))
+            for i, one in enumerate(given)
+        ]
+        values = {
+            "data.path": paths, "data.store": str(out), "data.context": context_name, "data.control": control_label, "data.genes": genes,
+            **columns, **(settings or {}),
+        }  # fmt: skip
+        return ensure_store(StoreOptions.of(with_settings(config, values).data), overwrite, workers)

@@ -1,0 +1,180 @@
+"""A trained model as one uses it from Python: `vcell.load`, and its `predict` on AnnData, files and stores."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import anndata as ad
+import pandas as pd
+from scipy import sparse
+from torch import Tensor, nn
+
+from vcell.challenge import Challenge
+from vcell.config import challenge_of
+from vcell.data.batch import CellSetBatch
+from vcell.data.files.memory import Given, as_file
+from vcell.data.store.store import Cells, CellStore
+from vcell.errors import VcellError
+from vcell.model.find import find_checkpoint
+from vcell.model.predictor import Predictor
+from vcell.model.table import PerturbationTable
+from vcell.model.trained import TrainedModel
+from vcell.predict.infer import plan_model
+from vcell.predict.options import PredictOptions
+from vcell.predict.plan import PredictionPlan
+from vcell.predict.predictors import check_predictors
+from vcell.progress import progress_bar, spoken
+
+
+@dataclass
+class LoadedModel(TrainedModel):
+    """A trained model that also predicts from AnnData, files and stores; it remembers the checkpoint it comes from."""
+
+    path: Path = field(default_factory=Path)
+
+    @overload
+    def predict(self, cells: CellSetBatch) -> Tensor: ...
+
+    @overload
+    def predict(
+        self,
+        cells: Given | Sequence[str] | Cells | None = None,
+        targets: str | Sequence[str] | None = None,
+        *,
+        n_cells: int | None = None,
+        contexts: Sequence[str] | str | None = None,
+        genes: str | Sequence[str] | None = None,
+        challenge: str | Challenge = "none",
+        predictor: str | Mapping[str, Any] | Predictor = "model",
+        draw: bool | None = None,
+        target_sum: float | None = None,
+        max_controls: int | None = None,
+        store: str | Sequence[str] | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        verbose: bool = False,
+    ) -> ad.AnnData: ...
+
+    def predict(
+        self, cells: Any = None, targets: str | Sequence[str] | None = None, **options: Any
+    ) -> Tensor | ad.AnnData:
+        """Predicted cells, with control cells beside them where the challenge has them: what ``vcell infer`` writes.
+
+        Parameters
+        ----------
+        cells
+            Control cells to predict from: an AnnData, h5ad files, or a cell store; None: those of the run's store. A `CellSetBatch` gives
+            a tensor ``(sets, cells, genes)`` instead, as of any predictor.
+        targets
+            Perturbations by name, a CSV, or a template h5ad; None: the run's held-out targets.
+        n_cells
+            Cells per target (100, or as the challenge says).
+        contexts
+            Where to predict them.
+        genes
+            A gene list, as a file or as names; None: those of training.
+        challenge
+            ``vcc2025``, ``vcc2026`` or ``none``, or the rules themselves.
+        predictor
+            ``model``, a baseline, a checkpoint, several with weights, or an object (`model.predictor.Predictor`).
+        draw
+            Whether cells are drawn as whole counts around the prediction.
+        target_sum
+            Counts per cell of log1p values; None: as in training, or as the challenge says.
+        max_controls
+            Control cells per context that are kept.
+        store
+            Where the run's cell store lies now.
+        seed, device
+            How to predict.
+        verbose
+            Print what the command would print.
+
+        Returns
+        -------
+        X: log1p of counts per `target_sum`, or whole counts, CSR float32 ``(cells, genes)``; obs: target, context and batch; uns: what the
+        prediction says of itself.
+
+        Raises
+        ------
+        VcellError
+            If cells, targets or genes cannot be used.
+        """
+        if isinstance(cells, CellSetBatch):
+            return super().predict(cells)
+        verbose = options.pop("verbose", False)
+        with spoken(verbose), tempfile.TemporaryDirectory(prefix="vcell-predict-") as folder:
+            return self._predicted(cells, targets, Path(folder), options)
+
+    def _predicted(self, cells: Any, targets: Any, folder: Path, options: dict[str, Any]) -> ad.AnnData:
+        contexts = options.pop("contexts", None)
+        if isinstance(cells, ad.AnnData):
+            with as_file(cells) as path:
+                return self._predicted(str(path), targets, folder, {**options, "contexts": contexts})
+        controls = str(cells.path) if isinstance(cells, CellStore) else str(cells) if isinstance(cells, Path) else cells
+        asked = PredictOptions(
+            challenge=challenge_of(options.pop("challenge", "none")),
+            targets=targets if targets is None or isinstance(targets, str) else list(targets),
+            contexts=[contexts] if isinstance(contexts, str) else contexts,
+            controls=controls if controls is None or isinstance(controls, str) else list(controls),
+            **options,
+        )
+        check_predictors(asked.predictor)
+        plan = plan_model(asked, self, self.path, folder / "controls")
+        assert plan is not None
+        return in_memory(plan)
+
+
+def in_memory(plan: PredictionPlan) -> ad.AnnData:
+    """A prediction carried out at once: the cells that the file of this plan would hold."""
+    blocks: list[sparse.csr_matrix] = []
+    with progress_bar(sum(job.n_cells for job in plan.jobs), "predicting", "cells") as progress:
+        for job in plan.jobs:
+            blocks += plan.cells(job)
+            progress.update(job.n_cells)
+    matrix = sparse.csr_matrix(sparse.vstack(blocks, format="csr"), dtype="float32")
+    return ad.AnnData(matrix, obs=plan.obs(), var=pd.DataFrame(index=pd.Index(plan.layout.genes)), uns=plan.uns())
+
+
+def load(
+    ckpt: str | Path,
+    *,
+    table: PerturbationTable | str | Path | None = None,
+    trust: Sequence[str] = (),
+    model: nn.Module | None = None,
+    runs: str | Path = "runs",
+) -> LoadedModel:
+    """A trained model from its checkpoint, ready to predict; Lightning is not needed.
+
+    Parameters
+    ----------
+    ckpt
+        A checkpoint; a bare name such as ``last.ckpt``, where no such file lies here, means the newest run's.
+    table
+        An embedding table in place of the checkpoint's, for perturbations that one lacks.
+    trust
+        Packages of your own whose network the checkpoint may name: ``["my_lab"]``.
+    model
+        A network to load the weights into, in place of the one the checkpoint describes.
+    runs
+        Where runs lie.
+
+    Raises
+    ------
+    VcellError
+        If the checkpoint is absent or damaged, or names a network that is not trusted.
+    """
+    from vcell.predict.predictors import table_in_place_of_its_own
+
+    path = find_checkpoint(str(ckpt), runs)
+    if isinstance(table, str | Path):
+        table = table_in_place_of_its_own(str(table), path)
+    found = LoadedModel.load(path, table, trust, model)
+    if not isinstance(found, LoadedModel):
+        raise VcellError(f"{path} could not be loaded")
+    found.path = path
+    return found

@@ -1,0 +1,154 @@
+"""Scores from Python: `vcell.score_prediction`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from vcell.challenge import Challenge
+from vcell.config import challenge_of
+from vcell.data.files.memory import Given, as_file
+from vcell.data.store.store import Cells, CellStore
+from vcell.progress import spoken
+from vcell.score import figures
+from vcell.score.cells import Columns
+from vcell.score.evaluation import score
+from vcell.score.options import ScoreOptions
+from vcell.score.report import OVERALL, Report, floor_to_ceiling, table_text, write_report
+from vcell.score.statistics import Interval
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a prediction, beside what it has to beat and what can be reached. In a notebook they show as their table."""
+
+    found: Report
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Predictors (rows) by overall score and metrics (columns)."""
+        return self.found.scores
+
+    @property
+    def per_target(self) -> pd.DataFrame:
+        """A row for each predictor, context and target."""
+        return self.found.per_perturbation
+
+    @property
+    def by_context(self) -> pd.DataFrame:
+        """The table for each context, rows by (context, predictor)."""
+        return self.found.by_context
+
+    @property
+    def score(self) -> float:
+        """The overall score of the prediction: 0 is the official baseline."""
+        return float(self.interval.value)
+
+    @property
+    def interval(self) -> Interval:
+        """The overall score with its 95 % interval."""
+        return next(iter(self.found.intervals.values()))[OVERALL]
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know of these numbers."""
+        return list(self.found.notes)
+
+    def plot(self) -> figures.Picture:
+        """The prediction's metrics from floor to ceiling, as a matplotlib figure."""
+        return floor_to_ceiling(self.found)
+
+    def report(self, path: str | Path) -> Path:
+        """Writes report.html, tables and pictures to the folder `path`; gives the page."""
+        write_report(Path(path), self.found)
+        return Path(path) / "report.html"
+
+    def __str__(self) -> str:
+        return table_text(self.found.scores, self.found.metrics)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return str(self.table.style.format("{:.4f}", na_rep="–").to_html())
+
+
+def score_prediction(
+    pred: Given,
+    real: Given | Cells,
+    *,
+    challenge: str | Challenge = "none",
+    perturbation: str | None = None,
+    context: str | None = None,
+    control: str = "non-targeting",
+    against: Mapping[str, Given] | Sequence[str | Path] = (),
+    ckpt: str | Path | None = None,
+    store: str | Sequence[str] | None = None,
+    engine: str = "auto",
+    allow_leaks: bool = False,
+    pictures: bool = True,
+    device: str = "cpu",
+    threads: int | None = None,
+    verbose: bool = False,
+) -> Scores:
+    """Scores predicted cells against measured ones with the challenge's own metrics.
+
+    Parameters
+    ----------
+    pred
+        Predicted cells with control cells, log1p or counts (for ``vcc2026`` whole counts): an h5ad file or an AnnData.
+    real
+        Measured cells and control cells of the same targets: a file, an AnnData, or a cell store.
+    challenge
+        ``vcc2025``, ``vcc2026`` or ``none`` (the metrics of 2025), or the rules themselves.
+    perturbation, context
+        obs columns, where they are not the challenge's.
+    control
+        The label of control cells.
+    against
+        Other predictions to compare with: files, or by name.
+    ckpt, store
+        The run whose training cells make the baselines, and where its store lies; None: as `pred` says.
+    engine
+        ``auto``: predictions by the official package, references by our equal one; ``official``; ``fast``.
+    allow_leaks
+        Score targets that the run was trained on all the same.
+    pictures
+        Whether the report is to have pictures.
+    device, threads
+        Of our scorer, and of the official package.
+    verbose
+        Print progress.
+
+    Returns
+    -------
+    ``.table`` and ``.per_target`` (DataFrames), ``.plot()``, ``.report(folder)``.
+
+    Raises
+    ------
+    VcellError
+        If the cells are not comparable, or targets were trained on.
+    """
+    rules = challenge_of(challenge)
+    with ExitStack() as stack, spoken(verbose):
+        given = against.values() if isinstance(against, Mapping) else against
+        names = list(against) if isinstance(against, Mapping) else [Path(str(p)).stem for p in against]
+        options = ScoreOptions(
+            pred=stack.enter_context(as_file(pred, "prediction.h5ad")),
+            real=Path(real.name) if isinstance(real, Cells) else stack.enter_context(as_file(real, "measured.h5ad")),
+            challenge=rules,
+            columns=Columns(perturbation or rules.perturbation, context or rules.context, control),
+            against=[stack.enter_context(as_file(p, f"{n}.h5ad")) for n, p in zip(names, given, strict=True)],
+            real_stores=[str(real.path)] if isinstance(real, CellStore) else (),
+            ckpt=None if ckpt is None else str(ckpt),
+            store=store,
+            engine=engine,
+            allow_leaks=allow_leaks,
+            pictures=pictures,
+            device=device,
+            threads=threads,
+        )
+        return Scores(score(options)[0])

@@ -1,0 +1,147 @@
+"""Training from Python: `vcell.fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from vcell.config import class_path, compose, with_settings
+from vcell.data.store.store import Cells, CellStore
+from vcell.errors import VcellError
+from vcell.model.losses import Loss
+from vcell.progress import spoken
+from vcell.stopping import Stopped
+from vcell.training.build import Own
+from vcell.training.train import train
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was trained, in its folder."""
+
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last checkpoint: the argument of `vcell.load`."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best validation; the last one where nothing was held out for it."""
+        path = self.folder / "checkpoints" / "best.ckpt"
+        return path if path.is_file() else self.checkpoint
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """Losses and validation scores, a row for each logged step."""
+        return pd.read_csv(self.folder / "metrics.csv")
+
+
+def fit(
+    data: str | Path | Cells | Sequence[str | Path | Cells],
+    *,
+    name: str = "run",
+    model: str | nn.Module | Callable[..., nn.Module] = "tiny",
+    loss: str | Loss = "energy",
+    sampler: Callable[..., Any] | None = None,
+    table: str | Path | None = None,
+    max_steps: int = 4000,
+    validate_every: int | None = None,
+    val: float | Sequence[str] = 0.1,
+    test: float | Sequence[str] = 0.1,
+    trainer: str = "auto",
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    verbose: bool = False,
+) -> Run:
+    """Trains a transition model on a cell store, or continues the run of the same name.
+
+    Parameters
+    ----------
+    data
+        A store (`vcell.build_store`), its folder, or several.
+    name
+        The run lies in ``runs/NAME``.
+    model
+        ``tiny``, ``state_sm``, ``state``, ``state_lg``; or a network of your own (`model.predictor.TrainableModel`): an object, or what
+        makes one from sizes.
+    loss
+        ``energy``, ``energy_delta``, ``energy_contrastive``; or an object: called with predicted cells and the batch, it gives a dict of
+        terms ``(sets)`` with ``loss``.
+    sampler
+        A sampler of your own: called as `data.sampler.CellSetSampler` is.
+    table
+        Embedding table of the perturbations (.pt or .npz); None: one-hot, which says nothing of perturbations never trained on.
+    max_steps, validate_every
+        Steps, and steps between validations (None: a tenth of them).
+    val, test
+        Perturbations to hold out: a fraction, or names.
+    trainer
+        ``auto``, ``cpu``, ``gpu``.
+    seed
+        Of all draws.
+    settings
+        Any other setting of ``vcell train`` by its key: ``{"optimizer.lr": 1e-3, "data.sets.set_size": 64}``.
+    overwrite
+        Remove a run of this name and begin again.
+    verbose
+        Print what the command would print.
+
+    Returns
+    -------
+    The run: `checkpoint`, `best`, `metrics`, `folder`.
+
+    Raises
+    ------
+    VcellError
+        If something of it cannot be used, or the run there has other settings.
+    """
+    stores = [_folder_of(one) for one in ([data] if isinstance(data, str | Path | Cells) else data)]
+    groups = [
+        f"model={model if isinstance(model, str) else 'tiny'}",
+        f"loss={loss if isinstance(loss, str) else 'energy'}",
+    ]
+    config = compose("train", ["data=perturb_seq", f"trainer={trainer}", *groups])
+    every = validate_every or max(1, max_steps // 10)
+    values: dict[str, Any] = {
+        "name": name, "seed": seed, "overwrite": overwrite, "data.path": None, "data.stores": stores,
+        "data.split.val.perturbations": _held_out(val), "data.split.test.perturbations": _held_out(test),
+        "perturbation.path": None if table is None else str(table), "trainer.max_steps": max_steps, "trainer.val_check_interval": every,
+        "trainer.log_every_n_steps": min(20, every), **(settings or {}),
+    }  # fmt: skip
+    config = with_settings(config, values)
+    own = Own(
+        model=None if isinstance(model, str) else model, loss=None if isinstance(loss, str) else loss, sampler=sampler
+    )
+    # what is recorded of objects is their class, so that a run with another one is told apart
+    for key, thing in (("model", own.model), ("loss", own.loss), ("data.sets.sampler", own.sampler)):
+        if thing is not None:
+            with_settings(config, {key: {"_target_": class_path(thing)}})
+    try:
+        with spoken(verbose):
+            return Run(train(config, own).path)
+    except Stopped:  # saved; a notebook goes on
+        raise KeyboardInterrupt from None
+
+
+def _folder_of(store: str | Path | Cells) -> str:
+    if isinstance(store, CellStore):
+        return str(store.path)
+    if isinstance(store, Cells):
+        raise VcellError("give the stores themselves, as a list, not a view of them")
+    if Path(store).is_file():
+        raise VcellError(
+            f"{store} is a file; read it into a store first: vcell.build_store({str(store)!r}, out='store')"
+        )
+    return str(store)
+
+
+def _held_out(asked: float | Sequence[str]) -> Any:
+    return asked if isinstance(asked, int | float) else list(asked)

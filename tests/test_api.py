@@ -1,0 +1,186 @@
+"""The Python API does what the commands do, says nothing unasked, and costs nothing to import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+
+import vcell
+from tests.conftest import SMALL, infer_here, run_here
+from vcell.errors import VcellError
+
+LAST = "runs/demo/checkpoints/last.ckpt"
+REAL = "data/demo/screen/truth/simC_test.h5ad"
+TARGETS = "data/demo/screen/pert_counts_Test.csv"
+
+
+def test_importing_vcell_loads_nothing_heavy():
+    code = (
+        "import sys, time; start = time.perf_counter(); import vcell; took = time.perf_counter() - start\n"
+        "heavy = {'torch', 'lightning', 'pandas', 'anndata', 'hydra', 'numpy'} & set(sys.modules)\n"
+        "print(took < 0.2, sorted(heavy), set(vcell.__all__) <= set(dir(vcell)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split("\n")[0] == "True [] True", done.stdout + done.stderr
+
+
+def test_a_checkpoint_loads_and_predicts_without_lightning(in_trained: Path):
+    code = (
+        "import sys\nsys.modules['lightning'] = None\nimport vcell\n"
+        f"print(vcell.load('{LAST}').predict(targets='{TARGETS}', contexts=['simC']).n_obs)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and int(done.stdout) > 50, done.stderr
+
+
+@pytest.mark.parametrize("controls", ["run", "anndata", "store"])
+def test_predict_gives_what_infer_writes(
+    controls: str, in_trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    given = {"run": None, "anndata": "data/demo/screen/simC.h5ad", "store": "data/demo/store"}[controls]
+    infer_here(
+        f"out={tmp_path}/pred.h5ad", f"targets={TARGETS}", "contexts=[simC]", *([f"controls={given}"] if given else [])
+    )
+    written = ad.read_h5ad(tmp_path / "pred.h5ad")
+    capfd.readouterr()
+    cells = {"run": None, "anndata": None, "store": None}[controls]
+    if controls == "anndata":
+        cells = ad.read_h5ad(given)
+    elif controls == "store":
+        cells = vcell.CellStore.open(given)
+    model = vcell.load(LAST)
+    assert isinstance(model, vcell.TrainedModel)
+    found = model.predict(cells, TARGETS, contexts="simC")
+    np.testing.assert_array_equal(found.X.toarray(), written.X.toarray())
+    assert found.obs.astype(str).equals(written.obs.astype(str)) and list(found.var_names) == list(written.var_names)
+    assert json.loads(found.uns["vcell"]) == json.loads(written.uns["vcell"])
+    for context, profile in written.uns["vcell_control_profiles"].items():
+        np.testing.assert_array_equal(found.uns["vcell_control_profiles"][context], profile)
+    out, err = capfd.readouterr()
+    assert out == "" and "predicting" not in err
+
+
+def test_scores_of_an_anndata_are_those_of_the_command(
+    in_trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("numba")
+    pred = vcell.load(LAST).predict(targets=TARGETS, contexts=["simC"])
+    pred.write_h5ad(tmp_path / "pred.h5ad")
+    run_here(
+        "evaluate",
+        f"pred={tmp_path}/pred.h5ad",
+        f"real={REAL}",
+        f"out={tmp_path}/scores",
+        "engine=fast",
+        "pictures=false",
+    )
+    told = json.loads((tmp_path / "scores" / "scores.json").read_text())["scores"]
+    capfd.readouterr()
+    scores = vcell.score_prediction(pred, ad.read_h5ad(REAL), engine="fast")
+    assert capfd.readouterr().out == ""
+    assert scores.table.loc["model"].to_dict() == pytest.approx(told["model"]) and set(scores.table.index) == set(told)
+    assert {"predictor", "context", "perturbation"} <= set(scores.per_target) and "<table" in scores._repr_html_()
+    assert scores.interval.low <= scores.score <= scores.interval.high
+    assert len(scores.plot().axes) > 0 and "model" in str(scores)
+    page = scores.report(tmp_path / "report")
+    assert page.is_file() and (page.parent / "scores.json").is_file()
+
+
+def test_measured_cells_may_be_a_store(in_trained: Path):
+    pytest.importorskip("numba")
+    store = vcell.CellStore.open("data/demo/store")
+    some = [p for c, p in store.groups if c == "simA" and p != store.control][:3]
+    pred = vcell.load(LAST).predict(targets=some, contexts="simA", n_cells=14)
+    from_store = vcell.score_prediction(pred, store, engine="fast", allow_leaks=True, pictures=False)
+    from_file = vcell.score_prediction(
+        pred, "data/demo/screen/simA.h5ad", engine="fast", allow_leaks=True, pictures=False
+    )
+    assert from_store.table.loc["model"].to_dict() == pytest.approx(from_file.table.loc["model"].to_dict())
+
+
+def test_describe_shows_a_table(in_trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    path = "data/demo/screen/simA.h5ad"
+    from_file, from_memory = vcell.describe(path), vcell.describe(ad.read_h5ad(path))
+    assert capfd.readouterr().out == ""
+    assert "<table>" in from_file._repr_html_() and list(from_file.table) == ["what", "found"]
+    assert "raw counts" in str(from_file) and from_file.found["labels"] == from_memory.found["labels"]
+    renamed = ad.read_h5ad(path)
+    renamed.obs = renamed.obs.rename(columns={"target_gene": "knocked_down"})
+    del renamed.obs["guide_id"]
+    found = vcell.describe(renamed)
+    settings = found.settings
+    assert settings["data.columns.perturbation"] == "knocked_down" and "vcell.build_store(adata" in str(found)
+    assert vcell.build_store(renamed, tmp_path / "renamed", settings=settings).n_cells == renamed.n_obs
+
+
+def test_a_store_of_anndata_is_that_of_its_file(in_trained: Path, tmp_path: Path):
+    path = "data/demo/screen/simA.h5ad"
+    from_file = vcell.build_store(path, tmp_path / "file")
+    from_memory = vcell.build_store(ad.read_h5ad(path), tmp_path / "memory")
+    assert list(from_file.groups) == list(from_memory.groups)
+    every = np.arange(from_file.n_cells)
+    np.testing.assert_array_equal(from_file.rows(every).values, from_memory.rows(every).values)
+    few = vcell.build_store(path, tmp_path / "few", settings={"data.filter.min_cells": 14})
+    assert few.n_cells < from_file.n_cells
+    with pytest.raises(VcellError, match=r"no setting 'data\.filtre'"):
+        vcell.build_store(path, tmp_path / "x", settings={"data.filtre": 1})
+    with pytest.raises(VcellError, match="was made from other input"):
+        vcell.build_store("data/demo/screen/simB.h5ad", tmp_path / "file")
+
+
+def test_fit_is_train(fresh: Path, capfd: pytest.CaptureFixture[str]):
+    small = {k: int(v) for k, v in (s.split("=") for s in SMALL) if k.startswith(("data.sets", "model."))}
+    common = {
+        "max_steps": 6,
+        "validate_every": 3,
+        "trainer": "cpu",
+        "table": "data/demo/screen/embedding.pt",
+        "settings": small,
+    }
+    run = vcell.fit("data/demo/store", name="api", **common)
+    assert capfd.readouterr().out == ""
+    overrides = [f"{k}={v}" for k, v in small.items()]
+    run_here(
+        "train", "data=perturb_seq", "trainer=cpu", "name=command", "data.path=null", "data.stores=[data/demo/store]", "trainer.max_steps=6",
+        "trainer.val_check_interval=3", "trainer.log_every_n_steps=3", "perturbation.path=data/demo/screen/embedding.pt", *overrides,
+    )  # fmt: skip
+    one, two = (vcell.load(f"runs/{n}/checkpoints/last.ckpt").model.state_dict() for n in ("api", "command"))
+    assert all((one[k] == two[k]).all() for k in one)
+    assert run.checkpoint.is_file() and len(run.metrics) == 2 and run.best.name == "best.ckpt"
+    with pytest.raises(VcellError, match="begun with another configuration"):
+        vcell.fit("data/demo/store", name="api", **{**common, "loss": "energy_delta"})
+
+
+def test_packing_checks_and_packs(in_trained: Path, tmp_path: Path):
+    genes = "data/demo/screen/gene_names.csv"
+    pred = vcell.load(LAST).predict(targets=TARGETS, contexts=["simC"])
+    rules = vcell.Challenge("small", container="cell-eval", n_genes=120)
+    packed = vcell.pack_submission(pred, rules, genes=genes, out=tmp_path / "x.vcc")
+    assert packed is not None and packed.path.is_file() and len(packed.sha256) == 64
+    pred.write_h5ad(tmp_path / "pred.h5ad")
+    run_here(
+        "package", f"pred={tmp_path}/pred.h5ad", "challenge.container=cell-eval", "challenge.n_genes=120", f"genes={genes}",
+        f"out={tmp_path}/y.vcc", "by=vcell",
+    )  # fmt: skip
+    assert (tmp_path / "y.vcc").read_bytes() == packed.path.read_bytes()
+    with pytest.raises(VcellError, match="specify where"):
+        vcell.pack_submission(pred, "vcc2025")
+    assert vcell.pack_submission(pred, rules, genes=genes, check=True) is None
+
+
+def test_what_is_given_wrongly_is_refused(in_trained: Path):
+    for wrong in (
+        lambda: vcell.describe(7),
+        lambda: vcell.load("no.ckpt"),
+        lambda: vcell.fit("data/demo/screen/simA.h5ad"),
+    ):
+        with pytest.raises(VcellError):
+            wrong()
+    with pytest.raises(AttributeError, match="no attribute 'modle'"):
+        vcell.modle  # noqa: B018
