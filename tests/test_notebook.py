@@ -1,4 +1,4 @@
-"""The Colab notebook runs top to bottom."""
+"""The notebooks run top to bottom."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ nbclient = pytest.importorskip("nbclient")
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("ipykernel")
 pytest.importorskip("cell_eval")
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "vcell_colab.ipynb"
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
 @pytest.mark.slow
 def test_notebook_runs_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     few = ["trainer=cpu", "trainer.max_steps=10", "trainer.val_check_interval=5", "trainer.log_every_n_steps=2"]
     monkeypatch.setenv("VCELL_NOTEBOOK_OVERRIDES", " ".join([*SMALL, *few]))
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(NOTEBOOKS / "vcell_colab.ipynb", as_version=4)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
     assert "perturbation_mean" in printed and (tmp_path / "pred.h5ad").is_file()
@@ -27,6 +27,19 @@ def test_notebook_runs_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(pictures) == 2
 
 
-def test_notebook_is_committed_without_outputs():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+@pytest.mark.slow
+def test_the_python_notebook_runs_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VCELL_QUICK", "1")
+    notebook = nbformat.read(NOTEBOOKS / "vcell_python.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+    assert not [o for o in outputs if o["output_type"] == "stream"], "nothing is printed unless asked for"
+    shown = [o.get("data", {}) for o in outputs]
+    assert sum("<table" in data.get("text/html", "") for data in shown) >= 3 and any("image/png" in d for d in shown)
+    assert (tmp_path / "pred.vcc").is_file() and (tmp_path / "scores" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_are_committed_without_outputs(path: Path):
+    notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)

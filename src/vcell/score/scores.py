@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -60,7 +61,9 @@ class Scores:
 
     def plot(self) -> figures.Picture:
         """The prediction's metrics from floor to ceiling, as a matplotlib figure."""
-        return floor_to_ceiling(self.found)
+        figure = floor_to_ceiling(self.found)
+        figure._repr_png_ = partial(figures.png, figure)  # a notebook shows it, pyplot or not
+        return figure
 
     def report(self, path: str | Path) -> Path:
         """Writes report.html, tables and pictures to the folder `path`; gives the page."""

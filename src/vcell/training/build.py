@@ -156,9 +156,16 @@ def make_data(
         embedding=config.data.input if isinstance(config.data.input, str) else None,
         weights=build(config.data.sets.weights),
         make_sampler=own.sampler if own and own.sampler else build(config.data.sets.sampler),
-        covariates=Covariates.of(store, training) if config.model.covariates and training else None,
+        covariates=Covariates.of(store, training) if _covariates(config, own) and training else None,
         **sets,
     )
+
+
+def _covariates(config: DictConfig, own: Own | None) -> bool:
+    """Whether the network in training is told contexts and batches."""
+    model = own.model if own else None
+    asked = config.model.get("covariates") if model is None else getattr(model, "covariates", ())
+    return bool(asked) if isinstance(asked, Sequence) else asked is not None
 
 
 def make_module(
