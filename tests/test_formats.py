@@ -107,7 +107,7 @@ def test_dots_and_dates_are_no_genes(tmp_path: Path):
     decisions = pd.read_csv(store.path / "genes.csv", keep_default_na=False).set_index("gene")["decision"]
     assert decisions["HLA.A"] == "renamed" and "date" in decisions["1-Mar"] and "no name" in decisions[""]
     listed = ingest([path], tmp_path / "listed", Columns(), GeneChoice(["HLA-A", "G10", "G11"], min_overlap=0))
-    assert listed.measured is None
+    assert listed.known is None
     np.testing.assert_array_equal(
         [counts_by_cell(listed)[c][0] for c in cells.obs_names], cells.X[:, 0].toarray().ravel()
     )

@@ -13,21 +13,16 @@ from vcell.cli.main import VERBS, overview
 SOURCE = Path(__file__).parents[2] / "src" / "vcell"
 
 
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, **environment},
-        cwd=Path(__file__).parent,
-    )
+def run(*command: str, cwd: Path = SOURCE.parent, **environment: str) -> subprocess.CompletedProcess:
+    environ = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ, cwd=cwd)
 
 
-def console(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+def console(*arguments: str, cwd: Path = SOURCE.parent, **environment: str) -> subprocess.CompletedProcess:
+    """Runs the console script; where it is not installed, the function that it calls."""
     script = shutil.which("vcell", path=str(Path(sys.executable).parent))
     start = [script] if script else [sys.executable, "-c", "from vcell.cli.main import console; console()"]
-    return run(*start, *arguments, **environment)
+    return run(*start, *arguments, cwd=cwd, **environment)
 
 
 def test_the_console_script_is_the_module():

@@ -11,7 +11,7 @@ from vcell.model.scores import (
     de_overlap,
     delta_correlation,
     differential,
-    discrimination,
+    discrimination_l1,
     distinctness,
     false_discovery_rate,
     rank_sum_p,
@@ -68,7 +68,7 @@ def test_scores_equal_the_official_ones():
         de_overlap(differential(p, control_t), differential(r, control_t)) for p, r in zip(pred_t, real_t, strict=True)
     ]
     deltas = [torch.stack([c.mean(0) - control_t.mean(0) for c in cells]) for cells in (pred_t, real_t)]
-    found = discrimination(*deltas, torch.arange(6))
+    found = discrimination_l1(*deltas, torch.arange(6))
     np.testing.assert_allclose([float(o) for o in overlap], official.loc[targets, "DES"], rtol=1e-6)
     np.testing.assert_allclose(found.numpy(), official.loc[targets, "PDS"], rtol=1e-6)
     assert len(set(official["DES"])) > 2 and official["PDS"].min() < 1  # something to tell apart

@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse, stats
 
 from vcell.score.differential import Calls
-from vcell.score.embedding import Embedding, energy_distance
+from vcell.score.embedding import Embedding, energy_distance_unbiased
 from vcell.score.grouped import GroupedCells
 from vcell.score.own import correlation, fold_correlation, top_recovery
 
@@ -48,7 +48,7 @@ def test_effects_are_correlated_over_genes():
 
 def test_energy_distance_is_about_0_for_one_population_and_grows_with_the_shift():
     x, y = RNG.normal(0, 1, (300, 5)), RNG.normal(0, 1, (300, 5))
-    near, far, farther = (energy_distance(x, y + shift) for shift in (0, 1, 2))
+    near, far, farther = (energy_distance_unbiased(x, y + shift) for shift in (0, 1, 2))
     assert abs(near) < 0.05 < far < farther
 
 

@@ -15,6 +15,7 @@ from vcell.system import cores
 
 # in the order in which they are used
 VERBS = ("inspect", "prepare", "train", "infer", "evaluate", "package", "crossval", "simulate")
+PACKAGE = Path(__file__).parents[1]
 COMPLETION = ("-sc", "--shell-completion")
 
 
@@ -39,7 +40,8 @@ def console() -> None:
     elif arguments[0].split("=")[0] in COMPLETION:
         _complete(arguments)
     elif arguments[0] in VERBS:
-        sys.argv = [f"{sys.argv[0]} {arguments[0]}", *arguments[1:]]
+        # as if the command's own file had been started: Lightning starts its other processes by this name
+        sys.argv = [str(PACKAGE / f"{arguments[0]}.py"), *arguments[1:]]
         main(arguments[0])
     else:
         print(
@@ -69,7 +71,7 @@ def overview() -> str:
 
 def _about(verb: str) -> str:
     """The first line of a command's module, without loading it."""
-    text = (Path(__file__).parents[1] / f"{verb}.py").read_text(encoding="utf-8")
+    text = (PACKAGE / f"{verb}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(text)) or "").splitlines()[0].split(": ", 1)[-1]
 
 

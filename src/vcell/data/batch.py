@@ -33,7 +33,7 @@ class CellSetBatch:
     control_SCG: Tensor
     perturbed_SCG: Tensor | None
     # bool: genes measured for all cells of a set; None: all genes. Where it is False the values above are 0 and mean nothing
-    measured_SG: Tensor | None = None
+    known_SG: Tensor | None = None
     embedding_SCE: Tensor | None = None  # of the control cells, where the model sees one in place of expression
     context_S: Tensor | None = None  # int64, numbers of the contexts, where the model embeds them
     batch_SC: Tensor | None = None  # int64, of the control cells' batches

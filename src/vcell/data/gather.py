@@ -19,7 +19,7 @@ from torch import Tensor
 from vcell.data.batch import CellSetBatch, CellSets
 from vcell.data.covariates import Covariates
 from vcell.data.files.csr import starts_of
-from vcell.data.files.normalize import stored_to_log1p, to_log1p
+from vcell.data.files.normalize import scaled_log1p, stored_to_log1p, to_log1p
 from vcell.data.store.store import Cells, SparseCells
 from vcell.progress import progress_bar
 
@@ -63,7 +63,7 @@ class FetchedSets:
     cells: (
         SparseTensors | Tensor
     )  # controls first, then perturbed cells; their numbers where the device holds the store
-    measured_SG: Tensor | None
+    known_SG: Tensor | None
     embedding_SCE: Tensor | None
     context_S: Tensor | None
     batch_SC: Tensor | None
@@ -71,7 +71,7 @@ class FetchedSets:
     @property
     def rest(self) -> tuple[Tensor | None, ...]:
         """What goes to the device as it is."""
-        return self.measured_SG, self.embedding_SCE, self.context_S, self.batch_SC
+        return self.known_SG, self.embedding_SCE, self.context_S, self.batch_SC
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ class Gather:
         parts = [sets.controls_SC] if sets.perturbed_SC is None else [sets.controls_SC, sets.perturbed_SC]
         numbers = np.concatenate([p.ravel() for p in parts])
         cells = torch.from_numpy(numbers) if self.resident is not None else sparse_tensors(self.store.rows(numbers))
-        measured = self.store.measured_in(*parts)
-        measured_SG = None if measured is None else torch.from_numpy(measured)
+        known = self.store.known_in(*parts)
+        known_SG = None if known is None else torch.from_numpy(known)
         embedding_SCE = None
         if self.embedding is not None:
             rows = torch.from_numpy(self.store.embedding(self.embedding, sets.controls_SC))
@@ -114,7 +114,7 @@ class Gather:
         if self.covariates is not None:
             context_S = torch.from_numpy(self.covariates.context_numbers(sets.contexts))
             batch_SC = torch.from_numpy(self.batch_number_of_cell[sets.controls_SC])
-        fetched = FetchedSets(sets, cells, measured_SG, embedding_SCE, context_S, batch_SC)
+        fetched = FetchedSets(sets, cells, known_SG, embedding_SCE, context_S, batch_SC)
         if not pin:
             return fetched
         pinned = [part if part is None else part.pin_memory() for part in fetched.rest]
@@ -180,16 +180,16 @@ class Gather:
         for start in range(0, len(cells), BLOCK_CELLS):  # summed over stored values only
             rows = self.store.rows(cells[start : start + BLOCK_CELLS])
             scale = np.repeat(self.target_sum / rows.library_size.astype(np.float64), np.diff(rows.indptr))
-            total += np.bincount(rows.indices, weights=np.log1p(rows.values * scale), minlength=self.store.n_genes)
-        number = self.cells_measured(cells)
+            total += np.bincount(rows.indices, weights=scaled_log1p(rows.values, scale), minlength=self.store.n_genes)
+        number = self.cells_knowing(cells)
         return np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0)
 
-    def cells_measured(self, cells: np.ndarray) -> np.ndarray:
+    def cells_knowing(self, cells: np.ndarray) -> np.ndarray:
         """How many of `cells` come from a source that measured each gene, ``(genes)``."""
-        if self.store.measured is None:
+        if self.store.known is None:
             return np.full(self.store.n_genes, len(cells))
-        of_source = np.bincount(self.store.source_of_cell[cells], minlength=len(self.store.measured))
-        return of_source @ self.store.measured
+        of_source = np.bincount(self.store.source_of_cell[cells], minlength=len(self.store.known))
+        return of_source @ self.store.known
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,6 @@ def _moments(gather: Gather, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]
             total += np.bincount(rows.indices, values, store.n_genes)
             squares += np.bincount(rows.indices, values**2, store.n_genes)
             progress.update(min(BLOCK_CELLS, len(cells) - start))
-    n = np.maximum(gather.cells_measured(cells), 2)
+    n = np.maximum(gather.cells_knowing(cells), 2)
     mean = total / n
     return mean, np.maximum(squares / n - mean**2, 0) * n / (n - 1)

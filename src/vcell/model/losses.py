@@ -23,7 +23,7 @@ from vcell.errors import VcellError, install, nearest
 EPS = torch.finfo(torch.float32).eps
 
 
-def energy_distance(predicted_SCG: Tensor, measured_SCG: Tensor, block: int | None = None) -> Tensor:
+def energy_distance(predicted_SCG: Tensor, observed_SCG: Tensor, block: int | None = None) -> Tensor:
     """Energy distance between predicted and measured cell sets.
 
     E|x - y| - E|x - x'| / 2 - E|y - y'| / 2 with Euclidean distances over all genes. The means within a set run over
@@ -31,7 +31,7 @@ def energy_distance(predicted_SCG: Tensor, measured_SCG: Tensor, block: int | No
 
     Parameters
     ----------
-    predicted_SCG, measured_SCG
+    predicted_SCG, observed_SCG
         log1p of counts, ``(sets, cells, genes)``; cell numbers may differ.
     block
         Cells whose distances are held at a time, and computed again in the backward pass: for sets of thousands of cells. The
@@ -46,10 +46,10 @@ def energy_distance(predicted_SCG: Tensor, measured_SCG: Tensor, block: int | No
     Székely & Rizzo 2013; Adduri et al. 2025, Methods.
     """
     with torch.autocast(predicted_SCG.device.type, enabled=False):  # distances need float32
-        predicted_SCG, measured_SCG = predicted_SCG.float(), measured_SCG.float()
+        predicted_SCG, observed_SCG = predicted_SCG.float(), observed_SCG.float()
         # centred: squared norms of near-equal cells are then small, and their difference keeps its digits
-        centre = measured_SCG.mean(1, keepdim=True).detach()
-        return _EnergyDistance.apply(predicted_SCG - centre, measured_SCG - centre, block)
+        centre = observed_SCG.mean(1, keepdim=True).detach()
+        return _EnergyDistance.apply(predicted_SCG - centre, observed_SCG - centre, block)
 
 
 class _EnergyDistance(torch.autograd.Function):
@@ -139,20 +139,20 @@ def _signs(z_SZG: Tensor, n_x: int, rows: slice) -> Tensor:
     return -share_Z[rows, None] * share_Z[None, :]
 
 
-def delta_error(predicted_SCG: Tensor, measured_SCG: Tensor) -> Tensor:
+def delta_error(predicted_SCG: Tensor, observed_SCG: Tensor) -> Tensor:
     """Mean absolute error of the pseudobulk (mean log1p over the cells of a set), ``(sets,)``.
 
     The controls of both cancel out, so this is the error of the pseudobulk delta too.
     """
-    return (predicted_SCG.float().mean(1) - measured_SCG.float().mean(1)).abs().mean(1)
+    return (predicted_SCG.float().mean(1) - observed_SCG.float().mean(1)).abs().mean(1)
 
 
-def sorted_error(predicted_SCG: Tensor, measured_SCG: Tensor) -> Tensor:
+def sorted_error(predicted_SCG: Tensor, observed_SCG: Tensor) -> Tensor:
     """L1 between cells matched gene by gene by rank, ``(sets,)``: the mean over genes of the 1-Wasserstein distance.
 
     Cells of the two sets have no order in common, so there is no other L1 between them. Needs equally many of both.
     """
-    return (predicted_SCG.float().sort(1).values - measured_SCG.float().sort(1).values).abs().mean((1, 2))
+    return (predicted_SCG.float().sort(1).values - observed_SCG.float().sort(1).values).abs().mean((1, 2))
 
 
 def change_size(predicted_SCG: Tensor, control_SCG: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ class Compared:
     """Predicted and measured sets with their controls, float32; genes that a set's sources never measured are 0 in all three."""
 
     predicted_SCG: Tensor
-    measured_SCG: Tensor
+    observed_SCG: Tensor
     control_SCG: Tensor
     batch: CellSetBatch
 
@@ -269,18 +269,18 @@ class SetLoss(nn.Module):
     def forward(self, predicted_SCG: Tensor, batch: CellSetBatch) -> dict[str, Tensor]:
         """The weighted sum as `loss`, beside every unweighted term; float32 ``(sets,)``. A step's loss is their mean.
 
-        Genes where `batch.measured_SG` is False are left out.
+        Genes where `batch.known_SG` is False are left out.
         """
         assert batch.perturbed_SCG is not None
         with torch.autocast(predicted_SCG.device.type, enabled=False):  # sums over thousands of genes need float32
             compared = Compared(
-                masked(predicted_SCG.float(), batch.measured_SG),
-                masked(batch.perturbed_SCG, batch.measured_SG),
-                masked(batch.control_SCG, batch.measured_SG),
+                masked(predicted_SCG.float(), batch.known_SG),
+                masked(batch.perturbed_SCG, batch.known_SG),
+                masked(batch.control_SCG, batch.known_SG),
                 batch,
             )
             # a mean over genes is one over those measured
-            share_S = 1.0 if batch.measured_SG is None else batch.measured_SG.float().mean(1).clamp(min=1e-9)
+            share_S = 1.0 if batch.known_SG is None else batch.known_SG.float().mean(1).clamp(min=1e-9)
             terms = {
                 name: TERMS[name](self, compared) / (share_S if name in MEANS_OVER_GENES else 1.0)
                 for name in self.weights
@@ -294,39 +294,39 @@ class SetLoss(nn.Module):
         """`discrimination_loss` against the measured deltas of all ranks, so that more ranks are like a larger step."""
         control_SG = compared.control_SCG.mean(1)
         batch, device = compared.batch, control_SG.device
-        measured_SG = compared.measured_SCG.mean(1) - control_SG
+        observed_SG = compared.observed_SCG.mean(1) - control_SG
         codes_S2 = codes(batch.contexts, batch.perturbations).to(device, non_blocking=True)
-        own_S = torch.arange(len(measured_SG), device=device) + _rank() * len(measured_SG)
-        measured_NG, codes_N2 = _of_all_ranks(measured_SG.detach()), _of_all_ranks(codes_S2)
-        known_NG = None if batch.measured_SG is None else _of_all_ranks(batch.measured_SG.to(torch.uint8)).bool()
+        own_S = torch.arange(len(observed_SG), device=device) + _rank() * len(observed_SG)
+        measured_NG, codes_N2 = _of_all_ranks(observed_SG.detach()), _of_all_ranks(codes_S2)
+        known_NG = None if batch.known_SG is None else _of_all_ranks(batch.known_SG.to(torch.uint8)).bool()
         same_SN2 = codes_S2.unsqueeze(1) == codes_N2
         return discrimination_loss(
             compared.predicted_SCG.mean(1) - control_SG,
             measured_NG,
             own_S,
             same_SN2[..., 0] & ~same_SN2[..., 1],
-            batch.measured_SG,
+            batch.known_SG,
             known_NG,
             self.temperature,
         )
 
 
 TERMS: dict[str, Callable[[SetLoss, Compared], Tensor]] = {
-    "energy": lambda loss, c: energy_distance(c.predicted_SCG, c.measured_SCG, loss.block),
-    "delta": lambda loss, c: delta_error(c.predicted_SCG, c.measured_SCG),
-    "l1": lambda loss, c: sorted_error(c.predicted_SCG, c.measured_SCG),
+    "energy": lambda loss, c: energy_distance(c.predicted_SCG, c.observed_SCG, loss.block),
+    "delta": lambda loss, c: delta_error(c.predicted_SCG, c.observed_SCG),
+    "l1": lambda loss, c: sorted_error(c.predicted_SCG, c.observed_SCG),
     "sparsity": lambda loss, c: change_size(c.predicted_SCG, c.control_SCG),
     "contrastive": SetLoss.contrastive,
-    "sinkhorn": lambda loss, c: loss.samples["sinkhorn"](c.predicted_SCG, c.measured_SCG),
-    "mmd": lambda loss, c: loss.samples["mmd"](c.predicted_SCG, c.measured_SCG),
+    "sinkhorn": lambda loss, c: loss.samples["sinkhorn"](c.predicted_SCG, c.observed_SCG),
+    "mmd": lambda loss, c: loss.samples["mmd"](c.predicted_SCG, c.observed_SCG),
 }
 MEANS_OVER_GENES = ("delta", "l1", "sparsity")
 GEOMLOSS: dict[str, dict[str, Any]] = {"sinkhorn": {"loss": "sinkhorn", "p": 2}, "mmd": {"loss": "gaussian"}}
 
 
-def masked(cells_SCG: Tensor, measured_SG: Tensor | None) -> Tensor:
+def masked(cells_SCG: Tensor, observed_SG: Tensor | None) -> Tensor:
     """Genes that a set's sources never measured set to 0, so that they count in no distance and get no gradient."""
-    return cells_SCG if measured_SG is None else cells_SCG * measured_SG.unsqueeze(1)
+    return cells_SCG if observed_SG is None else cells_SCG * observed_SG.unsqueeze(1)
 
 
 def codes(contexts: Sequence[str], perturbations: Sequence[str]) -> Tensor:

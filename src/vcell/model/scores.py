@@ -110,26 +110,26 @@ def de_overlap(predicted: Differential, measured: Differential) -> Tensor:
     return (called_G & measured.significant_G).sum() / number.clamp(min=1)
 
 
-def discrimination(predicted_PG: Tensor, measured_PG: Tensor, own_gene_P: Tensor) -> Tensor:
+def discrimination_l1(predicted_PG: Tensor, observed_PG: Tensor, own_gene_P: Tensor) -> Tensor:
     """Discrimination score of each perturbation (`discrimination_score_l1`), ``(P)``: 1 is best, 0.5 is chance.
 
     Parameters
     ----------
-    predicted_PG, measured_PG
+    predicted_PG, observed_PG
         Pseudobulk deltas of the perturbations of one context.
     own_gene_P
         Number of the target's own gene, which is left out; -1 for none.
     """
-    distance_PP = torch.cdist(predicted_PG, measured_PG, p=1)
+    distance_PP = torch.cdist(predicted_PG, observed_PG, p=1)
     has_own_P = own_gene_P >= 0
     own_P = own_gene_P.clamp(min=0)
-    own_difference_PP = (predicted_PG.gather(1, own_P[:, None]) - measured_PG[:, own_P].t()).abs()
+    own_difference_PP = (predicted_PG.gather(1, own_P[:, None]) - observed_PG[:, own_P].t()).abs()
     distance_PP = distance_PP - own_difference_PP * has_own_P[:, None]
     rank_P = (distance_PP < distance_PP.diagonal()[:, None]).sum(1)
-    return 1 - rank_P / len(measured_PG)
+    return 1 - rank_P / len(observed_PG)
 
 
-def delta_correlation(predicted_PG: Tensor, measured_PG: Tensor, known_PG: Tensor | None = None) -> Tensor:
+def delta_correlation(predicted_PG: Tensor, observed_PG: Tensor, known_PG: Tensor | None = None) -> Tensor:
     """Pearson correlation over measured genes of predicted and measured pseudobulk deltas, ``(P)``."""
     known_PG = torch.ones_like(predicted_PG) if known_PG is None else known_PG.to(predicted_PG.dtype)
 
@@ -137,7 +137,7 @@ def delta_correlation(predicted_PG: Tensor, measured_PG: Tensor, known_PG: Tenso
         mean_P1 = (delta_PG * known_PG).sum(1, keepdim=True) / known_PG.sum(1, keepdim=True).clamp(min=1)
         return (delta_PG - mean_P1) * known_PG
 
-    return torch.cosine_similarity(centred(predicted_PG), centred(measured_PG), dim=1)
+    return torch.cosine_similarity(centred(predicted_PG), centred(observed_PG), dim=1)
 
 
 def distinctness(delta_PG: Tensor) -> Tensor:

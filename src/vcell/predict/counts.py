@@ -29,6 +29,7 @@ import numpy as np
 from scipy import sparse
 
 from vcell.data.files.csr import row_of, starts_of
+from vcell.data.files.normalize import scaled_log1p
 from vcell.data.store.store import Cells, SparseCells
 from vcell.errors import VcellError
 
@@ -92,7 +93,7 @@ class CountModel:
                 (total_G, values),
                 (square_G, values**2),
                 (by_library_G, values * size),
-                (log1p_G, np.log1p(values * (target_sum / size))),
+                (log1p_G, scaled_log1p(values, target_sum / size)),
             ):
                 sums += np.bincount(rows.indices, weights, n_genes)
         rate_G = total_G / library.sum()

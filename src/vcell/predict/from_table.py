@@ -105,8 +105,8 @@ def _kind(options: PredictOptions, table: Table, store: CellStore, context: str,
     """What the table's values are: inferred by comparison with the control cells of a context, or as the user says."""
     rows = [table.row(w.context, w.perturbation) for w in request if w.context == context]
     place = {gene: i for i, gene in enumerate(store.genes)}
-    measured = np.ones(store.n_genes, bool) if store.measured is None else np.any(store.measured, axis=0)
-    common = [i for i, gene in enumerate(table.genes) if gene in place and bool(measured[place[gene]])]
+    known = np.ones(store.n_genes, bool) if store.known is None else np.any(store.known, axis=0)
+    common = [i for i, gene in enumerate(table.genes) if gene in place and bool(known[place[gene]])]
     if not common:
         raise VcellError(
             f"{table.path} and the control cells have no gene in common: {shortlist(table.genes, 3)} there, {shortlist(store.genes, 3)} here"

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from vcell.data.files.genes import align
+from vcell.data.files.normalize import scaled_log1p
 from vcell.data.store.store import Cells
 
 
@@ -50,7 +51,7 @@ class Layout:
         """Cells of the file, float32, from whole counts of the store's genes and the cells' library sizes."""
         values = counts.data.astype(np.float64)
         if self.values == "log1p":
-            values = np.log1p(values * np.repeat(self.target_sum / library_C, np.diff(counts.indptr)))
+            values = scaled_log1p(values, np.repeat(self.target_sum / library_C, np.diff(counts.indptr)))
         return self._in_file(
             sparse.csr_matrix((values.astype(np.float32), counts.indices, counts.indptr), counts.shape)
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from vcell.data.files.normalize import pseudobulk_log1p
 from vcell.data.store.store import Cells
 from vcell.errors import VcellError
 from vcell.predict.layout import Layout
@@ -18,7 +19,7 @@ NEARER = 0.5  # another context is meant where its distance is below this share 
 
 def profile(total_G: np.ndarray) -> np.ndarray:
     """log1p of summed counts scaled to 50,000, ``(genes)``."""
-    return np.log1p(total_G * (PER / max(total_G.sum(), 1e-12)))
+    return pseudobulk_log1p(total_G, PER)
 
 
 def control_profiles(store: Cells, contexts: Iterable[str], layout: Layout) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vcell.data.files.genes import align
+from vcell.data.files.normalize import LARGEST_LOG1P, counts_of_log1p
 from vcell.data.splits import Group
 from vcell.data.store.store import Cells
 from vcell.errors import VcellError, nearest
@@ -31,7 +32,6 @@ KINDS = {
 WORST_MISFIT = 0.35  # mean difference of the typical row from the controls, relative, beyond which it is not like them
 CLEARLY = 1.5  # factor by which the next best kind must fit worse
 SAMPLE_CELLS = 500
-LARGEST_LOG1P = 16.0
 TARGET_SUMS = np.geomspace(100, 2e6, 34)
 USUAL_SUMS = (1e3, 1e4, 5e4, 1e5, 1e6)
 AS_NEAR = 0.03  # relative difference from a usual total, below which that is meant
@@ -193,5 +193,5 @@ class TableEffects:
 
 
 def _shares(row_G: np.ndarray, kind: str) -> np.ndarray:
-    values_G = np.nan_to_num(np.expm1(row_G) if kind == "log1p_pseudobulk" else row_G)
+    values_G = np.nan_to_num(counts_of_log1p(row_G) if kind == "log1p_pseudobulk" else row_G)
     return values_G / max(values_G.sum(), 1e-12)

@@ -25,6 +25,7 @@ import torch
 from scipy import sparse
 from scipy.stats import false_discovery_control
 
+from vcell.data.files.normalize import counts_of_log1p
 from vcell.score.gpu import rank_test
 from vcell.score.grouped import GroupedCells
 from vcell.system import in_threads
@@ -62,13 +63,13 @@ class Calls:
 
 def calls_2025(cells: GroupedCells, device: torch.device) -> Calls:
     """Of log1p cells against their own controls."""
-    control_mean = np.expm1(_mean(cells.controls))
+    control_mean = counts_of_log1p(_mean(cells.controls))
     p_of = rank_test(cells.controls, device)
 
     def test(target: str) -> tuple[np.ndarray, np.ndarray]:
         group = cells.cells[target]
         with np.errstate(divide="ignore", invalid="ignore"):
-            fold = np.log2(np.expm1(_mean(group)) / control_mean)
+            fold = np.log2(counts_of_log1p(_mean(group)) / control_mean)
         return p_of(group), np.nan_to_num(fold, nan=0.0, posinf=np.inf, neginf=-np.inf)
 
     targets, p_PG, fold_PG = _all(cells, test)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+from vcell.data.files.normalize import scaled_log1p
 from vcell.score.grouped import GroupedCells
 
 FITTED_CELLS = 2_000
@@ -62,8 +63,8 @@ class Embedding:
         return (_log1p(cells, self.target_sum)[:, self.genes].toarray() - self.mean_G) @ self.axes_GK
 
 
-def energy_distance(x_CK: np.ndarray, y_CK: np.ndarray) -> float:
-    """E|x - y| - E|x - x'| / 2 - E|y - y'| / 2 (Székely and Rizzo 2013), a cell with itself left out: about 0 for two samples
+def energy_distance_unbiased(x_CK: np.ndarray, y_CK: np.ndarray) -> float:
+    """E|x - y| - E|x - x'| / 2 - E|y - y'| / 2 (Székely and Rizzo 2013), a cell with itself left out (the U-statistic): about 0 for two samples
     of one population."""
     from scipy.spatial.distance import cdist, pdist
 
@@ -81,5 +82,5 @@ def _log1p(cells: sparse.csr_matrix, target_sum: float | None) -> sparse.csr_mat
         return cells
     totals = np.asarray(cells.sum(axis=1, dtype=np.float64)).ravel()
     factor = target_sum / np.where(totals > 0, totals, 1.0)
-    data = np.log1p(cells.data * np.repeat(factor, np.diff(cells.indptr)))
+    data = scaled_log1p(cells.data, np.repeat(factor, np.diff(cells.indptr)))
     return sparse.csr_matrix((data, cells.indices, cells.indptr), shape=cells.shape)

@@ -9,7 +9,7 @@ import anndata as ad
 import numpy as np
 from scipy import sparse
 
-from vcell.data.files.normalize import LARGEST_LOG1P, counts_of
+from vcell.data.files.normalize import LARGEST_LOG1P, counts_of_log1p
 from vcell.data.files.scale import Scale, detect_scale, recover_counts
 from vcell.errors import VcellError
 from vcell.score.cells import SAMPLE_CELLS, Columns
@@ -59,7 +59,7 @@ def log1p_target_sum(cells: ad.AnnData, about: dict[str, Any], columns: Columns)
             f"the prediction has no control cells {columns.control!r}, which show what its values were scaled to"
         )
     controls = cells.X[rows].copy()
-    controls.data = counts_of(controls.data)
+    controls.data = counts_of_log1p(controls.data.astype(np.float64))
     totals = np.asarray(controls.sum(axis=1)).ravel()
     if about.get("target_sum"):
         stated = float(about["target_sum"])

@@ -72,7 +72,7 @@ class Fast2025:
         return pd.DataFrame(
             {
                 "DES": overlap(pred.calls, real.calls),
-                "PDS": discrimination(pred.delta_PG, real.delta_PG, pred.cells.targets, pred.cells.genes),
+                "PDS": discrimination_l1(pred.delta_PG, real.delta_PG, pred.cells.targets, pred.cells.genes),
                 "MAE": np.abs(pred.bulk_PG.astype(float) - real.bulk_PG).mean(1),
             },
             index=pd.Index(pred.cells.targets, name="perturbation"),
@@ -117,7 +117,7 @@ def _official_order(size: np.ndarray) -> np.ndarray:
     return np.argsort(ranks.to_series().to_numpy())
 
 
-def discrimination(
+def discrimination_l1(
     pred_PG: np.ndarray, real_PG: np.ndarray, targets: Sequence[str], genes: Sequence[str]
 ) -> np.ndarray:
     """`discrimination_score_l1` ``(targets)``: place of the own measured effect by L1 distance, own gene left out."""

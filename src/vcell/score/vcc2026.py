@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from scipy import sparse
 
+from vcell.data.files.normalize import pseudobulk_log1p
 from vcell.score.compiled import njit
 from vcell.score.differential import Calls, calls_2026
 from vcell.score.gpu import dense_jackknife
@@ -98,7 +99,7 @@ class Fast2026:
         part, whole = squared_error(pred, real, own_P)
         called = {"pred": without_own(pred.calls.called_PG, own_P), "real": without_own(real.calls.called_PG, own_P)}
         table = {
-            "PDS": discrimination(pred.delta_PG, real.delta_PG, own_P),
+            "PDS": discrimination_cosine(pred.delta_PG, real.delta_PG, own_P),
             "MSE_part": part,
             "MSE_whole": whole,
             "FIDELITY": fidelity(called["pred"], called["real"], pred.calls, real.calls),
@@ -156,9 +157,7 @@ class Fast2026:
 
 def pseudobulk(counts: sparse.csr_matrix) -> np.ndarray:
     """log1p of summed counts per 50,000, ``(genes)``."""
-    sum_G = np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
-    total = sum_G.sum()
-    return np.log1p(sum_G * (BULK_SUM / total if total > 0 else 0.0))
+    return pseudobulk_log1p(np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel(), BULK_SUM)
 
 
 def own_genes(targets: Sequence[str], genes: Sequence[str]) -> np.ndarray:
@@ -174,7 +173,7 @@ def without_own(called_PG: np.ndarray, own_P: np.ndarray) -> np.ndarray:
     return called_PG
 
 
-def discrimination(pred_PG: np.ndarray, real_PG: np.ndarray, own_P: np.ndarray) -> np.ndarray:
+def discrimination_cosine(pred_PG: np.ndarray, real_PG: np.ndarray, own_P: np.ndarray) -> np.ndarray:
     """`pds_cosine` ``(targets)``: genes of all targets left out, equals share their places, over the number of others."""
     kept = np.ones(pred_PG.shape[1], bool)
     kept[own_P[own_P >= 0]] = False

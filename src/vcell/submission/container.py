@@ -28,6 +28,7 @@ from vcell.challenge import Challenge
 from vcell.data.files.csr import ranges
 from vcell.data.files.h5ad import open_h5ad, read_index
 from vcell.data.files.matrix import BLOCK_VALUES
+from vcell.data.files.normalize import scaled_log1p
 from vcell.data.files.writer import H5adWriter, one_index_type, write_frame, written_h5
 from vcell.errors import VcellError
 from vcell.progress import progress_bar
@@ -140,10 +141,9 @@ def _write_scaled(file: h5py.File, inside: Path, obs: pd.DataFrame, genes: list[
     ):
         for start, stop in ranges(indptr, BLOCK_VALUES):
             lengths = np.diff(indptr[start : stop + 1])
-            values = node["data"][indptr[start] : indptr[stop]] * np.repeat(scale[start:stop], lengths).astype(
-                np.float32
-            )
-            writer.append(node["indices"][indptr[start] : indptr[stop]], np.log1p(values))
+            factor = np.repeat(scale[start:stop], lengths).astype(np.float32)
+            values = scaled_log1p(node["data"][indptr[start] : indptr[stop]], factor)
+            writer.append(node["indices"][indptr[start] : indptr[stop]], values)
             writer.end_rows(lengths)
             progress.update(stop - start)
 

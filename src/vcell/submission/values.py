@@ -12,6 +12,7 @@ import pandas as pd
 from vcell.challenge import Challenge
 from vcell.data.files.csr import ranges, row_sums
 from vcell.data.files.matrix import BLOCK_VALUES, Matrix
+from vcell.data.files.normalize import counts_of_log1p
 from vcell.errors import VcellError, shortlist
 from vcell.predict.profile import check_contexts, profile
 from vcell.progress import progress_bar
@@ -135,7 +136,7 @@ def _check_block(
             f"challenge={challenge.name} takes at most {limit:,}"
         )
     logged = challenge.values == "log1p" and not (values >= 30).any()  # whole counts are told apart when all is read
-    linear = np.expm1(values.astype(np.float64)) if logged else values.astype(np.float64)
+    linear = counts_of_log1p(values.astype(np.float64)) if logged else values.astype(np.float64)
     code = labels.context.codes[start:stop].astype(np.int64)
     at = np.repeat(np.where(perturbed[start:stop], code, -1), np.diff(indptr))
     kept = at >= 0

@@ -196,8 +196,8 @@ def summary(run: RunSettings, data: CellSetDataModule, module: TransitionModule)
         f"table        {module.table.origin}: {len(module.table.names):,} perturbations × {module.table.width}",
         f"model        {parameters:,} parameters, {words(module.flops)}FLOP a step (forward and backward)",
     ]
-    if data.store.measured is not None:
-        n = (~data.store.measured).any(axis=0).sum()
+    if data.store.known is not None:
+        n = (~data.store.known).any(axis=0).sum()
         lines.append(f"genes        {n:,} of {data.store.n_genes:,} were not measured in every source: masked there")
     if len({scale.recoverable for scale in data.store.scales.values()}) > 1:
         lines.append("scales       counts and fractions, all taken for proportions (data.reconcile=proportions)")

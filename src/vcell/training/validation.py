@@ -20,7 +20,14 @@ from vcell.data.batch import CellSetBatch
 from vcell.data.splits import Group
 from vcell.errors import VcellError, nearest
 from vcell.model.losses import Loss, discrimination_loss, weights_of
-from vcell.model.scores import Differential, de_overlap, delta_correlation, differential, discrimination, distinctness
+from vcell.model.scores import (
+    Differential,
+    de_overlap,
+    delta_correlation,
+    differential,
+    discrimination_l1,
+    distinctness,
+)
 
 # the scores of which more is better; the others are errors
 HIGHER_IS_BETTER = {"discrimination", "de_overlap", "delta_correlation", "distinctness"}
@@ -34,7 +41,7 @@ class Validated:
 
     terms: dict[str, float]
     predicted_G: Tensor  # pseudobulk deltas, mean log1p
-    measured_G: Tensor
+    observed_G: Tensor
     known_G: Tensor | None
     mae: float
     de_overlap: float | None
@@ -86,10 +93,10 @@ class ValidationScores:
         predicted_SCG, self._device = predicted_SCG.float(), predicted_SCG.device
         terms = loss(predicted_SCG, batch)
         control_SG = batch.control_SCG.mean(1)
-        predicted_SG, measured_SG = predicted_SCG.mean(1) - control_SG, batch.perturbed_SCG.mean(1) - control_SG
+        predicted_SG, observed_SG = predicted_SCG.mean(1) - control_SG, batch.perturbed_SCG.mean(1) - control_SG
         for i, group in enumerate(zip(batch.contexts, batch.perturbations, strict=True)):
-            known_G = None if batch.measured_SG is None else batch.measured_SG[i]
-            error_G = (predicted_SG[i] - measured_SG[i]).abs()
+            known_G = None if batch.known_SG is None else batch.known_SG[i]
+            error_G = (predicted_SG[i] - observed_SG[i]).abs()
             overlap = None
             if self.differential_expression:
                 known = slice(None) if known_G is None else known_G
@@ -101,7 +108,7 @@ class ValidationScores:
             self.found[group] = Validated(
                 {name: float(value_S[i]) for name, value_S in terms.items()},
                 predicted_SG[i].cpu(),
-                measured_SG[i].cpu(),
+                observed_SG[i].cpu(),
                 None if known_G is None else known_G.cpu(),
                 float(error_G.mean() if known_G is None else error_G[known_G].mean()),
                 overlap,
@@ -116,16 +123,16 @@ class ValidationScores:
         self.last_groups = groups = sorted(found)
         rows = [found[group] for group in groups]
         scores = {name: _mean([row.terms[name] for row in rows]) for name in rows[0].terms}
-        predicted_PG, measured_PG = (
-            torch.stack([getattr(row, n) for row in rows]).to(self._device) for n in ("predicted_G", "measured_G")
+        predicted_PG, observed_PG = (
+            torch.stack([getattr(row, n) for row in rows]).to(self._device) for n in ("predicted_G", "observed_G")
         )
         known = [row.known_G for row in rows]
         known_PG = None if known[0] is None else torch.stack(known).to(self._device)  # type: ignore[arg-type]
         if known_PG is not None:
-            predicted_PG, measured_PG = predicted_PG * known_PG, measured_PG * known_PG
-        scores |= self._over_contexts(groups, predicted_PG, measured_PG, known_PG, loss)
+            predicted_PG, observed_PG = predicted_PG * known_PG, observed_PG * known_PG
+        scores |= self._over_contexts(groups, predicted_PG, observed_PG, known_PG, loss)
         scores["mae"] = _mean([row.mae for row in rows])
-        scores["delta_correlation"] = float(delta_correlation(predicted_PG, measured_PG, known_PG).mean())
+        scores["delta_correlation"] = float(delta_correlation(predicted_PG, observed_PG, known_PG).mean())
         if self.differential_expression:
             scores["de_overlap"] = _mean([row.de_overlap for row in rows])
         # of the terms as they are now: the contrastive one over all groups, not those that happened to share a step
@@ -134,7 +141,7 @@ class ValidationScores:
         return scores
 
     def _over_contexts(
-        self, groups: list[Group], predicted_PG: Tensor, measured_PG: Tensor, known_PG: Tensor | None, loss: Loss
+        self, groups: list[Group], predicted_PG: Tensor, observed_PG: Tensor, known_PG: Tensor | None, loss: Loss
     ) -> dict[str, float]:
         """Scores that compare the perturbations of one context."""
         number = {gene: i for i, gene in enumerate(self.genes)}
@@ -143,7 +150,7 @@ class ValidationScores:
             places = [i for i, group in enumerate(groups) if group[0] == context]
             here = torch.tensor(places, device=self._device)
             own_P = torch.tensor([number.get(groups[i][1], -1) for i in places], device=self._device)
-            ranks.append(discrimination(predicted_PG[here], measured_PG[here], own_P))
+            ranks.append(discrimination_l1(predicted_PG[here], observed_PG[here], own_P))
             if len(here) >= FEWEST_TO_COLLAPSE:
                 distinct.append(float(distinctness(predicted_PG[here])))
             if "contrastive" in weights_of(loss):
@@ -153,7 +160,7 @@ class ValidationScores:
                 contrasts.append(
                     discrimination_loss(
                         predicted_PG[here],
-                        measured_PG[here],
+                        observed_PG[here],
                         own,
                         rivals,
                         known,

@@ -45,11 +45,11 @@ def test_panels_unite_meet_or_follow_a_list(tmp_path: Path):
     files = two_panels(tmp_path)
     union = ingest(files, tmp_path / "union")
     assert union.genes == [*(f"G{i}" for i in range(40)), *(f"NEW{i}" for i in range(10))]
-    assert union.measured is not None and union.measured.sum(axis=1).tolist() == [40, 40]
+    assert union.known is not None and union.known.sum(axis=1).tolist() == [40, 40]
     common = ingest(files, tmp_path / "common", genes=GeneChoice("common"))
-    assert common.genes == [f"G{i}" for i in range(30)] and common.measured is None
+    assert common.genes == [f"G{i}" for i in range(30)] and common.known is None
     listed = ingest(files, tmp_path / "listed", genes=GeneChoice(["G35", "NEW2", "G0"]))
-    assert listed.measured is not None and listed.measured.tolist() == [[True, False, True], [False, True, True]]
+    assert listed.known is not None and listed.known.tolist() == [[True, False, True], [False, True, True]]
 
 
 def test_barely_overlapping_gene_sets_are_refused(tmp_path: Path):
@@ -66,9 +66,9 @@ def test_genes_filled_in_with_0_are_missing_when_said_so(tmp_path: Path):
     cells.X = cells.X.toarray() + 1
     cells.X[:, 5:8] = 0
     path = write(cells, tmp_path / "a.h5ad")
-    assert ingest([path], tmp_path / "as_measured").measured is None
+    assert ingest([path], tmp_path / "as_measured").known is None
     missing = ingest([path], tmp_path / "missing", genes=GeneChoice(zero_genes="missing"))
-    assert missing.measured is not None and np.flatnonzero(~missing.measured[0]).tolist() == [5, 6, 7]
+    assert missing.known is not None and np.flatnonzero(~missing.known[0]).tolist() == [5, 6, 7]
     assert missing.meta["genes_missing"] == {"a": 3}
 
 
@@ -76,13 +76,13 @@ def batch_of(store: CellStore) -> CellSetBatch:
     groups = [("A", "G1"), ("B", "G1")]
     gather = Gather(store, 1e4)
     batch = gather.to_device(gather.fetch(CellSetSampler(store, groups, 8, 2).batch(0)))
-    assert batch.measured_SG is not None and batch.perturbed_SCG is not None
+    assert batch.known_SG is not None and batch.perturbed_SCG is not None
     return batch
 
 
 def test_missing_genes_get_no_loss_no_gradient_and_no_say(store: CellStore):
     batch = batch_of(store)
-    missing_SG = ~batch.measured_SG
+    missing_SG = ~batch.known_SG
     assert missing_SG.sum(1).tolist() == [10, 10]
     loss = SetLoss({"energy": 1.0, "delta": 1.0})
     predicted = (batch.control_SCG + 0.3).requires_grad_()
@@ -95,7 +95,7 @@ def test_missing_genes_get_no_loss_no_gradient_and_no_say(store: CellStore):
     scores = [validated(batch, cells, loss) for cells in (predicted.detach(), wild)]
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
     # a mean over genes is over those measured, not over those and zeros
-    only = [m.nonzero().ravel() for m in batch.measured_SG]
+    only = [m.nonzero().ravel() for m in batch.known_SG]
     alone = [delta_error(predicted[[s]][..., g], batch.perturbed_SCG[[s]][..., g]) for s, g in enumerate(only)]
     torch.testing.assert_close(terms["delta"], torch.cat(alone))
 
@@ -120,12 +120,12 @@ def test_stores_prepared_apart_are_the_store_prepared_together(tmp_path: Path, s
         ingest([file], tmp_path / name)
     joined = open_stores([tmp_path / "a", tmp_path / "b"])
     assert joined.genes == store.genes and joined.control_contexts == store.control_contexts
-    np.testing.assert_array_equal(joined.measured, store.measured)
+    np.testing.assert_array_equal(joined.known, store.known)
     place = pd.Series(range(store.n_cells), index=store.obs["cell_id"])
     cells = np.random.default_rng(0).integers(0, joined.n_cells, 50)
     same = place[joined.obs["cell_id"].iloc[cells].tolist()].to_numpy()
     torch.testing.assert_close(Gather(joined, 1e4).log1p(cells), Gather(store, 1e4).log1p(same))
-    torch.testing.assert_close(batch_of(joined).measured_SG.sum(1), batch_of(store).measured_SG.sum(1))
+    torch.testing.assert_close(batch_of(joined).known_SG.sum(1), batch_of(store).known_SG.sum(1))
 
 
 def test_a_choice_of_genes_keeps_library_sizes_and_values(store: CellStore):
@@ -135,8 +135,8 @@ def test_a_choice_of_genes_keeps_library_sizes_and_values(store: CellStore):
     torch.testing.assert_close(
         Gather(some, 1e4).log1p(np.arange(40)), Gather(store, 1e4).log1p(np.arange(40))[:, where]
     )
-    np.testing.assert_array_equal(some.measured, store.measured[:, where])
-    np.testing.assert_array_equal(with_genes(some, ["G35"]).measured, store.measured[:, where[2:]])
+    np.testing.assert_array_equal(some.known, store.known[:, where])
+    np.testing.assert_array_equal(with_genes(some, ["G35"]).known, store.known[:, where[2:]])
 
 
 def test_stores_with_other_control_labels_are_refused(tmp_path: Path):
@@ -160,7 +160,7 @@ def test_renaming_is_the_users_to_decide(tmp_path: Path):
         {"file": "a", "gene": "TAZ", "decision": "ambiguous", "became": "", "candidates": "TAFAZZIN|WWTR1"}
     ]
     renamed = ingest([path], tmp_path / "renamed", genes=GeneChoice(genes, rename={"TAZ": "TAFAZZIN"}))
-    assert renamed.measured is None
+    assert renamed.known is None
 
 
 def test_gene_names_may_stand_in_a_column_of_var(tmp_path: Path):

@@ -1,12 +1,18 @@
-"""The one place where counts change scale: `to_log1p` and its inverse `from_log1p`."""
+"""The one place where counts change scale: to log1p of counts per a total and back, for tensors and for numpy arrays.
+
+numpy has forms of its own because torch starts its threads anew for every small block; the numbers agree to the last bit or so.
+"""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-# the largest plausible log1p: of counts per cell that no experiment reaches (3 million); larger values are not logarithms
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor  # its methods are enough here: looking at files does not load torch
+
+# the largest plausible log1p, as in the official validator: 3.3 million counts of one gene in one cell; more is no logarithm
 LARGEST_LOG1P = 15.0
 
 
@@ -28,28 +34,36 @@ def to_log1p(counts: Tensor, library_size: Tensor, target_sum: float) -> Tensor:
     log1p of counts per `target_sum`, ``(..., cells, genes)``, float32. The same numbers as
     ``scanpy.pp.normalize_total(target_sum=target_sum)`` followed by ``scanpy.pp.log1p``.
     """
-    return torch.log1p(counts.float() * (target_sum / library_size.float()).unsqueeze(-1))
-
-
-def stored_to_log1p(counts: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """`to_log1p` for single values on the CPU: counts times their cell's ``target_sum / library_size``, float32.
-
-    numpy, because torch starts its threads anew for every small block; the numbers agree to the last bit or so.
-    """
-    values = np.multiply(counts, scale, dtype=np.float32, casting="unsafe")  # counts above 65,535 would make it float64
-    return np.log1p(values, out=values)
-
-
-def counts_of(log1p: np.ndarray) -> np.ndarray:
-    """Scaled counts from their log1p, in double precision."""
-    return np.expm1(np.asarray(log1p, np.float64))
+    return (counts.float() * (target_sum / library_size.float()).unsqueeze(-1)).log1p()
 
 
 def from_log1p(log1p: Tensor, library_size: Tensor, target_sum: float) -> Tensor:
     """The inverse of `to_log1p`: expected counts, ``(..., cells, genes)``, not rounded to whole numbers."""
-    return torch.expm1(log1p.float()) * (library_size.float() / target_sum).unsqueeze(-1)
+    return log1p.float().expm1() * (library_size.float() / target_sum).unsqueeze(-1)
 
 
 def change_target_sum(log1p: Tensor, old: float, new: float) -> Tensor:
     """log1p of counts per `old` as log1p of counts per `new`; the same object when they are equal."""
-    return log1p if old == new else torch.log1p(torch.expm1(log1p.float()) * (new / old))
+    return log1p if old == new else (log1p.float().expm1() * (new / old)).log1p()
+
+
+def scaled_log1p(counts: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """`to_log1p` of single values, in their own precision: `scale` is ``target_sum / library_size`` of each one's cell."""
+    return np.log1p(counts * scale)
+
+
+def stored_to_log1p(counts: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """`scaled_log1p` in single precision, and in place."""
+    values = np.multiply(counts, scale, dtype=np.float32, casting="unsafe")  # counts above 65,535 would make it float64
+    return np.log1p(values, out=values)
+
+
+def counts_of_log1p(log1p: np.ndarray) -> np.ndarray:
+    """Scaled counts from their log1p, in its own precision: the inverse of `scaled_log1p` before the division by the scale."""
+    return np.expm1(log1p)
+
+
+def pseudobulk_log1p(total_G: np.ndarray, target_sum: float) -> np.ndarray:
+    """log1p of summed counts scaled to `target_sum`, ``(genes)``; 0 where there are none."""
+    total = total_G.sum()
+    return np.log1p(total_G * (target_sum / total if total > 0 else 0.0))

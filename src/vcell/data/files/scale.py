@@ -15,6 +15,7 @@ from enum import StrEnum
 import numpy as np
 
 from vcell.data.files.csr import positions, row_sums, starts_of
+from vcell.data.files.normalize import LARGEST_LOG1P, counts_of_log1p
 from vcell.errors import VcellError
 
 # float32 holds log1p values near 10 to about 5e-7, so a count near 50,000 comes back to about 0.03
@@ -23,7 +24,6 @@ ABSOLUTE_TOLERANCE = 0.01
 WIDEST_TOLERANCE = 0.2
 # the smallest non-zero count of a cell is nearly always 1; in cells of few genes it can be more
 SMALLEST_COUNTS = range(1, 13)
-LARGEST_LOG1P = np.log(2**32)
 SAME_TOTAL = 0.01  # spread of the cells' totals, relative, below which they were scaled to one
 WANTED = 0.95  # of the cells of a sample
 TELLING_VALUES = 10
@@ -86,7 +86,7 @@ def linear(values: np.ndarray, scale: Scale) -> np.ndarray:
     """Values with log1p undone, float64."""
     values = values.astype(np.float64)
     with np.errstate(over="ignore"):
-        return np.expm1(values) if scale.logged else values
+        return counts_of_log1p(values) if scale.logged else values
 
 
 def recover_counts(values: np.ndarray, indptr: np.ndarray, scale: Scale) -> Recovered:

@@ -162,12 +162,12 @@ def _write_store(
     checksum = write_rows(folder, parts, fractions, order, len(panel.genes), max(a["largest"] for a in about))
     for name in recipe.obsm:
         _write_embedding(folder, name, jobs, order)
-    measured = panel.measured
+    known = panel.known
     if genes.zero_genes == "missing":
-        measured &= seen
-    checksum.update(np.packbits(measured).tobytes())
-    if not measured.all():
-        np.save(folder / "measured.npy", measured)
+        known &= seen
+    checksum.update(np.packbits(known).tobytes())
+    if not known.all():
+        np.save(folder / "measured.npy", known)
     panel.decisions.to_csv(folder / "genes.csv", index=False)
     labels.decisions.to_csv(folder / "labels.csv", index=False)
     meta = {
@@ -178,8 +178,8 @@ def _write_store(
         "filtered": notes,
         "counted_twice": twice,
         "labels": labels.notes(),
-        "genes_missing": {job.source: int(n) for job, n in zip(jobs, (~measured).sum(axis=1), strict=True) if n},
-        "genes_zero": {job.source: int(n) for job, n in zip(jobs, (measured & ~seen).sum(axis=1), strict=True)},
+        "genes_missing": {job.source: int(n) for job, n in zip(jobs, (~known).sum(axis=1), strict=True) if n},
+        "genes_zero": {job.source: int(n) for job, n in zip(jobs, (known & ~seen).sum(axis=1), strict=True)},
         "obsm": list(recipe.obsm),
         "provenance": provenance,
     }

@@ -26,7 +26,7 @@ class Panel:
     decisions: pd.DataFrame  # file, gene, decision, became, candidates
 
     @property
-    def measured(self) -> np.ndarray:
+    def known(self) -> np.ndarray:
         """bool (files, genes)"""
         return np.stack([np.isin(np.arange(len(self.genes)), position) for position in self.position])
 
@@ -88,7 +88,7 @@ class GeneChoice:
     def _common(self, panel: Panel) -> Panel:
         if not isinstance(self.genes, str) or self.genes == "union":
             return panel
-        kept = np.flatnonzero(panel.measured.all(axis=0))
+        kept = np.flatnonzero(panel.known.all(axis=0))
         if not kept.size:
             raise VcellError("no gene is common to all files (data.genes=common); take them all with data.genes=union")
         new = np.full(len(panel.genes) + 1, -1, np.int64)

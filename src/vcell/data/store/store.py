@@ -65,7 +65,7 @@ class Cells:
         Names, in the order of the counts.
     control
         The label of control cells in `obs.perturbation`.
-    measured
+    known
         bool ``(sources, genes)``, sources in the order of obs.source's categories; None where all measured all.
     fingerprint
         A checksum of the counts, the genes and the labels.
@@ -76,7 +76,7 @@ class Cells:
     obs: pd.DataFrame
     genes: list[str]
     control: str
-    measured: np.ndarray | None
+    known: np.ndarray | None
     fingerprint: str
     scales: dict[str, Scale]
 
@@ -109,7 +109,7 @@ class Cells:
 
     @cached_property
     def source_of_cell(self) -> np.ndarray:
-        """The row of `measured` that holds for each cell."""
+        """The row of `known` that holds for each cell."""
         return self.obs["source"].cat.codes.to_numpy()
 
     @cached_property
@@ -127,12 +127,12 @@ class Cells:
             )
         return cells
 
-    def measured_in(self, *cells_SC: np.ndarray) -> np.ndarray | None:
+    def known_in(self, *cells_SC: np.ndarray) -> np.ndarray | None:
         """bool ``(sets, genes)``: genes measured for all the cells of each set; None where that is every gene."""
-        if self.measured is None:
+        if self.known is None:
             return None
         sources = np.concatenate([self.source_of_cell[cells] for cells in cells_SC], axis=1)
-        return np.stack([self.measured[np.unique(row)].all(axis=0) for row in sources])
+        return np.stack([self.known[np.unique(row)].all(axis=0) for row in sources])
 
     def check_one_scale(self, reconcile: str | None) -> None:
         """Refuses to mix scales, and values of which nobody knows what they are.
@@ -213,7 +213,7 @@ class CellStore(Cells):
             obs = pd.read_parquet(path / "obs.parquet")
             obs = obs.assign(source=obs["source"].cat.set_categories(meta["sources"]))
             genes = pd.read_parquet(path / "var.parquet")["gene"].astype(str).tolist()
-            measured = np.load(path / "measured.npy") if (path / "measured.npy").is_file() else None
+            known = np.load(path / "measured.npy") if (path / "measured.npy").is_file() else None
             scales = {file: Scale(scale) for file, scale in meta["scales"].items()}
         except VcellError:
             raise
@@ -229,7 +229,7 @@ class CellStore(Cells):
             raise VcellError(f"the store {path} is damaged: it should hold {_sizes(meta)}, but holds {found}. {again}")
         if arrays["indptr"][0] != 0 or (np.diff(arrays["indptr"]) < 0).any():
             raise VcellError(f"the store {path} is damaged: counts.indptr.npy runs backwards. {again}")
-        return cls(obs, genes, meta["control"], measured, meta["fingerprint"], scales, path, **arrays, meta=meta)
+        return cls(obs, genes, meta["control"], known, meta["fingerprint"], scales, path, **arrays, meta=meta)
 
     @property
     def name(self) -> str:

@@ -103,15 +103,11 @@ def with_genes(store: Cells, genes: Sequence[str]) -> StoreView:
         place = {gene: i for i, gene in enumerate(genes)}
         new = np.array([*(place.get(gene, -1) for gene in store.genes), -1])
         position = tuple(new[p] for p in store.position)
-        return replace(
-            store, genes=list(genes), position=position, measured=_measured(store.parts, position, len(genes))
-        )
+        return replace(store, genes=list(genes), position=position, known=_known(store.parts, position, len(genes)))
     assert isinstance(store, CellStore)
     position = (align(store.genes, genes).position,)
-    measured = _measured((store,), position, len(genes))
-    return StoreView(
-        store.obs, list(genes), store.control, measured, store.fingerprint, store.scales, (store,), position
-    )
+    known = _known((store,), position, len(genes))
+    return StoreView(store.obs, list(genes), store.control, known, store.fingerprint, store.scales, (store,), position)
 
 
 def _joined(stores: Sequence[CellStore]) -> StoreView:
@@ -130,8 +126,8 @@ def _joined(stores: Sequence[CellStore]) -> StoreView:
     obs = obs.assign(**{name: union_categoricals([t[name] for t in tables]) for name in LABELS})
     fingerprint = hashlib.blake2b("".join(s.fingerprint for s in stores).encode(), digest_size=16).hexdigest()
     scales = {file: scale for store in stores for file, scale in store.scales.items()}
-    measured = _measured(stores, position, len(panel))
-    return StoreView(obs, panel, labels[0], measured, fingerprint, scales, tuple(stores), tuple(position))
+    known = _known(stores, position, len(panel))
+    return StoreView(obs, panel, labels[0], known, fingerprint, scales, tuple(stores), tuple(position))
 
 
 def _own_sources(store: CellStore, stores: Sequence[CellStore]) -> pd.Series:
@@ -141,15 +137,15 @@ def _own_sources(store: CellStore, stores: Sequence[CellStore]) -> pd.Series:
     return store.obs["source"].cat.rename_categories(names)
 
 
-def _measured(stores: Sequence[CellStore], position: Sequence[np.ndarray], n_genes: int) -> np.ndarray | None:
+def _known(stores: Sequence[CellStore], position: Sequence[np.ndarray], n_genes: int) -> np.ndarray | None:
     """What each source of each store measured of the view's genes."""
     rows = []
     for store, at in zip(stores, position, strict=True):
-        known = store.measured
+        known = store.known
         if known is None:
             known = np.ones((len(store.obs["source"].cat.categories), store.n_genes), bool)
         row = np.zeros((len(known), n_genes), bool)
         row[:, at[at >= 0]] = known[:, at >= 0]
         rows.append(row)
-    measured = np.concatenate(rows)
-    return None if measured.all() else measured
+    known = np.concatenate(rows)
+    return None if known.all() else known
