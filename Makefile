@@ -3,9 +3,9 @@
 # make test-hardware   its numeric tests under restricted instruction sets, with one and two threads
 # make lint    ruff and mypy
 # make bench   benchmarks of the loader, tables to benchmarks/results/
-# make bench-train   of training, beside arc-state
-# make bench-score   of the scorers, beside cell-eval and cell-eval2
-# make bench-infer   from checkpoint to submission, beside arc-state and cell-eval; whole counts
+# make bench-train   of training, next to arc-state
+# make bench-score   of the scorers, next to cell-eval and cell-eval2
+# make bench-infer   from checkpoint to submission, next to arc-state and cell-eval; whole counts
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python

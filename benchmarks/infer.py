@@ -1,4 +1,4 @@
-"""From a checkpoint to a submission at full size: time, peak memory, file size; beside arc-state and cell-eval, and the disk.
+"""From a checkpoint to a submission at full size: time, peak memory, file size; next to arc-state and cell-eval, and the disk.
 
     python benchmarks/infer.py [--years 2025 2026] [--scale 1.0] [--model state_sm] [--peer PYTHON] [--folder DIR]
 

@@ -1,4 +1,4 @@
-"""How fast cell sets are read: our store and gather beside cell-load, scDataset and anndata, on the same file.
+"""How fast cell sets are read: our store and gather next to cell-load, scDataset and anndata, on the same file.
 
     python benchmarks/loader.py [--genes 18080] [--seconds 10] [--peers PYTHON]
     python benchmarks/loader.py --device cuda          our loader's share of a state_sm training step
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--targets", type=int, default=150, help="perturbations of 100 cells each [%(default)s]")
     parser.add_argument("--seconds", type=float, default=10, help="per reader and round [%(default)s]")
     parser.add_argument("--peers", default=sys.executable, help="a Python with cell-load and scdataset [this one]")
-    parser.add_argument("--device", default="cpu", help="cpu: beside the peers; cuda: beside a training step")
+    parser.add_argument("--device", default="cpu", help="cpu: next to the peers; cuda: next to a training step")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         file, store, prepared = make(Path(folder), options.genes, options.targets)
@@ -163,7 +163,7 @@ def where_time_goes(rounds: list[dict]) -> list[str]:
 
 
 def beside_training(store: CellStore, device: str) -> str:
-    """What a step waits for the loader: rows fetched ahead, and the store on the device, beside a state_sm step."""
+    """What a step waits for the loader: rows fetched ahead, and the store on the device, next to a state_sm step."""
     from vcell.config import build, compose
     from vcell.data.datamodule import PrefetchLoader
     from vcell.model.losses import SetLoss

@@ -1,4 +1,4 @@
-"""Scores of one prediction by our own scorer, beside the official commands: time and peak memory.
+"""Scores of one prediction by our own scorer, next to the official commands: time and peak memory.
 
     python benchmarks/score.py [--years 2025 2026] [--controls 5000] [--targets 100] [--cells 150] [--genes 18080] [--folder DIR]
 

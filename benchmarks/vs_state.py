@@ -1,4 +1,4 @@
-"""Training steps per second beside arc-state 0.11.1: same file, same shape, same machine, both by their own command.
+"""Training steps per second next to arc-state 0.11.1: same file, same shape, same machine, both by their own command.
 
     python benchmarks/vs_state.py --peer PYTHON [--genes 2000] [--steps 2 12] [--rounds 3]
 

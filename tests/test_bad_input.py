@@ -85,7 +85,7 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
     "scale of no file": (
         lambda path: None, ["data.scale={b.h5ad: counts}"], r"data\.scale names b\.h5ad.*Did you mean 'a\.h5ad'"),
     "renamed gene of no file": (lambda path: None, ["data.rename={G99: G1}"], r"data\.rename names G99.*Did you mean 'G9'"),
-    "said scale is wrong": (lambda path: None, ["data.scale=log1p_counts"], r"do not come back as whole counts"),
+    "said scale is wrong": (lambda path: None, ["data.scale=log1p_counts"], r"cannot be recovered as whole counts"),
     "no such scheduler": (lambda path: None, ["prepare.cluster=tcp://127.0.0.1:9"], r"no Dask scheduler answers"),
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ from vcell.data.store.ingest import ingest
 from vcell.data.store.panel import GeneChoice
 from vcell.errors import VcellError
 from vcell.inspection.inspect import inspect
-from vcell.inspection.report import describe
+from vcell.inspection.report import as_text
 
 
 def gz(path: Path) -> Path:
@@ -130,7 +130,7 @@ def test_inspect_passes_over_what_it_need_not_read(tmp_path: Path):
         file["obs/odd"] = np.zeros(90, np.dtype([("a", "f4"), ("b", "i4")]))
         file["uns/dead"] = h5py.ExternalLink("gone.h5", "/x")
     found = inspect(path)
-    assert found["labels"]["perturbation"]["number"] == 2 and "G1" in describe(found)
+    assert found["labels"]["perturbation"]["number"] == 2 and "G1" in as_text(found)
 
 
 @pytest.mark.parametrize(

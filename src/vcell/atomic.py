@@ -1,4 +1,4 @@
-"""Folders and files that are written whole or not at all, and that are on the disk when they have their name."""
+"""Files and folders are written completely or not at all: under a temporary name, synced to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vcell.errors import VcellError
 
 @contextmanager
 def written_folder(out: Path, what: str, parents: bool = True) -> Iterator[Path]:
-    """A scratch folder beside `out` that takes its place when the block ends well, and vanishes when it does not.
+    """A scratch folder next to `out` that replaces it if the block succeeds, and is removed if it fails.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def written_folder(out: Path, what: str, parents: bool = True) -> Iterator[Path]
 
 @contextmanager
 def written_file(out: Path) -> Iterator[Path]:
-    """A path beside `out` for the file to be written to; it takes the place of `out` when the block ends well.
+    """A path next to `out` to write the file to; it replaces `out` if the block succeeds.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def written_file(out: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(out: Path) -> None:
-    """Removes what killed processes have left of attempts to write `out`; for those who hold its lock."""
+    """Removes partial files that killed processes left when writing `out`; call it only while holding its lock."""
     for path in [
         *out.parent.glob(f"{glob.escape(out.stem)}.*.tmp{out.suffix}"),
         *out.parent.glob(f"{glob.escape(out.name)}.*.tmp"),
@@ -98,7 +98,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in `folder` are on the disk; file systems that cannot tell are believed."""
+    """Waits until the directory entries of `folder` are on disk; file systems that do not support this are trusted."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -108,9 +108,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Removes `folder`, for good even while processes of another machine still write into it.
+    """Removes `folder`, even while processes on another machine still write into it.
 
-    They know it by its name; under another one nothing can be added, and what they try fails.
+    They address it by its name: once it is renamed they cannot add to it, and their writes fail.
     """
     doomed = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     with suppress(OSError):
@@ -119,7 +119,7 @@ def remove(folder: Path) -> None:
 
 
 def check_zip(path: Path) -> None:
-    """Compares the checksums of a zip file (as `torch.save` and `numpy.savez` write them), which torch does not look at.
+    """Verifies the checksums of a zip file (as written by `torch.save` and `numpy.savez`), which torch does not do.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a challenge asks of a submission, as data: a new year is a new yaml file in configs/challenge/.
+"""The rules of a challenge, as data: a new year is a new yaml file in configs/challenge/.
 
 Sources: the released packages `cell-eval` 0.8.2 (``cell-eval prep``) and `vcc-cli` 0.3.0 (``vcc prep``), which decide.
 """
@@ -85,15 +85,15 @@ class Challenge:
         return self.draw or self.values == "counts"
 
     def check_genes(self, genes: Sequence[str], what: str) -> None:
-        """Refuses a list of another length than the challenge's."""
+        """Refuses a list whose length differs from the challenge's."""
         if self.n_genes is not None and len(genes) != self.n_genes:
             raise VcellError(
-                f"challenge={self.name} wants {self.n_genes:,} genes; {what} {len(genes):,}. Give the challenge's list, "
+                f"challenge={self.name} requires {self.n_genes:,} genes; {what} {len(genes):,}. Give the challenge's list, "
                 "genes=gene_names.csv, or use challenge=none"
             )
 
     def phase(self, contexts: Iterable[str]) -> tuple[str, ...]:
-        """The set of contexts that these are.
+        """The phase whose set of contexts this is.
 
         Raises
         ------
@@ -112,7 +112,7 @@ class Challenge:
             )
         if missing := [c for c in wanted if c not in found]:
             parts.append(f"{shortlist(missing)} {'is' if len(missing) == 1 else 'are'} missing.")
-        raise VcellError(f"challenge={self.name} wants the contexts {choices}, all of one phase: {' '.join(parts)}")
+        raise VcellError(f"challenge={self.name} requires the contexts {choices}, all of one phase: {' '.join(parts)}")
 
     def check_labels(self, cells: Mapping[tuple[str, str], int], targets: Mapping[str, int | None] | None) -> None:
         """Targets and cell numbers, context by context.
@@ -135,11 +135,11 @@ class Challenge:
             if targets is not None:
                 _check_targets(here, targets, where)
             elif self.n_targets is not None and len(here) != self.n_targets:
-                raise VcellError(f"{where}{len(here):,} targets; challenge={self.name} wants {self.n_targets:,}")
+                raise VcellError(f"{where}{len(here):,} targets; challenge={self.name} requires {self.n_targets:,}")
             others = [f"{target} ({n:,})" for target, n in here.items() if n != self.cells]
             if self.cells is not None and others:
                 raise VcellError(
-                    f"{where}challenge={self.name} wants exactly {self.cells:,} cells of each target; another number have "
+                    f"{where}challenge={self.name} requires exactly {self.cells:,} cells of each target; other numbers: "
                     f"{shortlist(others, 5)}"
                 )
 
@@ -147,12 +147,12 @@ class Challenge:
         """Limits on cells and stored values."""
         if self.max_cells is not None and n_cells > self.max_cells:
             raise VcellError(
-                f"{n_cells:,} cells are more than challenge={self.name} takes ({self.max_cells:,}): "
+                f"{n_cells:,} cells are more than challenge={self.name} allows ({self.max_cells:,}): "
                 f"{n_cells - self.max_cells:,} too many"
             )
         if self.max_stored is not None and stored is not None and stored > self.max_stored:
             raise VcellError(
-                f"{stored:,} stored values ({stored / n_cells:,.0f} a cell) are more than challenge={self.name} takes "
+                f"{stored:,} stored values ({stored / n_cells:,.0f} per cell) are more than challenge={self.name} allows "
                 f"({self.max_stored:,}): the cells have too few zeros. Whole counts drawn by vcell have those of real cells"
             )
 

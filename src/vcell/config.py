@@ -1,4 +1,4 @@
-"""Configurations: composed, flattened, compared, and made into objects. Only here and in `cli` is Hydra spoken to."""
+"""Configurations: composed, flattened, compared, and made into objects. Hydra is used only here and in `cli`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vcell.system import slurm_tasks_per_node
 # configs/ lies in the package of an installed wheel, and at the top of a checkout
 _INSIDE, _CHECKOUT = Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs"
 CONFIG_DIR = _INSIDE if _INSIDE.is_dir() else _CHECKOUT
-# groups by the file that says what a key is when nobody says it
+# the file with the default values of each group
 DEFAULTS = {"": "training.yaml", "data": "data/base.yaml", "model": "model/base.yaml", "loss": "loss/energy.yaml", "trainer": "trainer/auto.yaml"}  # fmt: skip
 
 RECORD = "config.yaml"  # in a run's folder: the configuration it was begun with
@@ -61,7 +61,7 @@ FIXED = {
 
 
 def may_change(verb: str, key: str) -> bool:
-    """Whether a key of a command may differ when its work is resumed; one that no table has may not."""
+    """Whether a key of a command may differ when its work is resumed; keys in neither table may not."""
     names = [name for name in (*FREE[verb], *FIXED[verb]) if key == name or key.startswith(f"{name}.")]
     return max(names, key=len, default="") in FREE[verb]
 
@@ -69,12 +69,12 @@ def may_change(verb: str, key: str) -> bool:
 def build(config: Any, **arguments: Any) -> Any:
     """The object that a configuration's `_target_` names, made with its keys and `arguments`.
 
-    Only for configurations that the user gave; what stands in a checkpoint or another file is never passed on to it.
+    Only for configurations that the user gave; the contents of a checkpoint or another file are never passed to it.
 
     Raises
     ------
     VcellError
-        With the class's own words, if it refuses a value.
+        With the class's own message, if a value is invalid.
     """
     try:
         return instantiate(config, **arguments)
@@ -121,12 +121,12 @@ def class_path(thing: Any) -> str:
 
 
 def challenge_of(name: Any) -> Any:
-    """The rules of a challenge by its name; an object that is one already stays as it is."""
+    """The rules of a challenge by its name; a `Challenge` object is returned unchanged."""
     return build(compose("infer", [f"challenge={name}"]).challenge) if isinstance(name, str) else name
 
 
 def with_trainer(overrides: list[str]) -> list[str]:
-    """Overrides with what a trainer named among them says, which an experiment would otherwise take back: ``trainer=debug``."""
+    """Overrides extended by the settings of a trainer among them (``trainer=debug``), which an experiment would otherwise reset."""
     names = [o.split("=", 1)[1] for o in overrides if o.startswith("trainer=")]
     path = CONFIG_DIR / "trainer" / f"{names[-1]}.yaml" if names else None
     if (
@@ -172,7 +172,7 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def default_of(key: str) -> Any:
-    """The value of a key that nobody sets; None where it has none."""
+    """The default value of a key; None if it has none."""
     group, _, rest = key.partition(".")
     known = _defaults(group) if group in DEFAULTS and rest else _defaults("")
     value = known.get(rest if group in DEFAULTS and rest else key)
@@ -182,7 +182,7 @@ def default_of(key: str) -> Any:
 
 
 def wandb_id(name: str) -> str:
-    """A run's name as an id for Weights & Biases, which names a file and part of an address: crossval's folds are NAME/fold_0."""
+    """A run's name as an id for Weights & Biases, without characters that are invalid in file names and URLs: folds are named NAME/fold_0."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:128]
 
 

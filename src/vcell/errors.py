@@ -1,4 +1,4 @@
-"""The one error that users see: what was wrong, where, and what to do next."""
+"""The error shown to users: what was wrong, where, and what to do next."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def nearest(name: str, known: Iterable[str], label: str = "Did you mean") -> str
 
 
 def install(extra: str) -> str:
-    """How to get what an optional part of vcell needs: its packages by name, for vcell itself is in no index."""
+    """How to install what an optional part of vcell needs: its packages by name, since vcell itself is not in a package index."""
     try:
         needed = [r for r in requires("vcell") or [] if re.search(rf"extra == ['\"]{extra}['\"]", r)]
     except PackageNotFoundError:

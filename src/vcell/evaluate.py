@@ -1,4 +1,4 @@
-"""python -m vcell.evaluate: scores a prediction with the official scorer, beside three baselines."""
+"""python -m vcell.evaluate: scores a prediction with the official scorer, next to baselines and the noise ceiling."""
 
 from __future__ import annotations
 

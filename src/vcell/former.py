@@ -1,4 +1,4 @@
-"""Modules under the names they had in vcell 0.1: scripts, notebooks and configuration files that name them still find them."""
+"""Modules under their names in vcell 0.1: scripts, notebooks and configuration files that use them still work."""
 
 from __future__ import annotations
 

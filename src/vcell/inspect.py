@@ -1,4 +1,4 @@
-"""python -m vcell.inspect: says what an h5ad file holds and how to prepare it."""
+"""python -m vcell.inspect: reports what an h5ad file contains and how to prepare it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process at a time writes a folder or a file: a lock beside it says who, and shows that its holder is alive.
+"""One process at a time writes a folder or a file: a lock next to it names the process and shows that it is alive.
 
 The lock is a file, so that it holds between the machines of a cluster. Its holder touches it every few seconds. One whose process
 is gone (on this machine), or that was not touched for a minute (on another), is stale and is taken over.
@@ -76,8 +76,8 @@ def locked(place: Path, what: str, wait: bool = False) -> Iterator[None]:
     while (holder := _take(path, me, what)) is not None:
         if not wait:
             raise VcellError(
-                f"{what} {place} is being written by {holder.words}. Wait until it has ended, or stop it. If no such process "
-                f"runs any more, remove {path}"
+                f"{what} {place} is being written by {holder.words}. Wait for it to finish, or stop it. If no such process "
+                f"is running, remove {path}"
             )
         if time.monotonic() >= said + REMIND_S:
             print(f"waiting      for {holder.words}, which is writing {what} {place}", file=sys.stderr, flush=True)

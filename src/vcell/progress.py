@@ -1,4 +1,4 @@
-"""Progress bars for people, a line a minute for logs, and nothing at all where Python code asks for silence."""
+"""Progress bars on a terminal, one line per minute in logs, and nothing where Python code asks for silence."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _ToLog(io.TextIOBase):
 
 
 def progress_bar(total: int | None, what: str, unit: str, **options: Any) -> tqdm:
-    """A bar with rate and time left on a terminal; elsewhere, as in a job's log, a plain line a minute."""
+    """A bar with rate and time left on a terminal; elsewhere, as in a job's log, one plain line per minute."""
     kind, interval = (tqdm, 0.2) if sys.stderr is not None and sys.stderr.isatty() else (Lines, 1.0)
     options["disable"] = options.get("disable", False) or _silenced
     # maxinterval above mininterval, or tqdm's monitor thread would draw between

@@ -1,4 +1,4 @@
-"""Signals that ask a command to stop: it says so, asks to be queued again where it should, and ends with the signal's exit code.
+"""Signals that ask a command to stop: it prints one line, requeues the job if it should, and exits with the signal's exit code.
 
 Only the standard library is imported here, so that a command can listen before it loads anything else. While training runs,
 `vcell.training.saving` listens instead, and saves first.
@@ -52,7 +52,7 @@ def held() -> Iterator[None]:
 
 
 def listen(verb: str) -> None:
-    """From here on a signal to stop ends the command in one line; what it was writing is removed or can be resumed."""
+    """From now on a stop signal ends the command with one line; partial output is removed or can be resumed."""
     again = f"the same command resumes: python -m vcell.{verb} ..."
 
     def stop(number: int, _: Any) -> None:

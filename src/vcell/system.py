@@ -86,7 +86,7 @@ class Rank:
 
 
 def slurm_tasks() -> int:
-    """Tasks that srun has started beside this one, itself included; 1 for a process that it did not start."""
+    """Tasks that srun has started, including this one; 1 for a process that it did not start."""
     if not os.environ.get("SLURM_PROCID", "").isdigit() or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return 1
     number = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS", "1")
@@ -107,7 +107,7 @@ def choose_device(device: str, number: int) -> torch.device:
     import torch
 
     if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise VcellError(f"device={device} is not here: use auto, cpu or (with a GPU) cuda")
+        raise VcellError(f"device={device} is not available: use auto, cpu or (with a GPU) cuda")
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", number % torch.cuda.device_count())

@@ -85,7 +85,7 @@ def test_unusable_values_are_named(change, words: str, tmp_path: Path):
 def test_fractions_are_no_counts(tmp_path: Path):
     found = inspect(write(as_fractions(make_cells()), tmp_path / "a.h5ad"))
     assert found["matrices"][0]["scale"] == "log1p_fractional" and found["matrices"][0]["normalised_to"] == 1e4
-    assert "no counts come back" in " ".join(found["warnings"])
+    assert "counts cannot be recovered" in " ".join(found["warnings"])
 
 
 def test_the_matrix_with_raw_counts_is_recommended(tmp_path: Path):

@@ -139,7 +139,7 @@ def test_official_prep_accepts_the_file(in_trained: Path, tmp_path: Path):
     [
         (["targets=[GENE001]"], "lacks 1 perturbations: GENE001;.*Did you mean 'GENE"),
         (["targets=absent.csv"], r"no such file: absent\.csv"),
-        (["targets=[GENE0001,GENE0001]"], "asks twice for GENE0001"),
+        (["targets=[GENE0001,GENE0001]"], "lists twice GENE0001"),
         (["targets=[GENE0001]", "contexts=[simc]"], "Did you mean 'simC'"),
         (["targets=[GENE0001]", "contexts=null"], r"contexts=\[simC\]"),
         (["targets=[GENE0001]", "challenge=vcc2025"], "wants 18,080 genes"),

@@ -98,7 +98,7 @@ def test_baselines_take_their_effects_from_the_run(lines: Path, tmp_path: Path, 
         f"controls={lines}",
         "predictor=context_mean",
     )
-    assert "A, B, C were trained on: the mean of all contexts stands in" in capsys.readouterr().out
+    assert "A, B, C were trained on: the mean of all contexts is used instead" in capsys.readouterr().out
 
 
 def test_counts_have_the_predicted_mean(in_trained: Path, tmp_path: Path):
@@ -121,7 +121,7 @@ def test_genes_come_in_the_challenges_order_whatever_the_model_has(
     options = ["targets=[GENE0001]", "contexts=[simC]", "n_cells=9"]
     found = predict(tmp_path / "p.h5ad", *options, f"genes={tmp_path / 'genes.csv'}")
     assert found.var_names.tolist() == wanted
-    assert "2 genes are in no control cell's file, and 0 in every cell: NEW1, NEW2" in capsys.readouterr().out
+    assert "2 genes are missing from the control cells, and 0 in every cell: NEW1, NEW2" in capsys.readouterr().out
     whole = predict(tmp_path / "q.h5ad", *options)
     np.testing.assert_allclose(found.X.toarray()[:, :100], whole[:, wanted[:100]].X.toarray())
     assert found[:, ["NEW1", "NEW2"]].X.nnz == 0

@@ -35,7 +35,7 @@ def test_two_folds(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "data").symlink_to(trained / "data")
     monkeypatch.chdir(tmp_path)
     cross("fold=1")
-    assert "folds still to come: 0" in capsys.readouterr().out and not (RUN / "crossval.json").exists()
+    assert "folds still missing: 0" in capsys.readouterr().out and not (RUN / "crossval.json").exists()
     cross()
     assert capsys.readouterr().out.count("finished") == 1  # fold 1 was there
     every_perturbation_is_held_out_once()

@@ -123,7 +123,7 @@ def test_a_run_is_not_continued_on_other_cells(here: Path):
     cells.obs["target_gene"] = cells.obs["target_gene"].to_numpy()[::-1]
     write(cells, here / "a.h5ad")
     ensure_store(StoreOptions.of(compose("prepare", ["data=perturb_seq", "data.path=a.h5ad"]).data), overwrite=True)
-    with pytest.raises(VcellError, match=r"the cells are no longer what the run was begun with.*overwrite=true"):
+    with pytest.raises(VcellError, match=r"the cells are not what the run was started with.*overwrite=true"):
         train_tiny("data.path=a.h5ad", "trainer.max_steps=8")
 
 

@@ -1,4 +1,4 @@
-"""What was typed: KEY=VALUE pairs made readable for Hydra, checked, and explained where they mean nothing."""
+"""The typed arguments: KEY=VALUE pairs quoted for Hydra, checked, and explained if they are not valid."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vcell.config import CONFIG_DIR, compose, flatten
 from vcell.errors import VcellError, nearest
 
 _CONTINUE = (
-    "A run continues by its name: give the command that began it again (runs/NAME goes on from its last.ckpt). To begin a new run "
+    "A run is continued by its name: repeat the command that started it (runs/NAME resumes from its last.ckpt). To start a new run "
     "with another's weights: init_from=FILE.ckpt name=NEW"
 )
 # keys that users of STATE's trainer are used to
@@ -125,10 +125,12 @@ def _quoted(verb: str, argument: str, arguments: list[str]) -> str:
             raise VcellError("there must be no spaces around =: write KEY=VALUE as one word")
         main = MAIN[verb]
         if argument.endswith((".yaml", ".yml")):
-            raise VcellError(f"{argument} is no setting. A configuration file is named by its group: experiment=NAME")
+            raise VcellError(
+                f"{argument} is not a setting. A configuration file is chosen by its group: experiment=NAME"
+            )
         if "/" in argument or "." in argument or os.path.exists(argument):  # noqa: PTH110
-            raise VcellError(f"{argument!r} lacks the name of its setting: write {main}={argument}")
-        raise VcellError(f"{argument!r} is no setting: settings are given as KEY=VALUE. {_keys_hint(verb)}")
+            raise VcellError(f"{argument!r} needs the name of its setting: write {main}={argument}")
+        raise VcellError(f"{argument!r} is not a setting: settings are given as KEY=VALUE. {_keys_hint(verb)}")
     if value == "" and any(a.strip() and "=" not in a and not a.startswith("-") for a in arguments):
         raise VcellError(f"there must be no spaces around =: write {key}=VALUE as one word")
     if key != key.strip():
@@ -162,7 +164,7 @@ def _keys_hint(verb: str) -> str:
 
 
 def check_overrides(verb: str, arguments: list[str]) -> None:
-    """Raises a `VcellError`, with a suggestion, for an override that means nothing.
+    """Raises a `VcellError`, with a suggestion, for an unknown override.
 
     Hydra says so too, but not which key was meant. Sweeps and other folders of configuration are left to it.
     """
@@ -188,7 +190,7 @@ def check_overrides(verb: str, arguments: list[str]) -> None:
 
 
 def check_types(verb: str, overrides: list[str], config: DictConfig) -> None:
-    """Refuses text where a number, or true or false, is wanted."""
+    """Refuses text where a number, or true or false, is expected."""
     keys = [o.lstrip("+").split("=")[0] for o in overrides]
     given = [key for key in keys if not (CONFIG_DIR / key.split("@")[0]).is_dir()]
     texts = {
@@ -208,7 +210,7 @@ def check_types(verb: str, overrides: list[str], config: DictConfig) -> None:
 
 
 def _check_sweep(arguments: list[str]) -> None:
-    """Runs of a sweep that share a name would be refused one after the other, hours apart."""
+    """Refuses sweeps whose runs share a name: they would fail one after the other, hours apart."""
     names = [a for a in arguments if a.startswith(("name=", "run_dir="))]
     swept = [a.split("=")[0] for a in arguments if re.search(r"=[^\[{(]*,", a)]
     if swept and not any("${" in name or "," in name for name in names):

@@ -65,7 +65,7 @@ def launch(verb: str, run: Callable[[DictConfig], None]) -> None:
         except MemoryError:
             fail(
                 VcellError(
-                    f"there is too little memory for this ({verb}). Use fewer threads or workers, or a machine with more"
+                    f"vcell.{verb} ran out of memory. Use fewer threads or workers, or a machine with more memory"
                 )
             )
 
@@ -74,19 +74,19 @@ def launch(verb: str, run: Callable[[DictConfig], None]) -> None:
 
 def _remedy(error: OSError, verb: str) -> str:
     if error.errno in DISK_FULL:
-        return f"Make room and run the same command again: python -m vcell.{verb} ..."
-    return "Ask for permission, or name another place"
+        return f"Free some space and run the same command again: python -m vcell.{verb} ..."
+    return "Ask for permission, or choose another folder"
 
 
 def _speak_plainly() -> None:
-    """Characters that a console cannot show are replaced; they are no reason to fail."""
+    """Characters that a console cannot display are replaced instead of causing an error."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
 
 
 def _gone() -> None:
-    """The reader of our output has left (``| head``): end without a word."""
+    """The reader of our output has closed the pipe (``| head``): exit silently."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(141)

@@ -1,4 +1,4 @@
-"""Files that a command is given, looked for before anything heavy is loaded: a mistake is answered at once."""
+"""Checks that the files given to a command exist before anything heavy is loaded, so that mistakes are reported at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FILES = {
 
 
 def look_up(verb: str, config: Any) -> None:
-    """A `VcellError` for the first file that is not there.
+    """Raises a `VcellError` for the first file that does not exist.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def look_up(verb: str, config: Any) -> None:
 
 
 def _look_up_data(config: Any, verb: str) -> None:
-    """Files of the data, where they are to be read: neither simulated nor in a store already."""
+    """Checks the data files if they have to be read: neither simulated nor already in a store."""
     data = config.data
     if data.stores or data.simulate is not None or data.required:
         return
@@ -71,7 +71,7 @@ def _look_up_data(config: Any, verb: str) -> None:
 
 
 def _names(config: Any, key: str) -> list[str]:
-    """Values of a key that name files; a list of targets names none."""
+    """Values of a key that name files; a list of targets does not."""
     from omegaconf import OmegaConf
 
     if OmegaConf.is_missing(config, key):

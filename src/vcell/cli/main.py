@@ -1,4 +1,4 @@
-"""`vcell VERB key=value ...`, and the same as `python -m vcell.VERB`: finds the verb and hands over, before anything heavy is loaded."""
+"""`vcell VERB key=value ...`, and the same as `python -m vcell.VERB`: dispatches to the command before anything heavy is loaded."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def _first_comment(group: str, option: str) -> str:
 
 @dataclass
 class Key:
-    """A key of a YAML file: its dotted name, its value, and the comment beside it, line by line."""
+    """A key of a YAML file: its dotted name, its value, and its comment, line by line."""
 
     name: str
     value: str

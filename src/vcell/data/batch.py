@@ -1,4 +1,4 @@
-"""A training item twice: as indices into the store, and as tensors on the device.
+"""A training item in two forms: as indices into the store, and as tensors on the device.
 
 Shape legend: S sets, C cells of a set, G genes, E width of an embedding.
 """

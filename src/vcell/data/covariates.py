@@ -13,7 +13,7 @@ from vcell.data.store.store import BATCH_COLUMNS, Cells
 
 @dataclass(frozen=True)
 class Covariates:
-    """Contexts and batches that a model has embeddings of, in their order. Any other has the number after the last."""
+    """Contexts and batches that a model has embeddings of, in order. All others share the number after the last."""
 
     contexts: list[str]
     batches: list[str]

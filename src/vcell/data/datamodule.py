@@ -1,4 +1,4 @@
-"""Loaders of cell sets for Lightning: worker threads fetch ahead, the device densifies."""
+"""Loaders of cell sets for Lightning: worker threads prefetch, the device densifies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHARE_FOR_STORE = 0.4  # of the GPU's free memory; the rest is for the model and
 
 
 class PrefetchLoader:
-    """Yields ``fetch(step)`` for the steps in order, fetched ahead by threads.
+    """Yields ``fetch(step)`` for the steps in order, prefetched by threads.
 
     Threads suffice: numpy copies rows of the memory map without holding the interpreter lock for long, and nothing
     is pickled, forked or seeded per worker. `waited` is told how many seconds each batch was waited for.
@@ -120,7 +120,7 @@ class CellSetDataModule(LightningDataModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Uploads the store where the device is to hold it."""
+        """Uploads the store if the device is to hold it."""
         if self.gather.resident is not None or self.trainer is None:
             return
         device = self.trainer.strategy.root_device
@@ -135,7 +135,7 @@ class CellSetDataModule(LightningDataModule):
         assert trainer is not None
         per_update = trainer.accumulate_grad_batches
 
-        def steps() -> range:  # read when iteration begins, so a resumed run goes on at its step
+        def steps() -> range:  # read when iteration begins, so a resumed run continues at its step
             return range(trainer.global_step * per_update, trainer.max_steps * per_update)
 
         return PrefetchLoader(lambda step: self._fetch(sampler.batch(step)), steps, self.threads, self._wait)

@@ -1,8 +1,8 @@
 """Sparse rows of the store to a `CellSetBatch` on the device.
 
 `fetch` runs in a worker thread and only copies rows; `to_device` densifies, scales and takes log1p on the
-device. Training, validation, inference and the baselines all come through here. Where the whole store lies on the device
-already (`DeviceRows`), rows are copied there, and nothing but cell numbers travels.
+device. Training, validation, inference and the baselines all use this. If the whole store is on the device (`DeviceRows`), rows
+are copied there and only cell indices are transferred.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def bytes_on_device(store: Cells) -> int:
 
 
 def sparse_tensors(rows: SparseCells) -> SparseTensors:
-    """numpy rows as tensors, without a copy: torch knows unsigned numbers only partly, so their bits travel."""
+    """numpy rows as tensors, without a copy: torch supports unsigned integers only partly, so their bits are passed as signed ones."""
     return SparseTensors(
         torch.from_numpy(np.diff(rows.indptr)),
         torch.from_numpy(rows.indices.view(SIGNED[rows.indices.dtype])),
@@ -247,5 +247,5 @@ def sparse_tensors(rows: SparseCells) -> SparseTensors:
 
 
 def unsigned(bits: Tensor) -> Tensor:
-    """The numbers whose bits `sparse_tensors` took, int32 (fractions as they are); no count or gene reaches 2^31."""
+    """The inverse of `sparse_tensors`' reinterpretation, int32 (fractions unchanged); counts and genes are below 2^31."""
     return bits.int() & 0xFFFF if bits.dtype == torch.int16 else bits

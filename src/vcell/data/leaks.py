@@ -1,4 +1,4 @@
-"""Training groups that give away what was held out: under another symbol, or inside a multi-gene guide."""
+"""Training groups that reveal held-out perturbations: under another symbol, or inside a multi-gene guide."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vcell.errors import VcellError, shortlist
 
 
 def drop_leaks(assigned: dict[Group, str], leaks: str, known: Iterable[str] = ()) -> tuple[dict[Group, str], list[str]]:
-    """The split without training groups that give away a held-out one.
+    """The split without training groups that reveal a held-out one.
 
     A training group leaks where its label names every gene of a held-out perturbation, by whatever symbol, alone or
     among others (STAT1 held out, IRF1+STAT1 trained on), in a context where it is held out, or in any where it is held out
@@ -43,11 +43,11 @@ def drop_leaks(assigned: dict[Group, str], leaks: str, known: Iterable[str] = ()
     if leaks == "drop":
         kept = {group: split for group, split in assigned.items() if group not in found}
         if "train" not in kept.values():
-            raise VcellError(f"nothing is left to train on without leaks: {listed}")
-        return kept, [f"{len(found):,} training groups that give away held-out ones are left out: {listed}"]
+            raise VcellError(f"without the leaking groups nothing is left to train on: {listed}")
+        return kept, [f"{len(found):,} training groups that reveal held-out perturbations are left out: {listed}"]
     raise VcellError(
-        f"{len(found):,} training groups give away held-out perturbations: {listed}. Leave them out of training with "
-        "data.split.leaks=drop (data.split.leaks=allow trains on them all the same)"
+        f"{len(found):,} training groups reveal held-out perturbations: {listed}. Leave them out of training with "
+        "data.split.leaks=drop (data.split.leaks=allow trains on them anyway)"
     )
 
 

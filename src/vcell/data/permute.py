@@ -1,6 +1,6 @@
-"""Random permutations that are never written down: the element at any position, for many permutations at once.
+"""Random permutations that are never materialised: the element at any position, for many permutations at once.
 
-What a training step draws must be a function of its number, at no more than a millisecond a step, with any number of cells. A
+The cells of a training step must be a function of its number, in at most a millisecond per step, for any number of cells. A
 generator per set and a shuffle of its cells take ten; here a step is a few operations on whole arrays.
 """
 
@@ -24,7 +24,7 @@ def key(*parts: np.ndarray | int) -> np.ndarray:
 def permuted(position: np.ndarray, size: np.ndarray | int, key: np.ndarray) -> np.ndarray:
     """Elements at `position` of the pseudo-random permutations of ``range(size)`` that `key` names; int64, all broadcast.
 
-    A Feistel network over a grid of at least `size` places, walked on until it comes back into the range (Black & Rogaway 2002).
+    A Feistel network over a grid of at least `size` places, iterated until the result is in range (Black & Rogaway 2002).
     """
     position, size, key = np.broadcast_arrays(np.asarray(position, np.uint64), np.asarray(size, np.uint64), key)
     shape, at = position.shape, position.ravel()

@@ -1,12 +1,12 @@
 """Which cells make up each training step, as a pure function of (seed, step, rank, world size).
 
-Each epoch deals every training group's cells, shuffled anew, into sets of `set_size`; a group's last set is
+Each epoch deals every training group's cells, reshuffled, into sets of `set_size`; a group's last set is
 filled up with other cells of the group. Weights change how many sets a group gets. The sets of an epoch are shuffled and dealt to
 ranks and steps in turn, on into the next epoch, so every cell is reached in every epoch, ranks draw disjoint sets, and a run
 resumes exactly from its step number alone.
 
-Cell by cell, a set's controls come from the same context and batch. Where a batch has no control cell, the
-whole context's controls stand in; `fallback_cells` counts for how many cells that is so.
+Cell by cell, a set's controls come from the same context and batch. Where a batch has no control cell, the controls of the
+whole context are used; `fallback_cells` counts the affected cells.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Weights:
     ----------
     balance
         ``cells``: as many as its cells fill, so that each cell is reached once; ``perturbations``: every group as many as the
-        average one; ``sqrt``: between the two. A group with more sets than its cells fill is dealt again, shuffled anew;
+        average one; ``sqrt``: between the two. A group with more sets than its cells fill is dealt again, reshuffled;
         one with fewer shows other cells from epoch to epoch.
     contexts, perturbations
         Factors by name.
@@ -97,14 +97,14 @@ class CellSetSampler:
         self.store = store
         self.groups = sorted(groups)
         if not self.groups:
-            raise VcellError("there are no perturbed cells to draw from: the split is empty")
+            raise VcellError("there are no perturbed cells to sample from: the split is empty")
         self.set_size, self.sets_per_step = set_size, sets_per_step
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.controls = ControlPool(store, {context for context, _ in self.groups})
         self.cells = Lists([store.groups[group] for group in self.groups])
         self.filled = np.array([-(-len(store.groups[g]) // set_size) for g in self.groups])
         n_sets = (weights or Weights()).sets(self.groups, self.filled)
-        # set number -> (group number, its how-manieth set)
+        # set number -> (group number, index of the set within its group)
         self.set_table = np.array([(g, k) for g, n in enumerate(n_sets) for k in range(n)], dtype=np.int64)
         self._epoch_order = lru_cache(maxsize=2)(self._shuffled_epoch)
 
@@ -207,7 +207,7 @@ class ControlPool:
     def matched(self, contexts: Sequence[str], cells_SC: np.ndarray, key_S: np.ndarray) -> np.ndarray:
         """One control for each of the cells, of its batch; in a set none of a batch twice while they last.
 
-        Where a batch has none, those of the set's context stand in.
+        Where a batch has none, those of the set's context are used.
         """
         fallback_S = np.array([self.pool_of_context[context] for context in contexts])
         pool_SC = self.pool_of_batch[self.batch_of_cell[cells_SC]]
@@ -257,7 +257,7 @@ class ControlPool:
             known = sorted(set(self.batch_names[pool].tolist()))
             raise VcellError(
                 f"batch {batch!r} has no control cells in context {context!r}.{nearest(batch, known)} Batches with controls: "
-                f"{shortlist(known)}. To draw from all of the context's controls: batches=false"
+                f"{shortlist(known)}. To use all controls of the context: batches=false"
             )
         return cells
 

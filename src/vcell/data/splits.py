@@ -46,7 +46,7 @@ class HoldOut:
 
 @dataclass(frozen=True)
 class Folds:
-    """k-fold cross-validation: the test split is fold `fold` of `number`, drawn by the split's seed.
+    """k-fold cross-validation: the test split is fold `fold` of `number`, drawn with the split's seed.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def check_known(names: Iterable[str], known: Iterable[str], key: str, what: str)
     unknown = sorted(set(names) - known)
     if unknown:
         raise VcellError(
-            f"{key} names {shortlist(unknown, 5)}, which no {what} in the data is called."
+            f"{key} names {shortlist(unknown, 5)}, which is not a {what} in the data."
             f"{nearest(unknown[0], known)} The data has: {shortlist(sorted(known))}"
         )
 
@@ -208,7 +208,7 @@ def assign_from_toml(path: str | Path, groups: Iterable[Group], control: str) ->
 
 
 def fingerprint(assigned: dict[Group, str], store: str) -> str:
-    """A checksum of who is in which split, and of the cells."""
+    """A checksum of the split and of its cells."""
     rows = sorted((c, p, split) for (c, p), split in assigned.items())
     return hashlib.blake2b(json.dumps([store, rows]).encode(), digest_size=16).hexdigest()
 
@@ -225,22 +225,22 @@ def write_split(path: Path, assigned: dict[Group, str], cells: dict[Group, np.nd
 
 
 def check_split(path: Path, assigned: dict[Group, str], store: str) -> None:
-    """A `VcellError` where the split or the cells are no longer those that `write_split` wrote down."""
+    """A `VcellError` if the split or the cells differ from those recorded by `write_split`."""
     try:
         then = json.loads(path.read_text())
         same_hash, same_store = then["hash"] == fingerprint(assigned, store), then["store"] == store
     except (OSError, ValueError, KeyError) as error:
-        raise VcellError(f"{path}, which says what the run trains and tests on, cannot be read ({error})") from error
+        raise VcellError(f"{path}, which records the run's split, cannot be read ({error})") from error
     if not same_hash:
         what = "the split is" if same_store else "the cells are"
         raise VcellError(
-            f"{what} no longer what the run was begun with ({path}): what it has trained on may now be held out. Begin "
-            "another with name=NEW_NAME, or this one anew with overwrite=true"
+            f"{what} not what the run was started with ({path}): what it has trained on may now be held out. Begin "
+            "another run with name=NEW_NAME, or restart this one with overwrite=true"
         )
 
 
 def describe(assigned: dict[Group, str], cells: dict[Group, np.ndarray]) -> str:
-    """One line a split: groups, perturbations, contexts and cells."""
+    """One line per split: groups, perturbations, contexts and cells."""
     lines = []
     for split in SPLITS:
         groups = [g for g, s in assigned.items() if s == split]

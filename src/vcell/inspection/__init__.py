@@ -1,1 +1,1 @@
-"""What an h5ad file holds, said in seconds: scale, genes, labels, knock-down, and the line that prepares it."""
+"""The contents of an h5ad file, reported in seconds: scale, genes, labels, knockdown, and the command that prepares it."""

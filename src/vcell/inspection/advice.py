@@ -12,16 +12,18 @@ from vcell.errors import shortlist
 
 
 def warnings(found: dict[str, Any]) -> list[str]:
-    """What has to be mended or decided before training."""
+    """What has to be fixed or decided before training."""
     out, labels, genes = [], found["labels"], found["genes"]
     if found["matrix"] is None:
-        out.append("no matrix can be used: give a file with raw counts, or log1p of them")
+        out.append("no matrix can be used: provide a file with raw counts, or log1p of them")
     used: dict[str, Any] = next((m for m in found["matrices"] if m["name"] == found["matrix"]), {})
     if used and not used["counts_recoverable"]:
-        out.append("no counts come back from the values; they can be stored, but not trained on beside counts")
+        out.append(
+            "counts cannot be recovered from the values; they can be stored, but not used in training together with counts"
+        )
     if used and used["scale"] in ("rounded", "log1p_rounded"):
         out.append(
-            "the values are whole, but no raw counts: give the raw counts (data.matrix=layers/counts, data.matrix=raw/X)"
+            "the values are whole numbers but not raw counts: use the raw counts (data.matrix=layers/counts, data.matrix=raw/X)"
         )
     if used.get("empty_cells"):
         out.append(
@@ -29,14 +31,14 @@ def warnings(found: dict[str, Any]) -> list[str]:
         )
     if genes["n_duplicates"]:
         out.append(
-            f"{genes['n_duplicates']:,} gene names stand more than once: adata.var_names_make_unique(), or keep one of each"
+            f"{genes['n_duplicates']:,} gene names are duplicated: adata.var_names_make_unique(), or keep one of each"
         )
     if genes["excel_dates"]:
         out.append(f"gene names turned into dates by a spreadsheet: {shortlist(genes['excel_dates'], 4)}")
     if genes["looks_like_mouse"]:
         out.append("gene names look like mouse genes; outdated symbols are only known for human ones")
     if labels["perturbation"]["column"] is None:
-        out.append("no column says what was done to the cells: name it with columns.perturbation=NAME")
+        out.append("no column of perturbations was found: name it with columns.perturbation=NAME")
     elif labels["control"]["label"] is None:
         out.append("no label looks like a control: name it with control=LABEL")
     for role in ("perturbation", "batch", "context"):
@@ -50,7 +52,7 @@ def warnings(found: dict[str, Any]) -> list[str]:
 
 
 def data_overrides(found: dict[str, Any], gene_column: str | None = None) -> str | None:
-    """What tells the commands of the file as it was found to be, ready for a shell; None where it cannot be used."""
+    """The overrides that describe the file as it was found, quoted for a shell; None if it cannot be used."""
     labels = found["labels"]
     if found["matrix"] is None or labels["perturbation"]["column"] is None or labels["control"]["label"] is None:
         return None

@@ -1,4 +1,4 @@
-"""Which obs columns say what: guessed from the field's usual names and from values, and said with confidence."""
+"""The meaning of obs columns: guessed from the field's usual names and from values, and reported with a confidence."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Labels:
-    """What each cell is, as guessed: categories, one entry a cell; None where no column says it."""
+    """What each cell is, as guessed: categories, one entry per cell; None where no column says it."""
 
     guesses: dict[str, Guess]
     control: str | None
@@ -83,7 +83,7 @@ def guess_labels(file: h5py.File, path: Path, given: dict[str, str | None], cont
     taken = guesses["perturbation"].name
     for role in ("batch", "context"):
         if guesses[role].name == taken and guesses[role].confidence != "given":
-            guesses[role] = Guess(None, "none", "the column that looks like it names the perturbation")
+            guesses[role] = Guess(None, "none", "the column that most likely names the perturbation")
     found = {role: columns[guess.name] if guess.name is not None else None for role, guess in guesses.items()}
     label, why = _control(found["perturbation"], control, path)
     return Labels(guesses, label, why, **found)
@@ -163,7 +163,7 @@ def _labels(file: h5py.File, name: str, path: Path, asked: bool = False) -> pd.S
     except VcellError:
         if usual:
             raise
-        return None  # a column that nobody asked for need not be readable
+        return None  # a column that was not asked for need not be readable
     counts = column.value_counts()
     if (counts == 0).any():
         column = column.cat.remove_unused_categories()  # labels of cells that were left out of the file

@@ -61,17 +61,15 @@ def _scale(m: dict[str, Any]) -> str:
         text += f" to {m['normalised_to']:,.0f}"
     elif "totals" in m:
         low, high = m["totals"]["min"], m["totals"]["max"]
-        text += (
-            f", totals {low:,.0f} to {high:,.0f}: genes were dropped after scaling, or each cell had a total of its own"
-        )
+        text += f", totals {low:,.0f} to {high:,.0f}: genes were removed after scaling, or cells were scaled to different totals"
     if m["counts_recoverable"]:
-        how = "are there" if m["scale"] == "counts" else "come back exactly"
+        how = "found" if m["scale"] == "counts" else "recovered exactly"
         text += (
             f"; counts {how} in {m['verified_cells']:,} of {m['verified_cells'] + m['failed_cells']:,} sampled cells"
         )
     else:
-        text += "; no counts come back"
-    return text + ("" if m["all_genes_sampled"] else " (judged on a sample of genes: the matrix is stored by genes)")
+        text += "; counts cannot be recovered"
+    return text + ("" if m["all_genes_sampled"] else " (from a sample of genes: the matrix is stored by gene)")
 
 
 def _genes(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -129,7 +127,7 @@ def _labels(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield from _perturbations(guess)
     unmatched = labels.get("unmatched")
     if unmatched and unmatched["cells"]:
-        nowhere = f"; {unmatched['n_perturbations']:,} perturbations wholly: {_some(unmatched['perturbations'], unmatched['n_perturbations'])}" if unmatched["perturbations"] else ""  # fmt: skip
+        nowhere = f"; {unmatched['n_perturbations']:,} perturbations entirely: {_some(unmatched['perturbations'], unmatched['n_perturbations'])}" if unmatched["perturbations"] else ""  # fmt: skip
         yield "unmatched", f"{unmatched['cells']:,} perturbed cells lie in batches without controls{nowhere}"
     elif unmatched:
         yield "matched", "every batch with perturbed cells has controls"
@@ -151,21 +149,21 @@ def _knockdown(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if k is None:
         return
     if not k["targets_judged"]:
-        yield "knock-down", f"{k['targets_measured']:,} targets are among the genes, all too weakly expressed to judge"
+        yield "knock-down", f"{k['targets_measured']:,} targets are among the genes, all expressed too weakly to assess"
         return
     yield (
         "knock-down",
         (
-            f"targets keep {k['median_residual']:.0%} of their control expression (median of {k['targets_judged']:,} that can be judged, "
+            f"targets keep {k['median_residual']:.0%} of their control expression (median of {k['targets_judged']:,} that can be assessed, "
             "all contexts together)"
         ),
     )
     if k["activation"]:
-        yield "", "targets are raised: an activation screen (CRISPRa); do not filter by knock-down"
+        yield "", "targets are upregulated: an activation screen (CRISPRa); do not filter by knock-down"
     elif k["unsilenced"]:
         worst = [f"{name} {left:.0%}" for name, left in reversed(k["unsilenced"].items())]
         yield "", f"{len(worst):,} look unsilenced (30% or more left): {shortlist(worst, 6)}"
-        yield "", "to leave such out: data.filter.residual_expression=0.30 data.filter.min_cells=30"
+        yield "", "to leave these out: data.filter.residual_expression=0.30 data.filter.min_cells=30"
 
 
 def _some(examples: list[str], number: int, limit: int = 4) -> str:

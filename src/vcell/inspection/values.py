@@ -86,7 +86,7 @@ def _compression(node: h5py.Dataset) -> str | None:
 
 
 def _meaning(sample: Sample, scale: Scale) -> dict[str, Any]:
-    """What the values come to: totals per cell, the total they were scaled to, and whether counts come back."""
+    """What the values come to: totals per cell, the total they were scaled to, and whether counts can be recovered."""
     about: dict[str, Any] = {"scale": str(scale), "words": scale.words, "counts_recoverable": scale.recoverable}
     totals = cell_totals(sample.values, sample.indptr, scale)
     if scale.recoverable:
@@ -117,5 +117,5 @@ def _problem(sample: Sample, about: dict[str, Any], n_genes: int) -> str:
     spread = np.sqrt(np.maximum(square - mean**2, 0))
     varying = spread > 0
     if varying.any() and np.median(np.abs(mean[varying])) < 0.3 and 0.5 < np.median(spread[varying]) < 1.5:
-        return "z-scored: genes have mean 0 and variance 1; no counts can be recovered"
-    return "holds negative values: centred or batch-corrected; no counts can be recovered"
+        return "z-scored: genes have mean 0 and variance 1; counts cannot be recovered"
+    return "contains negative values: centred or batch-corrected; counts cannot be recovered"

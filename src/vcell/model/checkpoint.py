@@ -45,7 +45,7 @@ class Identity:
     genes, control, target_sum
         Genes predicted, in order; the label of control cells; counts per cell of the log1p scale.
     sizes
-        What the model is built with beside its configuration.
+        Arguments of the model that its configuration does not have.
     covariates
         Contexts and batches that the model has embeddings of; None for a model without.
     store
@@ -72,7 +72,7 @@ class Identity:
 
     @classmethod
     def of(cls, plain: Any, path: Path) -> Identity:
-        """From what stands in the checkpoint `path`.
+        """From the contents of the checkpoint `path`.
 
         Raises
         ------
@@ -96,11 +96,11 @@ class Identity:
             ]
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise VcellError(
-                f"the checkpoint {path} does not describe its run as vcell does ({type(error).__name__}: {error})"
+                f"the checkpoint {path} has a damaged description of its run ({type(error).__name__}: {error})"
             ) from error
         if wrong:
             raise VcellError(
-                f"the checkpoint {path} does not describe its run as vcell does ({wrong[0]} is something else)"
+                f"the checkpoint {path} has a damaged description of its run ({wrong[0]} has the wrong type)"
             )
         return found
 
@@ -200,8 +200,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     except Exception as error:
         raise VcellError(
-            f"the checkpoint {path} is damaged or not vcell's ({type(error).__name__}). Another one of the same run may "
-            "be sound: look beside it"
+            f"the checkpoint {path} is damaged or not vcell's ({type(error).__name__}). Another checkpoint of the same run may "
+            "be intact: look in the same folder"
         ) from error
     if not isinstance(checkpoint, dict) or "vcell" not in checkpoint:
         raise VcellError(f"{path} is not a checkpoint of vcell; train one with: python -m vcell.train")
@@ -277,7 +277,7 @@ def make_model(
         )
     for name, value in arguments.items():
         if not _is_plain(value):
-            raise VcellError(f"{path} gives its model a {name} that is no number or text; it is not loaded")
+            raise VcellError(f"{path} gives its model a {name} that is not a number or text; it is not loaded")
     return made(**arguments)
 
 
@@ -304,7 +304,7 @@ def trusted_class(target: str, trust: Sequence[str], path: Path) -> type[nn.Modu
             if "." in target and package not in ("vcell", "torch", "os")
             else ""
         )
-        raise VcellError(f"{path} asks to run {target!r}, which is no model of vcell; it is not loaded.{hint}")
+        raise VcellError(f"{path} asks to run {target!r}, which is not a model of vcell; it is not loaded.{hint}")
     module, _, name = target.rpartition(".")
     try:
         found = getattr(import_module(module), name)
@@ -313,7 +313,9 @@ def trusted_class(target: str, trust: Sequence[str], path: Path) -> type[nn.Modu
             f"{path} was trained with {target}, which cannot be imported here: {error}. Install it, or set PYTHONPATH"
         ) from error
     if not (isinstance(found, type) and issubclass(found, nn.Module) and found.__module__.split(".", 1)[0] == package):
-        raise VcellError(f"{path} asks to run {target!r}, which is no torch.nn.Module of {package}; it is not loaded")
+        raise VcellError(
+            f"{path} asks to run {target!r}, which is not a torch.nn.Module of {package}; it is not loaded"
+        )
     return found
 
 

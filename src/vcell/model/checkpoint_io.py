@@ -15,7 +15,7 @@ from vcell.model.checkpoint import read_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so a killed run leaves the old checkpoint or the new one, whole."""
+    """Writes to a temporary name and renames, so a killed run leaves either the old checkpoint or the new one, complete."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         with written_file(Path(path)) as scratch, scratch.open("wb") as file:

@@ -1,6 +1,6 @@
 """Losses between predicted and measured cell sets: named terms, pure functions; their weights are configuration.
 
-Every term gives one number a set, so that a set that goes wrong can be named, and so that the mean over the sets of all ranks is
+Every term gives one number per set, so that a set that goes wrong can be named, and so that the mean over the sets of all ranks is
 the mean over the sets of one.
 
 Shape legend: S sets, N sets of all ranks, C cells of a set, G genes.
@@ -169,7 +169,7 @@ def discrimination_loss(
     known_NG: Tensor | None = None,
     temperature: float = 0.1,
 ) -> Tensor:
-    """How hard a predicted delta is to tell from other perturbations' measured ones: a smooth discrimination score.
+    """How hard a predicted delta is to distinguish from the measured deltas of other perturbations: a smooth discrimination score.
 
     The cross-entropy of choosing a set's own measured delta among its rivals', by L1 distance as in the score, relative to the mean
     size of a measured delta. 0 for a set without rivals.
@@ -267,7 +267,7 @@ class SetLoss(nn.Module):
         }
 
     def forward(self, predicted_SCG: Tensor, batch: CellSetBatch) -> dict[str, Tensor]:
-        """The weighted sum as `loss`, beside every unweighted term; float32 ``(sets,)``. A step's loss is their mean.
+        """The weighted sum as `loss`, and every unweighted term; float32 ``(sets,)``. A step's loss is their mean.
 
         Genes where `batch.known_SG` is False are left out.
         """

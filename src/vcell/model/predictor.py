@@ -1,4 +1,4 @@
-"""What a predictor and a network have to offer: the two protocols, and what holds for a network that says less than it could."""
+"""The two protocols, of predictors and of networks, and the defaults for a network without the optional attributes."""
 
 from __future__ import annotations
 

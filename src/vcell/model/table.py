@@ -63,9 +63,9 @@ class PerturbationTable:
         if not missing:
             return
         if self.origin == ONE_HOT:
-            reason = "a one-hot table knows only the perturbations it was made for. Train with an embedding table"
+            reason = "a one-hot table covers only the perturbations it was made for. Train with an embedding table"
         else:
-            reason = f"it holds {len(self.names):,} others.{nearest(missing[0], self.names)} Give a table that has them"
+            reason = f"it has {len(self.names):,} others.{nearest(missing[0], self.names)} Use a table that has them"
         raise VcellError(
             f"the perturbation table {self.origin} lacks {len(missing):,} perturbations: {shortlist(missing)}; {reason} "
             "(perturbation.path=FILE.pt), name them as it does (perturbation.aliases={OLD: NEW}), or leave them out of training "
@@ -152,13 +152,13 @@ def _read_pt(path: Path) -> tuple[list[str], Tensor]:
         raise VcellError(f"no permission to read {path}. Ask its owner for it: chmod a+r {path}") from error
     except pickle.UnpicklingError as error:
         raise VcellError(
-            f"{path} holds more than tensors, and unpickling it could run anyone's code. Save a plain dict from gene "
+            f"{path} holds more than tensors, and loading it could run code. Save a plain dict from gene "
             "to tensor: torch.save({gene: tensor, ...}, path)"
         ) from error
     except Exception as error:
         raise VcellError(f"{path} cannot be read as a torch file ({type(error).__name__}: {error})") from error
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise VcellError(f"{path} must hold a dict from gene to tensor; it holds {type(content).__name__}")
+        raise VcellError(f"{path} must contain a dict from gene to tensor; it contains {type(content).__name__}")
     lengths = sorted({v.numel() for v in content.values()})
     if len(lengths) > 1:
         raise VcellError(f"the vectors of {path} differ in length: {shortlist(map(str, lengths))}")
@@ -171,4 +171,6 @@ def _read_npz(path: Path) -> tuple[list[str], Tensor]:
         with np.load(path, allow_pickle=False) as content:
             return content["genes"].astype(str).tolist(), torch.from_numpy(content["emb"].astype(np.float32))
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise VcellError(f"{path} must hold the arrays 'genes' and 'emb' without pickles: {error}") from error
+        raise VcellError(
+            f"{path} must contain the arrays 'genes' and 'emb' without pickled objects: {error}"
+        ) from error

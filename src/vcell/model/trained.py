@@ -72,7 +72,7 @@ class TrainedModel:
             }
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise VcellError(
-                f"the checkpoint {path} does not describe its model as vcell does ({type(error).__name__}: {error})"
+                f"the checkpoint {path} has a damaged description of its model ({type(error).__name__}: {error})"
             ) from error
         try:
             network.load_state_dict(weights)

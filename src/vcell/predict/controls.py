@@ -25,7 +25,7 @@ LEAST_SHARED = 0.5  # of a model's genes, or of a challenge's, that control cell
 def open_controls(options: PredictOptions, identity: Identity, ckpt: Path, genes: Sequence[str], place: Path) -> Cells:
     """The store that control cells come from: the run's, or one made of `options.controls` at `place`.
 
-    `genes` are those of the file to be written, which the control cells' files may have beside the model's.
+    `genes` are those of the file to be written, which the control cells' files may have in addition to the model's.
     """
     challenge = options.challenge
     if options.controls is None:
@@ -44,7 +44,7 @@ def open_controls(options: PredictOptions, identity: Identity, ckpt: Path, genes
     if shared < LEAST_SHARED * len(identity.genes):
         raise VcellError(
             f"{store.name} has {shared:,} of the {len(identity.genes):,} genes that {ckpt} was trained on: too few to predict "
-            "from. Give control cells with the same genes"
+            "from. Use control cells with the same genes"
         )
     return store
 
@@ -58,13 +58,13 @@ def open_run_store(store: Any, identity: Identity, ckpt: Path) -> Cells:
     absent = [path for path in paths if not path.exists()]
     if absent:
         raise VcellError(
-            f"the cell store {absent[0]}, which {ckpt} was trained on, is not there. Say where it is with store=FOLDER, or "
-            "give control cells with controls=FILE.h5ad"
+            f"the cell store {absent[0]}, which {ckpt} was trained on, does not exist. Specify where it is with store=FOLDER, or "
+            "provide control cells with controls=FILE.h5ad"
         )
     opened = open_stores(paths)
     if opened.fingerprint != identity.store["fingerprint"]:
         raise VcellError(
-            f"the cell store {opened.name} is not the one {ckpt} was trained on (fingerprints differ). Give that one with "
+            f"the cell store {opened.name} is not the one {ckpt} was trained on (fingerprints differ). Specify the right one with "
             "store=FOLDER, or control cells with controls=FILE.h5ad"
         )
     return verified(opened)
@@ -126,7 +126,7 @@ def control_store(
     store = ingest(files, place, recipe, GeneChoice("union" if genes is None else list(genes)))
     for source, number in store.meta["genes_missing"].items():
         print(
-            f"note         {source} lacks {number:,} of {store.n_genes:,} genes: they are 0 in what is predicted from it",
+            f"note         {source} lacks {number:,} of {store.n_genes:,} genes: they are 0 in predictions from it",
             flush=True,
         )
     return store

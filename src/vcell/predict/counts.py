@@ -151,7 +151,7 @@ class CountModel:
         rng
             Source of all randomness.
         again_C
-            bool: cells that stand in this group already. They are drawn as other cells of the same law, for two cells that
+            bool: cells that are in this group already. They are drawn as other cells of the same law, for two cells that
             agree in every gene without an effect are not two observations.
 
         Returns
@@ -176,7 +176,7 @@ class CountModel:
     def _other_cells(
         self, counts: sparse.csr_matrix, library_C: np.ndarray, again_C: np.ndarray, rng: np.random.Generator
     ) -> sparse.csr_matrix:
-        """Half the molecules of some cells replaced: taken away, and added anew from what is left."""
+        """Half the molecules of some cells replaced: removed, and drawn again from what is left."""
         keep_CG = np.broadcast_to(np.where(again_C, 0.5, 1.0)[:, None], counts.shape)
         left = _thinned(counts, keep_CG, rng)
         some = np.flatnonzero(again_C)
@@ -303,7 +303,7 @@ def _gamma_poisson(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where Poisson(size × Gamma(shape)) is above 0, and the numbers there: cells, genes, numbers.
 
-    Nearly all entries are 0. One uniform number a entry decides that, and goes on to decide the number where it is not.
+    Nearly all entries are 0. One uniform number per entry decides that, and also the number if it is not 0.
     """
     log_none_CG = -shape_CG * np.log1p(size_CG)
     uniform_CG = rng.random(shape_CG.shape)

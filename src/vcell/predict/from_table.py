@@ -34,7 +34,7 @@ def cells_from_table(options: PredictOptions, table: Path, parts: PartsFolder) -
     """Writes cells around the profiles of `table` to the h5ad `parts.out`."""
     if options.controls is None:
         raise VcellError(
-            f"{table} holds one row a target, and cells are drawn around it from real control cells: controls=FILE.h5ad (or the "
+            f"{table} has one row per target; cells are drawn around it from real control cells, so it needs controls=FILE.h5ad (or the "
             "folder of a cell store)"
         )
     produce(partial(plan_table, options, table, parts.folder / "controls"), parts)
@@ -121,9 +121,9 @@ def check_contexts(table: Table, kind: Kind, contexts: Sequence[str], control: s
     """Refuses profiles of one context for another: what they share is the effect, not the profile."""
     if len(contexts) > 1 and table.contexts is None and kind.name != "delta" and control not in table.targets:
         raise VcellError(
-            f"{table.path} does not say of which context its rows are, and cells of {shortlist(contexts)} are wanted: a profile holds "
-            f"for one. Give a column of contexts; or a row {control!r} with the controls of the context it was predicted for, so "
-            "that effects can be taken and carried over; or differences from the controls (pred_kind=delta)"
+            f"{table.path} does not name the context of its rows, and cells of {shortlist(contexts)} are requested: a profile is valid "
+            f"for one context. Add a column of contexts; or a row {control!r} with the controls of the context it was predicted for, so "
+            "that effects can be computed and transferred; or differences from the controls (pred_kind=delta)"
         )
 
 
@@ -132,7 +132,7 @@ def table_notes(table: Table, effects: TableEffects, request: Sequence[Wanted]) 
     notes = []
     wanted = {w.perturbation for w in request} | {effects.control}
     if unused := [t for t in dict.fromkeys(table.targets) if t not in wanted]:
-        notes.append(f"{len(unused):,} rows are no targets of the challenge and were not used: {shortlist(unused, 5)}")
+        notes.append(f"{len(unused):,} rows are not targets of the challenge and were not used: {shortlist(unused, 5)}")
     if len(effects.known) < len(table.genes):
         lost = [gene for gene, at in zip(table.genes, effects.place, strict=True) if at < 0]
         notes.append(f"{len(lost):,} genes of the table are unknown and were not used: {shortlist(lost, 5)}")

@@ -62,10 +62,10 @@ def infer(
     if parts.finished():
         return
     if Rank.here().number == 0 and parts.out.exists() and not overwrite:
-        raise VcellError(f"{parts.out} exists already; give out=OTHER.h5ad, or overwrite=true to replace it")
+        raise VcellError(f"{parts.out} exists already; choose out=OTHER.h5ad, or overwrite=true to replace it")
     check_predictors(options.predictor)
     if compression not in COMPRESSIONS:
-        raise VcellError(f"compression={compression} must be null, lzf or gzip: the official tools read no other")
+        raise VcellError(f"compression={compression} must be null, lzf or gzip: the official tools cannot read others")
     if devices != "auto" and (not isinstance(devices, int) or devices < 1):
         raise VcellError(f"devices={devices} must be auto or a number of at least 1")
     gpu = choose_device(options.device, 0).type == "cuda"
@@ -154,18 +154,18 @@ def make_maker(
 
 
 def fallback_notes(names: Collection[str], identity: Identity, request: Sequence[Wanted]) -> list[str]:
-    """What stands in where a baseline has no training cells to speak from."""
+    """What is used where a baseline has no training cells."""
     contexts, perturbations = {c for c, _ in identity.trained}, {p for _, p in identity.trained}
     unseen = {w.perturbation for w in request if w.perturbation not in perturbations}
     new = sorted({w.context for w in request if w.context not in contexts})
     notes = []
     if "perturbation_mean" in names and unseen:
         notes.append(
-            f"{len(unseen):,} targets were never trained on: the context mean stands in for their perturbation mean"
+            f"{len(unseen):,} targets were never trained on: the context mean is used instead of their perturbation mean"
         )
     if new and ("context_mean" in names or ("perturbation_mean" in names and unseen)):
         notes.append(
-            f"no cells of {shortlist(new)} were trained on: the mean of all contexts stands in for the context mean"
+            f"no cells of {shortlist(new)} were trained on: the mean of all contexts is used instead of the context mean"
         )
     return notes
 
@@ -176,7 +176,7 @@ def silent_targets(model: TrainedModel, request: Sequence[Wanted]) -> str | None
     if not silent:
         return None
     return (
-        f"{len(silent):,} targets were never trained on, and a one-hot table says nothing of them: they all get a mean "
+        f"{len(silent):,} targets were never trained on, and a one-hot table has no information on them: they all get a mean "
         f"response ({shortlist(silent)})"
     )
 
@@ -196,7 +196,7 @@ def unknown_covariates(model: TrainedModel, source: Source) -> str | None:
             found.append(f"the batches of {unknown:,} of {len(cells):,} control cells")
     if not found:
         return None
-    return f"{' and '.join(found)} were not trained on: their embedding is the mean of those that were"
+    return f"{' and '.join(found)} were not trained on: the mean embedding is used for them"
 
 
 def chosen_for(identity: Identity) -> str:

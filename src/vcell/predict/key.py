@@ -1,4 +1,4 @@
-"""What tells one command's result from another's: its configuration, and the state of the files it names."""
+"""The key of a command's result: a checksum of its configuration and of the files it names."""
 
 from __future__ import annotations
 

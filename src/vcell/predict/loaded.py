@@ -62,7 +62,7 @@ class LoadedModel(TrainedModel):
     def predict(
         self, cells: Any = None, targets: str | Sequence[str] | None = None, **options: Any
     ) -> Tensor | ad.AnnData:
-        """Predicted cells, with control cells beside them where the challenge has them: what ``vcell infer`` writes.
+        """Predicted cells, with control cells if the challenge allows them: what ``vcell infer`` writes.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""What a prediction is asked for: one set of options for `vcell.infer`, for `vcell.package` from a table, and from Python."""
+"""What to predict: one set of options for `vcell.infer`, for `vcell.package` from a table, and from Python."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def any_challenge() -> Challenge:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What to predict, from which control cells, and in which form. It pickles, so that helping processes can be sent it.
+    """What to predict, from which control cells, and in which form. It can be pickled and sent to other processes.
 
     Parameters
     ----------

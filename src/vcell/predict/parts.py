@@ -1,8 +1,8 @@
-"""A prediction in parts: each written whole or not at all, by whichever process gets to it, and joined to one h5ad.
+"""A prediction in parts: each written completely or not at all, by any process, and joined to one h5ad.
 
-A part is what some targets' cells are: a folder of raw arrays in ``OUT.parts/``, written under another name and renamed when
-whole. What a part holds depends on its number alone, so an interrupted prediction goes on with the parts it lacks, several
-processes share the work without speaking to each other, and the joined file is the same to the byte in every case.
+A part holds the cells of some targets: a folder of raw arrays in ``OUT.parts/``, written under another name and renamed when
+complete. The content of a part depends only on its number, so an interrupted prediction resumes with the missing parts,
+several processes share the work without communicating, and the joined file is identical to the byte in every case.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class PartsFolder:
             if self.out.exists() and self.out.stat().st_mtime > started:
                 return False
             if time.time() - started > PATIENCE_S:
-                raise VcellError(f"rank 0 has not begun {self.out} in {PATIENCE_S / 60:.0f} minutes; see its log")
+                raise VcellError(f"rank 0 has not started {self.out} in {PATIENCE_S / 60:.0f} minutes; see its log")
             time.sleep(0.2)
         return True
 
@@ -150,14 +150,14 @@ class PartsFolder:
             # another process may have written the same part, or joined them all already
             if not self.has(number) and self.folder.is_dir():
                 raise VcellError(
-                    f"{self.out} could not be written: {error}. The parts written so far are kept in {self.folder}: make room, "
-                    "and the same command goes on"
+                    f"{self.out} could not be written: {error}. The parts written so far are kept in {self.folder}: free some space, "
+                    "and run the same command to resume"
                 ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def check_space(self, number: int) -> None:
-        """Refuses to go on where the disk cannot hold what is to come, judged by the part `number`."""
+        """Stops if the disk cannot hold the remaining parts, judged by the part `number`."""
         here = sum(path.stat().st_size for path in self._of(number).iterdir())
         stored = np.load(self._of(number) / "lengths.npy").sum()
         share = sum(self.sizes) / self.sizes[number]
@@ -166,7 +166,7 @@ class PartsFolder:
         if needed > free:
             raise VcellError(
                 f"{self.out} and its parts will take about {needed / 1e9:,.1f} GB more, and {free / 1e9:,.1f} GB are free in "
-                f"{self.folder.parent}. Name a place with more room: out=FOLDER/{self.out.name}"
+                f"{self.folder.parent}. Choose a place with more space: out=FOLDER/{self.out.name}"
             )
 
     def join(self, obs: pd.DataFrame, genes: list[str], uns: dict[str, Any], compression: str | None) -> None:
@@ -193,7 +193,7 @@ class PartsFolder:
                 if any(len(array) != n for array in some):
                     remove(folder)
                     raise VcellError(
-                        f"{folder} is cut short; it has been removed. Run the same command again, which writes it anew"
+                        f"{folder} is cut short; it has been removed. Run the same command again, which rewrites it"
                     ) from OSError()
                 writer.append(*some)
                 left -= n
@@ -203,12 +203,12 @@ class PartsFolder:
         return self.folder / f"{number:06d}"
 
     def _note_joined(self, whole: Path) -> None:
-        """Notes which file the parts have become; its number in the file system outlasts its renaming."""
+        """Records which file the parts were joined to, by its inode, which does not change when it is renamed."""
         (self.folder / "joined.json").write_text(json.dumps(whole.stat().st_ino))
         sync_folder(self.folder)
 
     def _is_joined(self) -> bool:
-        """Whether `out` is what the parts of this prediction became, though they were not removed any more."""
+        """Whether `out` was joined from the parts of this prediction, but the parts were not removed."""
         try:
             return self._is_begun() and json.loads((self.folder / "joined.json").read_text()) == self.out.stat().st_ino
         except (OSError, ValueError):
@@ -232,7 +232,7 @@ class PartsFolder:
             self._say_what_is_kept()
             return
         if then is not None:
-            print(f"starting     again: {folder} holds parts of another prediction, or of other input", flush=True)
+            print(f"starting     over: {folder} holds parts of another prediction, or of other input", flush=True)
             self.clear()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -246,7 +246,7 @@ class PartsFolder:
         for path in damaged:
             remove(path)
         if damaged:
-            print(f"note         {len(damaged):,} parts were damaged and are written again", flush=True)
+            print(f"note         {len(damaged):,} damaged parts are written again", flush=True)
         if len(found) > len(damaged):
             print(f"resuming     with {len(found) - len(damaged):,} parts written before the interruption", flush=True)
 

@@ -55,7 +55,7 @@ class PredictionPlan:
     said
         First lines of the report.
     notes
-        What a user should know beside.
+        What else a user should know.
     """
 
     request: list[Wanted]
@@ -203,7 +203,7 @@ def chosen_controls(
     try:
         challenge.check_size(n_perturbed + sum(map(len, controls.values())))
     except VcellError as error:
-        raise VcellError(f"{error}. Write fewer controls with max_controls=N, or ask for fewer cells") from None
+        raise VcellError(f"{error}. Write fewer controls with max_controls=N, or request fewer cells") from None
     return controls
 
 
@@ -216,7 +216,7 @@ def gene_notes(source: Source, layout: Layout) -> list[str]:
     notes = []
     if absent:
         notes.append(
-            f"{len(absent):,} genes are in no control cell's file, and 0 in every cell: {shortlist(absent, 5)}"
+            f"{len(absent):,} genes are missing from the control cells, and 0 in every cell: {shortlist(absent, 5)}"
         )
     if kept:
         notes.append(f"{len(kept):,} genes are not predicted and keep the control cells' values: {shortlist(kept, 5)}")

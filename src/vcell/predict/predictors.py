@@ -1,4 +1,4 @@
-"""From what is asked for to a predictor: the trained model, a baseline, another checkpoint, one of somebody's own, or several blended."""
+"""Makes the requested predictor: the trained model, a baseline, another checkpoint, a custom one, or a blend of several."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Asked = str | Mapping[str, Any] | Predictor  # a name; names and weights, or a c
 
 
 def is_own(asked: Asked) -> bool:
-    """Whether this is a predictor of somebody's own: an object, a class with its arguments, or the path of a class."""
+    """Whether this is a predictor that is custom: an object, a class with its arguments, or the path of a class."""
     if isinstance(asked, str):
         return "." in asked and "/" not in asked and not asked.endswith(".ckpt") and not Path(asked).exists()
     return not isinstance(asked, Mapping) or "_target_" in asked
 
 
 def predictors_of(asked: Asked) -> dict[str, float]:
-    """Names of predictors and their weights; none for one of somebody's own."""
+    """Names of predictors and their weights; none for a custom one."""
     if is_own(asked):
         return {}
     return {str(k): float(v) for k, v in asked.items()} if isinstance(asked, Mapping) else {str(asked): 1.0}
@@ -79,7 +79,7 @@ def make_predictor(
 
 
 def _own(options: PredictOptions, identity: Identity, gather: Gather, ckpt: Path) -> Predictor:
-    """A predictor of somebody's own, made where its class is named; it learns from the run's training cells if it can."""
+    """A predictor that is custom, made where its class is named; it learns from the run's training cells if it can."""
     asked: Any = options.predictor
     made = (
         build({"_target_": asked} if isinstance(asked, str) else dict(asked))

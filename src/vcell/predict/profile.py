@@ -1,4 +1,4 @@
-"""Mean expression of contexts, by which predicted cells can be told to stand under the right label."""
+"""Mean expression of contexts, used to check that predicted cells have the right context label."""
 
 from __future__ import annotations
 
@@ -51,6 +51,6 @@ def check_contexts(found: Mapping[str, np.ndarray], controls: Mapping[str, np.nd
         if distance[nearest] < NEARER * distance[context]:
             raise VcellError(
                 f"the cells labelled {context!r} look like control cells of {nearest!r} (mean difference of log1p profiles "
-                f"{distance[nearest]:.3f}), not of {context!r} ({distance[context]:.3f}): are contexts swapped? No official tool can "
-                "see this, and the score would be that of chance. Label the cells as the control files label them"
+                f"{distance[nearest]:.3f}), not of {context!r} ({distance[context]:.3f}): are the contexts swapped? No official tool "
+                "detects this, and the score would be at chance level. Label the cells as the control files do"
             )

@@ -71,7 +71,7 @@ def read_request(
         table = read_targets(targets)
     table = table[(table["target_gene"] != control) & ~table["target_gene"].map(is_control)]
     if table.empty:
-        raise VcellError(f"no targets are asked for in {targets}")
+        raise VcellError(f"no targets are requested in {targets}")
     if "n_cells" not in table:
         table = table.assign(n_cells=n_cells or DEFAULT_CELLS)
     if "context" not in table:
@@ -81,7 +81,7 @@ def read_request(
     table = table.assign(target_gene=_as_trained(table["target_gene"].tolist(), known_targets))
     twice = table[table.duplicated(keys)]["target_gene"]
     if len(twice):
-        raise VcellError(f"{targets} asks twice for {shortlist(twice.unique())}")
+        raise VcellError(f"{targets} lists twice {shortlist(twice.unique())}")
     for context in table["context"].unique():
         if context not in known_contexts:
             raise VcellError(
@@ -99,7 +99,7 @@ def _as_trained(targets: list[str], known: Collection[str]) -> list[str]:
     meant = dict(zip(distinct, resolve(distinct, known), strict=True))
     for target, became in meant.items():
         if target != became:
-            print(f"note         the target {target} is predicted as {became}, which it means", flush=True)
+            print(f"note         the target {target} is predicted as {became}, another name of it", flush=True)
     return [meant[target] for target in targets]
 
 

@@ -1,4 +1,4 @@
-"""Predictions from elsewhere with one row a perturbation: a linear model predicts a mean profile, not cells."""
+"""Predictions from other tools with one row per perturbation: a linear model predicts a mean profile, not cells."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Table:
 
 
 def is_table(path: Path, perturbation: str, context: str | None) -> bool:
-    """Whether `path` holds one row a perturbation (and context), not cells."""
+    """Whether `path` holds one row per perturbation (and context), not cells."""
     if path.suffix.lower() in SUFFIXES:
         return True
     with open_h5ad(path) as file:
@@ -63,7 +63,7 @@ def is_table(path: Path, perturbation: str, context: str | None) -> bool:
 
 
 def read_table(path: Path, perturbation: str, context: str | None) -> Table:
-    """A CSV, TSV, Parquet or h5ad with one row a perturbation; genes are its other columns.
+    """A CSV, TSV, Parquet or h5ad with one row per perturbation; genes are its other columns.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def read_table(path: Path, perturbation: str, context: str | None) -> Table:
     contexts = frame.pop(context).astype(str).tolist() if context in frame.columns else None
     words = [str(name) for name, kind in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
     if words:
-        raise VcellError(f"{path}: columns that are no genes with numbers: {shortlist(words, 5)}. Leave them out")
+        raise VcellError(f"{path}: columns that are not numeric genes: {shortlist(words, 5)}. Leave them out")
     return _checked(Table(path, [str(c) for c in frame.columns], frame.to_numpy(np.float64), targets, contexts))
 
 
@@ -115,7 +115,7 @@ def _read_h5ad(path: Path, perturbation: str, context: str | None) -> Table:
 
 
 def check_orientation(table: Table, genes: Sequence[str]) -> None:
-    """Refuses a table of genes x targets: targets are genes too, so its rows would pass for targets.
+    """Refuses a table of genes x targets: targets are genes too, so its rows could be mistaken for targets.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def check_orientation(table: Table, genes: Sequence[str]) -> None:
     as_rows, as_columns = len(known & set(table.targets)), len(known & set(table.genes))
     if as_rows > as_columns and as_rows > 0.5 * len(table.targets):
         raise VcellError(
-            f"{table.path} seems to be transposed: its rows ({shortlist(table.targets, 3)}) are {as_rows:,} of the genes, its columns "
+            f"{table.path} appears to be transposed: its rows ({shortlist(table.targets, 3)}) are {as_rows:,} of the genes, its columns "
             f"({shortlist(table.genes, 3)}) {as_columns:,}. Rows must be perturbations and columns genes: write frame.T"
         )
 
@@ -148,7 +148,5 @@ def _checked(table: Table) -> Table:
         raise VcellError(f"{table.path} has several rows of {shortlist(twice[twice.duplicated()].unique(), 5)}")
     if len(set(table.genes)) < len(table.genes):
         index = pd.Index(table.genes)
-        raise VcellError(
-            f"{table.path}: genes stand more than once: {shortlist(index[index.duplicated()].unique(), 5)}"
-        )
+        raise VcellError(f"{table.path}: genes are duplicated: {shortlist(index[index.duplicated()].unique(), 5)}")
     return table

@@ -1,7 +1,7 @@
-"""What the values of a table of profiles are, and the effects on control cells that they say.
+"""The kind of values in a table of profiles, and the effects on control cells that they imply.
 
-Nobody says what kind of mean a table holds. But most genes do not respond to most perturbations, so the typical row is like
-the control cells: of the kinds below the one is taken in which it is most like them. Where two fit alike, or none does, the user
+A table does not say what kind of mean it holds. But most genes do not respond to most perturbations, so the typical row resembles
+the control cells: of the kinds below, the best-fitting one is used and reported. If two fit equally well, or none does, the user
 is asked.
 
 Shape legend: G genes of the control cells' store.
@@ -88,11 +88,11 @@ def recognise(
     if kind not in ("auto", *KINDS):
         raise VcellError(f"pred_kind={kind} is none of auto, {', '.join(KINDS)}.{nearest(kind, KINDS)}")
     typical = np.median(table.values[rows], axis=0)
-    ask = "Say what they are: pred_kind=" + "|".join(KINDS) + " pred_target_sum=N"
+    ask = "Specify what they are: pred_kind=" + "|".join(KINDS) + " pred_target_sum=N"
     if kind == "delta" or (kind == "auto" and (table.values < 0).any()):
         if target_sum is None:
             raise VcellError(
-                f"{table.path} holds values below 0: differences of mean log1p from the controls? Say so, and what cells were scaled to: "
+                f"{table.path} holds values below 0: differences of mean log1p from the controls? Then specify that, and what cells were scaled to: "
                 "pred_kind=delta pred_target_sum=10000"
             )
         return Kind("delta", float(target_sum))
@@ -111,7 +111,7 @@ def recognise(
     found.sort(key=lambda pair: pair[0])
     if kind == "auto" and (not found or found[0][0] > WORST_MISFIT):
         raise VcellError(
-            f"the kind of the values in {table.path} could not be determined: the typical row is like no mean of the control cells. {ask}"
+            f"the kind of the values in {table.path} could not be determined: the typical row resembles no kind of mean of the control cells. {ask}"
         )
     close = [fit for fit in found if fit[0] < CLEARLY * found[0][0]]
     usual = [fit for fit in close if fit[1].target_sum in (*USUAL_SUMS, controls.median_library)]

@@ -84,9 +84,9 @@ def _help(planner: Planner, parts: PartsFolder, rank: Rank) -> None:
 
 
 def fill(plan: PredictionPlan, parts: PartsFolder, rank: Rank) -> None:
-    """Writes the parts that are missing: first this rank's own, then, from the end, what others have not come to yet.
+    """Writes the parts that are missing: first this rank's own, then, from the end, those that others have not started.
 
-    So a rank that is slow, or that has died, holds nobody up.
+    So a rank that is slow, or that has died, does not block the rest.
     """
     jobs = plan.jobs
     parts = _of_plan(plan, parts)

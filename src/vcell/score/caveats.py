@@ -1,4 +1,4 @@
-"""What makes local scores differ from a board's, said in words."""
+"""Notes on what makes local scores differ from those of a leaderboard."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def refuse_leaks(leaked: Mapping[str, Sequence[str]], run: str) -> None:
         return
     parts = [f"{len(t):,} of {c or 'its context'} ({shortlist(list(t), 5)})" for c, t in seen.items()]
     raise VcellError(
-        f"{run} was trained on the measured cells of targets to be scored: {'; '.join(parts)}. Such a score says nothing about new "
-        "perturbations. Hold them out (data.split.test, or vcell.crossval), give measured cells of other targets, or see the "
-        "score all the same with allow_leaks=true"
+        f"{run} was trained on the measured cells of targets to be scored: {'; '.join(parts)}. Such a score does not measure performance on new "
+        "perturbations. Hold them out (data.split.test, or vcell.crossval), give measured cells of other targets, or compute the "
+        "score anyway with allow_leaks=true"
     )
 
 
@@ -49,10 +49,10 @@ def control_note(pair: Pair) -> str | None:
     first, second = pair.real.halves(0)
     noise = _apart(first.controls, second.controls)
     if shift <= noise:
-        return f"{where}control cells of the prediction are as near the measured ones as these are to each other ({shift:.4f})"
+        return f"{where}control cells of the prediction differ no more from the measured ones than those do from each other ({shift:.4f})"
     return (
         f"{where}control cells of the prediction differ from the measured ones by {shift:.4f} in mean log1p, halves of the measured "
-        f"ones by {noise:.4f}: the shift counts in MAE, and not in DES and PDS, which compare each side with its own controls"
+        f"ones by {noise:.4f}: the shift affects MAE, but not DES and PDS, which compare each side with its own controls"
     )
 
 
@@ -64,15 +64,15 @@ def library_note(pair: Pair) -> str | None:
             return None
         return (
             f"{where}the prediction is scaled to {pair.target_sum:,.0f} counts per cell and so are the measured cells here; given their "
-            f"counts, the official scorer would scale them to their own median, {pair.real_total:,.0f}, and find other values. "
+            f"counts, the official scorer would scale them to their own median, {pair.real_total:,.0f}, and give other values. "
             "vcell.infer challenge=vcc2025 writes the median of the control cells"
         )
     sizes = [_median_total(cells) for cells in (pair.pred, pair.real)]
     if max(sizes) <= FAR * min(sizes):
         return None
     return (
-        f"{where}predicted cells have {sizes[0]:,.0f} counts in the median, measured ones {sizes[1]:,.0f}. The scores scale both to "
-        "one total, but cells of fewer counts are noisier, which moves the called genes"
+        f"{where}predicted cells have {sizes[0]:,.0f} counts per cell (median), measured ones {sizes[1]:,.0f}. The scores scale both to "
+        "one total, but cells with fewer counts are noisier, which changes the called genes"
     )
 
 
@@ -81,7 +81,7 @@ def _median_total(cells: GroupedCells) -> float:
 
 
 def discrimination_note(tables: Sequence[pd.DataFrame], over_all: bool, subset: int | None) -> str:
-    """That PDS hangs on the number of targets, and what it would be among fewer.
+    """A note that PDS depends on the number of targets, and what it would be among fewer.
 
     Among m of n targets drawn at random, a target of rank r is expected at rank r (m - 1) / (n - 1).
     """
@@ -89,11 +89,11 @@ def discrimination_note(tables: Sequence[pd.DataFrame], over_all: bool, subset: 
     words = ", ".join(f"{n:,}" for n in numbers)
     note = f"PDS ranks among the {words} targets scored here"
     if over_all:
-        note += ": a board with another number of them gives another value"
+        note += ": a leaderboard with another number of targets gives another value"
     else:
-        note += ": divided by the number of others, its expectation is the same among fewer drawn at random, its spread is not"
+        note += ": divided by the number of others, its expected value does not depend on their number, its spread does"
     if subset is None:
-        return note + ". pds_subset=N says what it would be among N"
+        return note + ". pds_subset=N estimates it for N targets"
     values = []
     for table in tables:
         n = len(table)
@@ -102,7 +102,7 @@ def discrimination_note(tables: Sequence[pd.DataFrame], over_all: bool, subset: 
         ranks = (1 - table["PDS"].to_numpy()) * (n if over_all else n - 1)
         expected = ranks * (subset - 1) / max(n - 1, 1)
         values.append(float((1 - expected / (subset if over_all else max(subset - 1, 1))).mean()))
-    return f"{note}. Among {subset:,} of them, drawn at random, {np.mean(values):.4f} is to be expected"
+    return f"{note}. With {subset:,} targets drawn at random it would be about {np.mean(values):.4f}"
 
 
 def weak_metrics(floor: Resampled, ceiling: Resampled, metrics: Sequence[Metric]) -> dict[str, Interval]:

@@ -154,7 +154,7 @@ def _about(file: h5py.File) -> dict[str, Any]:
 
 
 def best_matrix(file: h5py.File, path: Path) -> str:
-    """X; or, where no counts come back from it and another matrix of the file has them, that one."""
+    """X; or, where counts cannot be recovered from it and another matrix of the file has them, that one."""
     names = matrix_names(file)
     if len(names) == 1 or "X" not in names:
         return names[0]
@@ -185,7 +185,7 @@ def _csr(values: np.ndarray, indices: np.ndarray, indptr: np.ndarray, n_genes: i
 
 
 class StoreCells:
-    """Some groups of a cell store as measured cells, beside their controls; their values are counts.
+    """Some groups of a cell store as measured cells, with their controls; their values are counts.
 
     Parameters
     ----------

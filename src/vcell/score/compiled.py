@@ -5,6 +5,6 @@ from vcell.errors import VcellError, install
 try:
     from numba import njit
 except ImportError as error:
-    raise VcellError(f"scoring needs further packages: {install('score')}") from error
+    raise VcellError(f"scoring needs additional packages: {install('score')}") from error
 
 __all__ = ["njit"]

@@ -1,4 +1,4 @@
-"""Cross-validation: every fold held out once, trained without, predicted and scored; and what that says together."""
+"""Cross-validation: every fold is held out once, predicted by a model trained without it, and scored; then summarised."""
 
 from __future__ import annotations
 
@@ -45,14 +45,15 @@ def crossval(options: CrossvalOptions) -> None:
     missing = [f for f in range(options.folds) if not (options.folder_of(f) / "scores" / "scores.json").is_file()]
     if missing:
         print(
-            f"folds still to come: {', '.join(map(str, missing))}; the last one to end writes the summary", flush=True
+            f"folds still missing: {', '.join(map(str, missing))}; the last one to finish writes the summary",
+            flush=True,
         )
     else:
         summarise(options)
 
 
 def keep_plan(options: CrossvalOptions) -> None:
-    """Remembers what is cross-validated, and refuses to resume with something else."""
+    """Records what is cross-validated, and refuses to resume with other settings."""
     path = options.folder / PLAN
     if path.is_file() and not options.overwrite:
         before = OmegaConf.to_container(OmegaConf.load(path))

@@ -13,7 +13,7 @@ from vcell.score.grouped import GroupedCells
 FITTED_CELLS = 2_000
 FITTED_GENES = 2_000
 COMPONENTS = 50
-CELLS_A_SET = 200
+CELLS_PER_SET = 200
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Embedding:
             axes = centred.T @ axes / np.sqrt(values[kept])
         axes *= np.sign(
             axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])]
-        )  # a sign that does not hang on the library
+        )  # a sign that does not depend on the library
         return cls(genes, mean_G, axes, target_sum)
 
     def place(self, cells: sparse.csr_matrix) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Scoring: predictions and measured cells to a table with intervals, beside what they have to beat and what can be reached."""
+"""Scoring: predictions and measured cells to a table with intervals, next to the baselines to beat and the ceiling set by replicate noise."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Evaluation:
         }
 
     def per_perturbation(self) -> pd.DataFrame:
-        """A row a predictor, context and target."""
+        """One row per predictor, context and target."""
         tables = [
             table.reset_index().assign(predictor=name, context=c.context)
             for c in self.contexts
@@ -137,7 +137,7 @@ def evaluate(options: ScoreOptions) -> Report:
 
 
 def score(options: ScoreOptions) -> tuple[Report, References]:
-    """All that is to be said of a prediction, and the references that it was scored beside.
+    """The report on a prediction, and the references it was scored with.
 
     Raises
     ------
@@ -261,7 +261,7 @@ def with_others(
             )
         if list(match.pred.genes) != list(pair.pred.genes):
             if set(match.pred.genes) != set(pair.pred.genes):
-                raise VcellError(f"{file.path} has other genes than the other prediction: they cannot be compared")
+                raise VcellError(f"{file.path} has other genes than the other prediction: the two cannot be compared")
             match = replace(match, pred=match.pred.in_genes(pair.pred.genes))
         found[name] = match.pred
         targets &= set(match.pred.targets)
@@ -274,23 +274,23 @@ def with_others(
 
 
 def remarks(found: Evaluation, pds_subset: int | None) -> list[str]:
-    """What a reader should know of these numbers."""
+    """Remarks that a reader of these numbers should know."""
     scorer = found.scorer
     tables = [c.tables[found.name] for c in found.contexts]
     notes = [] if not found.few else [
-        f"FEWER THAN {FEW_TARGETS} TARGETS: these scores say next to nothing about others. Intervals are over cells (groups of them left out "
+        f"FEWER THAN {FEW_TARGETS} TARGETS: these scores say little about other targets. Intervals are over cells (leaving out groups "
         "in turn), not over targets"
     ]  # fmt: skip
     if (alone := member_alone(found)) is not None:
         notes.append(alone)
     notes += [caveats.discrimination_note(tables, scorer.perfect is not None, pds_subset)]
     notes.append(
-        "genes are called by Benjamini-Hochberg at 5 % within each target, as the official scorers do, not over all at once"
+        "genes are called by Benjamini-Hochberg at 5 % within each target, as the official scorers do, not over all targets together"
     )
     weak = caveats.weak_metrics(found.resampled(scorer.floor), found.resampled(CEILING), scorer.metrics)
     for key, gap in weak.items():
         notes.append(
-            f"{key} cannot tell a repetition of the experiment from the floor on this data (the gap is {gap}): do not choose by it here"
+            f"{key} cannot distinguish a replicate of the experiment from the floor on these data (the gap is {gap}): do not select models by it here"
         )
     left_out = {
         key
@@ -300,13 +300,13 @@ def remarks(found: Evaluation, pds_subset: int | None) -> list[str]:
     }
     if left_out:
         notes.append(
-            f"{', '.join(sorted(left_out))} has no room between floor and top and is left out of the overall score"
+            f"{', '.join(sorted(left_out))} has the same value at floor and ceiling and is left out of the overall score"
         )
     worst = max((c.difference for c in found.contexts if c.difference is not None), default=None)
     if worst is not None:
-        notes.append(f"our own scorer gives the official values to within {worst:.1e}; the references are scored by it"
+        notes.append(f"our scorer agrees with the official values to within {worst:.1e}; the references are scored with it"
                      if worst < 1e-6 else
-                     f"our own scorer differs from the official one by {worst:.1e}: take engine=official, and report this")  # fmt: skip
+                     f"our scorer differs from the official one by {worst:.1e}: use engine=official, and please report this")  # fmt: skip
     return notes
 
 
@@ -330,7 +330,7 @@ def member_alone(found: Evaluation) -> str | None:
 
 
 def say(report: Report, references: References, options: ScoreOptions) -> None:
-    """The table, the comparison and the remarks, on the screen."""
+    """Prints the table, the comparison and the remarks."""
     out = options.folder
     details = report.details
     package = details["scorer"].get("package", f"vcell {__version__}, equal to {report.scorer.package}")
@@ -341,7 +341,7 @@ def say(report: Report, references: References, options: ScoreOptions) -> None:
     print(table_text(report.scores, report.metrics) + "\n")
     name = next(iter(report.intervals))
     print(f"score        {name} {report.intervals[name][OVERALL]} (95 % over {report.over}); 0 is {report.scorer.floor}, 1 is "
-          f"{'a perfect prediction' if report.scorer.perfect else 'a repetition of the experiment'}")  # fmt: skip
+          f"{'a perfect prediction' if report.scorer.perfect else 'a replicate of the experiment'}")  # fmt: skip
     if len(details["target_sum"]) > 1:
         each = report.by_context.xs(name, level="predictor")[OVERALL]
         print(f"contexts     {', '.join(f'{context} {score:.3f}' for context, score in each.items())}")
@@ -351,15 +351,15 @@ def say(report: Report, references: References, options: ScoreOptions) -> None:
         print(f"note         {note}")
     if references.run_folder is not None:
         print(f"run folder   {from_here(references.run_folder)}")
-    pictures = f"\nplots        {out / 'scores.png'} and others beside it" if report.pictures else ""
+    pictures = f"\nplots        {out / 'scores.png'} and others next to it" if report.pictures else ""
     print(f"prediction   {options.pred}\nreport       {out / 'report.html'}\ntables       {out / 'scores.csv'}, "
           f"{out / 'per_perturbation.csv'}{pictures}", flush=True)  # fmt: skip
 
 
 def comparison_text(name: str, other: str, difference: Interval) -> str:
-    """Which of two predictions is better, and whether that is sure."""
+    """Which of two predictions is better, and whether the difference is significant."""
     if not difference.excludes_zero:
-        return f"{name} and {other} cannot be told apart: {difference}"
+        return f"{name} and {other} do not differ significantly: {difference}"
     better, worse = (name, other) if difference.value > 0 else (other, name)
     sign = 1 if difference.value > 0 else -1
     low, high = sorted((sign * difference.low, sign * difference.high))
@@ -367,7 +367,7 @@ def comparison_text(name: str, other: str, difference: Interval) -> str:
 
 
 def label_of(about: dict[str, Any]) -> str:
-    """The scored prediction's name in the table; a baseline's own file must not pass for the baseline beside it."""
+    """The scored prediction's name in the table; the file of a baseline must not be confused with the baseline in the table."""
     name = about.get("predictor", "prediction")
     return name if name == "model" else f"prediction ({name})" if name != "prediction" else name
 

@@ -36,7 +36,7 @@ class Shown:
     deltas
         Of chosen targets: predicted and measured effect of every gene, and which are truly changed.
     genes
-        A row a target: numbers of called genes (`real`, `pred`, `both`), and log2 fold changes of its own gene (`own_real`,
+        One row per target: numbers of called genes (`real`, `pred`, `both`), and log2 fold changes of its own gene (`own_real`,
         `own_pred`).
     cells
         Coordinates `x`, `y` of some cells, their `kind` (control, measured, predicted) and `perturbation`.
@@ -86,7 +86,7 @@ def chosen_targets(genes: pd.DataFrame, show: Sequence[str] | None) -> list[str]
     if show:
         for target in show:
             if target not in genes.index:
-                raise VcellError(f"show={target} is no scored target.{nearest(target, genes.index)}")
+                raise VcellError(f"show={target} is not a scored target.{nearest(target, genes.index)}")
         return list(show)
     ordered = genes.sort_values("real", ascending=False, kind="stable").index
     places = np.unique(np.linspace(0, len(ordered) - 1, min(SHOWN_TARGETS, len(ordered))).astype(int))
@@ -131,7 +131,7 @@ def floor_to_ceiling(
     for row, metric in enumerate(metrics):
         low, high = floor[metric.key], scores.loc[ceiling, metric.key]
         if not has_room(low, high, metric):
-            words = f"no room: the floor ({low:.3f}) is no worse than the ceiling ({high:.3f})"
+            words = f"no range: the floor ({low:.3f}) is no worse than the ceiling ({high:.3f})"
             axis.text(0.5, row, words, ha="center", va="center", fontsize=8, color="#5a6472")
             continue
         axis.plot([0, 1], [row, row], color=GREY, linewidth=6, solid_capstyle="butt", zorder=1)

@@ -77,7 +77,7 @@ EXTRA = (
 
 
 def summary(table: pd.DataFrame, metrics: Sequence[Metric]) -> dict[str, float]:
-    """One value a metric from a table of the targets of one context; NaN where no target has one."""
+    """One value per metric from a table of the targets of one context; NaN where no target has one."""
     values = {}
     for metric in metrics:
         top, bottom = parts(table, metric)
@@ -94,7 +94,7 @@ def parts(table: pd.DataFrame, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
 
 
 def per_target(table: pd.DataFrame, metric: Metric) -> pd.Series:
-    """A value a target, for pictures and tables; of a ratio of sums, its own ratio."""
+    """One value per target, for pictures and tables; of a ratio of sums, its own ratio."""
     if metric.over is None:
         return table[metric.key]
     return table[metric.columns[0]] / table[metric.over].where(table[metric.over] > 0)

@@ -1,6 +1,6 @@
 """The official scorers, called in process: `cell-eval` (2025, profile vcc) and `cell-eval2` (2026, preset vcc2026).
 
-Every parameter that a package would default is stated here and recorded beside the scores.
+Every parameter that a package would default is set explicitly here and recorded with the scores.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Official2025:
         }
 
     def score(self, pred: GroupedCells) -> pd.DataFrame:
-        """DES, PDS and MAE, a row a target: same targets and genes as the measured cells, log1p on the same scale.
+        """DES, PDS and MAE, one row per target: same targets and genes as the measured cells, log1p on the same scale.
 
         Raises
         ------
@@ -125,7 +125,7 @@ class Official2026:
         }
 
     def score(self, pred: GroupedCells) -> pd.DataFrame:
-        """The six members, a row a target; of the ratio of sums its two parts.
+        """The six members, one row per target; of the ratio of sums its two parts.
 
         Raises
         ------

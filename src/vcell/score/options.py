@@ -34,7 +34,7 @@ class ScoreOptions:
     against
         Other predictions to compare with, target by target.
     out
-        Folder of the scores; None: beside `pred`.
+        Folder of the scores; None: next to `pred`.
     engine
         ``auto``: predictions by the official package, references by ours; ``official``; ``fast``.
     ckpt, store

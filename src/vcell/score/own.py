@@ -11,7 +11,7 @@ from scipy import stats
 
 from vcell.score import vcc2025, vcc2026
 from vcell.score.differential import Calls
-from vcell.score.embedding import CELLS_A_SET, Embedding, energy_distance_unbiased, spread
+from vcell.score.embedding import CELLS_PER_SET, Embedding, energy_distance_unbiased, spread
 
 TOP = 50
 FEWEST_GENES = 3
@@ -36,7 +36,7 @@ def extra_scores(pred: Side, real: Side, embedding: Embedding) -> pd.DataFrame:
         "LFC": [fold_correlation(pred.calls, p, real.calls, r) for p, r in enumerate(real_P)],
         "ENERGY": [
             energy_distance_unbiased(
-                *(embedding.place(spread(side.cells.cells[t], CELLS_A_SET)) for side in (pred, real))
+                *(embedding.place(spread(side.cells.cells[t], CELLS_PER_SET)) for side in (pred, real))
             )
             for t in targets
         ],

@@ -158,7 +158,7 @@ def scored_contexts(pred: ReadCells, real: ReadCells, columns: Columns, notes: l
         if real.contexts is not None and len(measured := np.unique(real.contexts)) > 1:
             raise VcellError(
                 f"the measured cells are of {len(measured)} contexts ({shortlist(measured.tolist(), 5)}); the prediction has no "
-                "column that says of which it is. Set columns.context=NAME, or give measured cells of that context alone"
+                "context column. Set columns.context=NAME, or provide measured cells of that context only"
             )
         return [None]
     contexts = list(dict.fromkeys(pred.contexts[(pred.labels != columns.control) & (pred.labels != NO_GUIDE)]))

@@ -1,7 +1,7 @@
 """Wilcoxon rank-sum tests of many groups of cells against the same controls, gene by gene, on sparse cells.
 
 The controls are sorted once. A group's few stored values of a gene then find their places among them by search, where numba-mwu
-(in `pdex`) sorts both anew for every group. illico is as fast as this, but its p-values near 1 lie below 1 where the official ones
+(in `pdex`) sorts both again for every group. illico is as fast as this, but its p-values near 1 lie below 1 where the official ones
 are 1, and the order of such genes counts in a score of 2026. ``benchmarks/score.py`` has the figures. Statistic, tie and continuity
 correction are those of `scipy.stats.mannwhitneyu` (asymptotic, two-sided).
 

@@ -45,7 +45,7 @@ class References:
         ckpt = options.ckpt or about.get("ckpt")
         if ckpt is None:
             return references, [
-                "context mean and perturbation mean need training cells: give ckpt=FILE.ckpt of a run on them"
+                "context mean and perturbation mean need training cells: set ckpt=FILE.ckpt of a run on them"
             ]
         try:
             references._train(find_checkpoint(str(ckpt), options.runs), options.store or about.get("store"))
@@ -106,7 +106,7 @@ class References:
         fallbacks = self.deltas.fallbacks if self.deltas else {}
         instead = {"context mean": "the mean of all contexts", "perturbation mean": "the context mean"}
         notes = [
-            f"{name}: {len(groups):,} targets have none in training; {instead[name]} stands in"
+            f"{name}: {len(groups):,} targets have none in training; {instead[name]} is used instead"
             for name, groups in fallbacks.items()
         ]
         if self.without:

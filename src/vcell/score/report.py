@@ -41,7 +41,7 @@ class Report:
     compared
         By how much the first prediction beats another, by the other's name and by metric.
     per_perturbation
-        A row a predictor, context and target.
+        One row per predictor, context and target.
     details
         Recorded in scores.json.
     pictures
@@ -67,7 +67,7 @@ class Report:
 
 
 def table_text(scores: pd.DataFrame, metrics: Sequence[Metric]) -> str:
-    """The table for the terminal: one row a predictor, the best of each column marked (the measured halves aside)."""
+    """The table for the terminal: one row per predictor, the best of each column marked (the measured halves aside)."""
     higher = {m.key: m.higher for m in metrics} | {OVERALL: True}
     rivals = scores.drop(index=CEILING, errors="ignore")
     shown = scores.copy().astype(object)
@@ -141,7 +141,7 @@ def draw(report: Report) -> dict[str, tuple[str, bytes]]:
         "scores": (
             f"From floor (the official baseline {report.scorer.floor} for official scores, copied controls for the others) to ceiling "
             f"(one half of the measured cells predicting the other). Lines are 95 % intervals over {report.over}; marks far outside are "
-            "cut off.",
+            "clipped.",
             figures.png(floor_to_ceiling(report)),
         )
     }
@@ -165,7 +165,7 @@ def draw(report: Report) -> dict[str, tuple[str, bytes]]:
 
 
 def floor_to_ceiling(report: Report) -> figures.Picture:
-    """Every metric from what a prediction must beat to what can be reached, as a figure."""
+    """Every metric from floor to ceiling, as a figure."""
     ends = (report.scorer.floor, CEILING)
     return figures.floor_to_ceiling(report.scores, report.intervals, floors(report), CEILING, ends, report.metrics)
 
@@ -182,7 +182,7 @@ def page(report: Report, drawn: Mapping[str, tuple[str, bytes]]) -> str:
     """The report as one HTML file without anything from the network."""
     name = next(iter(report.intervals))
     overall = report.intervals[name][OVERALL]
-    ends = "a perfect prediction" if report.scorer.perfect else "a repetition of the experiment"
+    ends = "a perfect prediction" if report.scorer.perfect else "a replicate of the experiment"
     compared = "".join(
         f"<p>Against <b>{html.escape(other)}</b>: {'better' if d[OVERALL].value > 0 else 'worse'} by {abs(d[OVERALL].value):.3f} "
         f"(95 % of the difference {d[OVERALL].low:.3f} to {d[OVERALL].high:.3f}).</p>"

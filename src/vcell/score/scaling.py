@@ -16,7 +16,7 @@ from vcell.score.cells import SAMPLE_CELLS, Columns
 
 
 def whole_counts(cells: ad.AnnData, path: Path, what: str) -> None:
-    """Refuses anything but whole counts, which the scores of 2026 take; measured log1p counts come back as counts."""
+    """Refuses anything but whole counts, which the scores of 2026 require; counts are recovered from measured log1p counts."""
     try:
         scale = scale_of(cells)
     except VcellError:
@@ -27,15 +27,15 @@ def whole_counts(cells: ad.AnnData, path: Path, what: str) -> None:
         if what == "the prediction" or not scale.recoverable:
             hint = (
                 " python -m vcell.infer challenge=vcc2026 writes them; python -m vcell.package pred=FILE challenge=vcc2026 makes "
-                "them of other predictions"
+                "them from other predictions"
             )
             raise VcellError(
-                f"{path}: the scores of 2026 take whole counts, and those of {what} are {'log1p or other values' if scale is Scale.UNKNOWN else scale.words}."
+                f"{path}: the 2026 scores require whole counts, and those of {what} are {'log1p or other values' if scale is Scale.UNKNOWN else scale.words}."
                 f"{hint if what == 'the prediction' else ' Give the file with their raw counts'}"
             )
         cells.X = recovered(cells, scale, what)
     elif not (cells.X.data == np.rint(cells.X.data)).all():
-        raise VcellError(f"{path}: X holds counts that are not whole; the scores of 2026 take whole counts")
+        raise VcellError(f"{path}: X contains counts that are not whole; the 2026 scores require whole counts")
 
 
 def scale_of(cells: ad.AnnData) -> Scale:
@@ -56,7 +56,7 @@ def log1p_target_sum(cells: ad.AnnData, about: dict[str, Any], columns: Columns)
     rows = (cells.obs[columns.perturbation] == columns.control).to_numpy()
     if not rows.any():
         raise VcellError(
-            f"the prediction has no control cells {columns.control!r}, which show what its values were scaled to"
+            f"the prediction has no control cells {columns.control!r}, from which to tell what its values were scaled to"
         )
     controls = cells.X[rows].copy()
     controls.data = counts_of_log1p(controls.data.astype(np.float64))
@@ -67,7 +67,7 @@ def log1p_target_sum(cells: ad.AnnData, about: dict[str, Any], columns: Columns)
         if np.median(totals) > 1.05 * stated:
             raise VcellError(
                 f"the prediction says it is scaled to {stated:,.0f} counts per cell; its control cells sum to "
-                f"{np.median(totals):,.0f}: it was changed after it was written"
+                f"{np.median(totals):,.0f}: the file was changed after it was written"
             )
         return stated
     low, middle, high = np.quantile(totals, [0.05, 0.5, 0.95])
@@ -85,7 +85,7 @@ def recovered(cells: ad.AnnData, scale: Scale, what: str) -> sparse.csr_matrix:
         return cells.X.astype(np.float32, copy=False)
     found = recover_counts(cells.X.data, cells.X.indptr, scale)
     if not found.fine.all():
-        raise VcellError(f"{what}: {int((~found.fine).sum()):,} cells do not come back as counts: {scale.words}")
+        raise VcellError(f"{what}: {int((~found.fine).sum()):,} cells cannot be recovered as counts: {scale.words}")
     parts = (found.counts.astype(np.float32), cells.X.indices, cells.X.indptr)
     return sparse.csr_matrix(parts, shape=cells.X.shape)
 

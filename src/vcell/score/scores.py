@@ -25,7 +25,7 @@ from vcell.score.statistics import Interval
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a prediction, beside what it has to beat and what can be reached. In a notebook they show as their table."""
+    """Scores of a prediction, next to the baselines to beat and the ceiling set by replicate noise. In a notebook they show as their table."""
 
     found: Report
 

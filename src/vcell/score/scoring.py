@@ -1,4 +1,4 @@
-"""One context scored: the prediction and its references by one yardstick."""
+"""One context scored: the prediction and its references, in the same way."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class ContextScores:
     Attributes
     ----------
     tables
-        By predictor, a row a target.
+        By predictor, one row per target.
     floor, top
         Values of the official scale's ends.
     ceiling

@@ -1,7 +1,7 @@
-"""How sure a score is: resampled targets, and the difference of two predictions on the same targets.
+"""The uncertainty of a score: resampled targets, and the difference of two predictions on the same targets.
 
 Targets are drawn with replacement within each context; a discrimination score keeps the rank its target had among all. So the
-intervals say how much a score hangs on which targets were measured, not on which cells.
+intervals show how much a score depends on which targets were measured, not on which cells.
 """
 
 from __future__ import annotations

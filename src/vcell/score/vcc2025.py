@@ -79,7 +79,7 @@ class Fast2025:
         )
 
     def replicates(self) -> Iterator[tuple[pd.DataFrame, Side, Side]]:
-        """One half of the measured cells scored as a prediction of the other, a row a target; and the sides of both."""
+        """One half of the measured cells scored as a prediction of the other, one row per target; and the sides of both."""
         first, second = self.real.cells.halves(0)
         inner = Fast2025(first, self.device)
         pred = inner.side(second)

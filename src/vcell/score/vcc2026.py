@@ -110,11 +110,11 @@ class Fast2026:
         return pd.DataFrame(table, index=pd.Index(targets, name="perturbation"))
 
     def replicates(self) -> Iterator[tuple[pd.DataFrame, Side, Side]]:
-        """Splits of the measured cells into halves: in their mean, what a repetition of the experiment would score."""
+        """Splits of the measured cells into halves: in their mean, what a replicate of the experiment would score."""
         return map(self.split, np.random.SeedSequence(0).generate_state(SPLITS).tolist())
 
     def split(self, seed: int) -> tuple[pd.DataFrame, Side, Side]:
-        """One half of the measured cells scored as a prediction of the other, a row a target; and the sides of both.
+        """One half of the measured cells scored as a prediction of the other, one row per target; and the sides of both.
 
         Fold changes are judged on the genes that all cells call; every other member on those of one half.
         """

@@ -1,4 +1,4 @@
-"""An h5ad of predicted cells written anew as a submission wants it, where that changes no value."""
+"""An h5ad of predicted cells rewritten in the form of a submission, where that changes no value."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _places(names: Sequence[str], genes: Sequence[str] | None, path: Path) -> tu
     if missing.size:
         raise VcellError(
             f"{path}: {missing.size:,} of the list's {len(genes):,} genes are missing: {shortlist([genes[i] for i in missing], 5)}. "
-            "Predict them too; what a gene is that nobody predicted cannot be made up"
+            "Predict them too: values that were not predicted cannot be filled in"
         )
     extra, renamed = int((place < 0).sum()), sum(names[i] != genes[p] for i, p in enumerate(place) if p >= 0)
     changes = ["genes put in the challenge's order"]

@@ -14,7 +14,7 @@ from vcell.data.files.h5ad import column_names, read_column
 from vcell.data.files.labels import as_labels
 from vcell.errors import VcellError, nearest, shortlist
 
-CONVERT = "convert=true writes it anew as it should be"
+CONVERT = "convert=true rewrites it correctly"
 
 
 @dataclass

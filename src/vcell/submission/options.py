@@ -25,7 +25,7 @@ class PackageOptions:
     cells
         The challenge, its gene list and targets; real control cells; and how cells are drawn around a table.
     out
-        The file to write; None: beside `pred`.
+        The file to write; None: next to `pred`.
     check, convert, overwrite
         Only check; put right what changes no value; replace files that are there.
     by, threads

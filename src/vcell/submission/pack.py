@@ -47,7 +47,7 @@ def pack_submission(
     contexts
         Of a table's rows.
     out
-        The file to write; None: beside `pred`.
+        The file to write; None: next to `pred`.
     check
         Only check.
     convert

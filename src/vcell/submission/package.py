@@ -82,7 +82,7 @@ def package(options: PackageOptions) -> Packed | None:
     if not options.check:
         for path in {job.out, *([job.cells] if table else [])}:
             if path.exists() and not options.overwrite:
-                raise VcellError(f"{path} exists already; give out=OTHER, or overwrite=true to replace it")
+                raise VcellError(f"{path} exists already; choose out=OTHER, or overwrite=true to replace it")
     if table:
         if options.check:
             raise VcellError(
@@ -115,10 +115,10 @@ def job_of(options: PackageOptions) -> Job:
         raise VcellError(f"no such file: {pred} (looked from {Path.cwd()})")
     out = options.out or pred.with_suffix(".vcc" if challenge.container else ".checked.h5ad")
     if out.resolve() == pred.resolve():
-        raise VcellError(f"out={out} is the prediction itself; name another file")
+        raise VcellError(f"out={out} is the prediction itself; choose another file")
     genes = options.cells.gene_list
     if genes is None and challenge.n_genes is not None:
-        raise VcellError(f"challenge={challenge.name} has a gene list, and its order counts: genes=gene_names.csv")
+        raise VcellError(f"challenge={challenge.name} has a gene list whose order matters: genes=gene_names.csv")
     return Job(options, out, genes, _targets(options.cells))
 
 
@@ -231,7 +231,7 @@ def _run_official(job: Job, path: Path, findings: Findings, scratch: Path, genes
     )
     if done.returncode or not scratch.is_file():
         said = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
-        raise VcellError(f"{command[0]} {command[1]} refused {path}, which vcell found no fault with: {said}")
+        raise VcellError(f"{command[0]} {command[1]} refused {path}, which passed vcell's own checks: {said}")
 
 
 def _copy(path: Path, out: Path) -> None:
@@ -248,9 +248,9 @@ def report(job: Job, findings: Findings) -> str:
     lines = [
         f"submission   {job.pred}",
         f"cells        {findings.n_cells:,}, {findings.n_controls:,} of them controls; "
-        f"{findings.stored / findings.n_cells:,.0f} genes a cell",
+        f"{findings.stored / findings.n_cells:,.0f} genes per cell",
         f"targets      {targets:,}{f' in {shortlist(contexts)}' if contexts else ''}, {each} cells each",
-        f"values       {'whole counts' if findings.whole else 'log1p'}, {np.median(findings.totals):,.0f} a cell (median)",
+        f"values       {'whole counts' if findings.whole else 'log1p'}, {np.median(findings.totals):,.0f} per cell (median)",
         *(f"changed      {change}" for change in job.changes),
         *(f"note         {note}" for note in findings.notes),
     ]

@@ -53,9 +53,9 @@ def check_submission(
         findings = check_labels(labels, matrix, challenge, targets, control)
         check_values(matrix, labels, names, challenge, control, findings, profiles, path)
     if genes is None and challenge.n_genes is not None:
-        findings.notes.append("names and order of the genes were not checked: give genes=gene_names.csv")
+        findings.notes.append("names and order of the genes were not checked: set genes=gene_names.csv")
     if targets is None and challenge.n_targets is not None:
-        findings.notes.append("targets were not checked against the challenge's list: give targets=FILE.csv")
+        findings.notes.append("targets were not checked against the challenge's list: set targets=FILE.csv")
     return findings
 
 
@@ -76,7 +76,7 @@ def check_genes(names: Sequence[str], genes: Sequence[str] | None, challenge: Ch
     """Names and order of the genes."""
     index = pd.Index(names)
     if not index.is_unique:
-        raise VcellError(f"{path}: genes stand more than once: {shortlist(index[index.duplicated()].unique(), 5)}")
+        raise VcellError(f"{path}: genes are duplicated: {shortlist(index[index.duplicated()].unique(), 5)}")
     if genes is not None:
         parts = []
         known, here = set(genes), set(names)
@@ -93,7 +93,7 @@ def check_genes(names: Sequence[str], genes: Sequence[str] | None, challenge: Ch
                 f"{genes[first]}. {CONVERT}"
             )
     elif challenge.n_genes is not None and len(names) != challenge.n_genes:
-        raise VcellError(f"{path} has {len(names):,} genes; challenge={challenge.name} wants {challenge.n_genes:,}")
+        raise VcellError(f"{path} has {len(names):,} genes; challenge={challenge.name} requires {challenge.n_genes:,}")
 
 
 def check_labels(
@@ -105,7 +105,7 @@ def check_labels(
     n_controls = by_label.get(control, 0)
     if challenge.controls == "forbidden" and n_controls:
         raise VcellError(
-            f"{n_controls:,} control cells ({control!r}) are in the file; challenge={challenge.name} wants none: it scores against its "
+            f"{n_controls:,} control cells ({control!r}) are in the file; challenge={challenge.name} allows none: it scores against its "
             "own. convert=true leaves them out"
         )
     if challenge.controls == "required" and not n_controls:

@@ -73,7 +73,7 @@ def check_values(
             if e
         ]
         raise VcellError(
-            f"{path}: every cell is 0 for {len(shown):,} targets ({shortlist(shown, 5)}): the model gave nothing for them"
+            f"{path}: every cell is 0 for {len(shown):,} targets ({shortlist(shown, 5)}): the model predicted nothing for them"
         )
     _note_alike(findings, sums, lengths, number, names, control)
     if profiles and not (challenge.values == "log1p" and findings.whole):
@@ -83,7 +83,7 @@ def check_values(
         check_contexts(found_profiles, profiles)
     elif challenge.contexts:
         findings.notes.append(
-            "whether contexts were swapped cannot be told from this file alone: give the real control cells, controls=FILES"
+            "swapped contexts cannot be detected from this file alone: set controls=FILES, the real control cells"
         )
 
 
@@ -126,16 +126,18 @@ def _check_block(
     refuse(values < 0, "values must not be negative")
     fraction = np.abs(values - np.rint(values))
     if challenge.values == "counts":
-        refuse(fraction > WHOLE, f"challenge={challenge.name} wants whole counts")
+        refuse(fraction > WHOLE, f"challenge={challenge.name} requires whole counts")
     sums = row_sums(values, indptr)
     limit = challenge.max_counts_per_cell
     if limit is not None and (sums > limit).any():
         cell = int(np.argmax(sums))
         raise VcellError(
             f"{path}: cell {start + cell:,} ({labels.target[start + cell]}) sums to {sums[cell]:,.0f} counts; "
-            f"challenge={challenge.name} takes at most {limit:,}"
+            f"challenge={challenge.name} allows at most {limit:,}"
         )
-    logged = challenge.values == "log1p" and not (values >= 30).any()  # whole counts are told apart when all is read
+    logged = (
+        challenge.values == "log1p" and not (values >= 30).any()
+    )  # whole counts are recognised when everything is read
     linear = counts_of_log1p(values.astype(np.float64)) if logged else values.astype(np.float64)
     code = labels.context.codes[start:stop].astype(np.int64)
     at = np.repeat(np.where(perturbed[start:stop], code, -1), np.diff(indptr))
@@ -168,10 +170,10 @@ def _check_log1p(
     low, middle, high = np.quantile(controls, [0.05, 0.5, 0.95])
     if high > SAME_TOTAL * max(low, 1e-12):
         raise VcellError(
-            f"{path}: control cells sum to {low:,.0f} to {high:,.0f} counts after expm1 (5 to 95 in 100): they were not scaled to one "
+            f"{path}: control cells sum to {low:,.0f} to {high:,.0f} counts after expm1 (5th to 95th percentile): they were not scaled to one "
             "total. Scale first, then log1p: sc.pp.normalize_total(adata); sc.pp.log1p(adata)"
         )
-    findings.notes.append(f"log1p of counts per {middle:,.0f}, as the control cells show")
+    findings.notes.append(f"log1p of counts per {middle:,.0f}, as the control cells indicate")
 
 
 def _note_alike(
@@ -189,6 +191,6 @@ def _note_alike(
     shown = [names[g][1] for g in table.index[alike] if names[g][1] != control]
     if shown:
         findings.notes.append(
-            f"the cells of {len(shown):,} targets are all alike ({shortlist(shown, 3)}): rank tests will call nearly every gene. Give "
-            "one row a target instead, and cells are drawn around it"
+            f"the cells of {len(shown):,} targets are identical ({shortlist(shown, 3)}): rank tests will call nearly every gene. Give "
+            "one row per target instead, and cells are drawn around it"
         )

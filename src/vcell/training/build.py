@@ -49,7 +49,7 @@ from vcell.training.module import TransitionModule
 
 @dataclass(frozen=True)
 class Own:
-    """Objects of somebody's own, in place of what the configuration names.
+    """Objects that is custom, in place of what the configuration names.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class Own:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a run is told beside the objects that it is made of."""
+    """Settings of a run, besides the objects that it is made of."""
 
     name: str
     folder: Path
@@ -213,7 +213,7 @@ def make_network(config: DictConfig, sizes: dict[str, Any], own: Own, copied: bo
 
 
 def model_sizes(config: DictConfig, data: CellSetDataModule, table: PerturbationTable) -> dict[str, Any]:
-    """What the data and the table ask of the model."""
+    """The sizes that data and table require of the model."""
     store, seen, covariates = data.store, config.data.input, data.gather.covariates
     input_width = seen_genes = None
     if isinstance(seen, str):
@@ -233,7 +233,7 @@ def model_sizes(config: DictConfig, data: CellSetDataModule, table: Perturbation
 
 
 def make_optimizer(config: DictConfig, model: torch.nn.Module) -> Any:
-    """What makes the optimiser from parameters, tried once, so that a refused value fails before training.
+    """What makes the optimiser from parameters; tried once, so that an invalid value fails before training.
 
     ``fused: auto`` is on but under fp16, whose loss scaler must see the gradients before they are clipped.
     """
@@ -244,7 +244,7 @@ def make_optimizer(config: DictConfig, model: torch.nn.Module) -> Any:
     try:
         optimizer(model.parameters())
     except (TypeError, ValueError) as error:
-        raise VcellError(f"the optimizer refuses a value: {error}") from error
+        raise VcellError(f"invalid optimizer setting: {error}") from error
     return optimizer
 
 
@@ -267,7 +267,7 @@ def make_trainer(config: DictConfig, callbacks: Sequence[Callback] = ()) -> Trai
     gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     if options.accelerator == "gpu" and not gpu:
         raise VcellError(
-            "the trainer asks for a GPU, and torch finds none: trainer=cpu, or trainer=auto for what is there"
+            "the trainer needs a GPU, but torch finds none: use trainer=cpu, or trainer=auto for what is available"
         )
     loggers = [
         make_wandb(config, logger) if name == "wandb" else build(logger)
@@ -300,7 +300,7 @@ def make_wandb(config: DictConfig, logger: DictConfig) -> Any:
     Raises
     ------
     VcellError
-        If wandb is not installed, or nobody is logged in where that is needed.
+        If wandb is not installed, or you are not logged in where that is needed.
     """
     if importlib.util.find_spec("wandb") is None:
         raise VcellError(f"logger=wandb needs wandb: {install('wandb')}")
@@ -308,8 +308,8 @@ def make_wandb(config: DictConfig, logger: DictConfig) -> Any:
     online = not logger.get("offline") and mode not in ("offline", "disabled", "dryrun")
     if online and not (os.environ.get("WANDB_API_KEY") or _wandb_key()):
         raise VcellError(
-            "logger=wandb: nobody is logged in here. Run: wandb login. Or keep the curves on this machine for now: "
-            "logger.wandb.offline=true (wandb sync sends them later)"
+            "logger=wandb: you are not logged in. Run: wandb login. Or keep the curves on this machine for now: "
+            "logger.wandb.offline=true (wandb sync uploads them later)"
         )
     changed = logger.copy()
     OmegaConf.set_struct(changed, False)
@@ -320,7 +320,7 @@ def make_wandb(config: DictConfig, logger: DictConfig) -> Any:
 
 
 def _wandb_key() -> str | None:
-    """The key that `wandb login` left behind, without asking anybody."""
+    """The key that `wandb login` stored, without prompting."""
     import netrc
     from urllib.parse import urlparse
 
@@ -339,14 +339,14 @@ def _wandb_key() -> str | None:
 
 
 def cluster_environment(options: DictConfig) -> ClusterEnvironment | None:
-    """Who says which process this is: torchrun, srun or nobody; None: Lightning finds out.
+    """What assigns ranks to processes: torchrun, srun or nothing; None: Lightning finds out.
 
-    A shell or a script inside a SLURM job is no task of it, and a job may hold more than one task of ours.
+    A shell or a script inside a SLURM job is not one of its tasks, and a job may run several tasks of ours.
 
     Raises
     ------
     VcellError
-        If srun has started another number of tasks than the trainer is told of.
+        If srun has started a different number of tasks than the trainer expects.
     """
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
@@ -358,7 +358,7 @@ def cluster_environment(options: DictConfig) -> ClusterEnvironment | None:
     nodes, devices = int(options.get("num_nodes") or 1), options.get("devices")
     if isinstance(devices, int) and devices > 0 and devices * nodes != tasks:
         raise VcellError(
-            f"srun has started {tasks} tasks, and the trainer wants {devices} devices on {nodes} nodes. Use trainer=slurm, which takes "
+            f"srun has started {tasks} tasks, and the trainer expects {devices} devices on {nodes} nodes. Use trainer=slurm, which follows "
             "the shape of the job, or start one task: srun --ntasks=1"
         )
     os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(tasks // nodes))

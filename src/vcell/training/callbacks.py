@@ -1,4 +1,4 @@
-"""What happens around training: progress, an average of the weights, an early end, a warning."""
+"""Callbacks of training: progress, averaged weights, early stopping, a warning."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class StopEarly(Callback):
 class Average(EMAWeightAveraging):
     """Exponential moving average of the weights: validated, and what a checkpoint predicts with.
 
-    The weights in training go on beside it, in the checkpoint too, so that a resumed run equals an uninterrupted one.
+    The weights in training are kept separately, in the checkpoint too, so that a resumed run equals an uninterrupted one.
     """
 
     def __init__(self, decay: float) -> None:
@@ -105,7 +105,7 @@ class Average(EMAWeightAveraging):
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy, ModelParallelStrategy):
-            raise VcellError("averaged weights need whole ones: callbacks=[default] with trainer=fsdp, or trainer=ddp")
+            raise VcellError("averaging needs unsharded weights: callbacks=[default] with trainer=fsdp, or trainer=ddp")
         super().setup(trainer, module, stage)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -124,11 +124,11 @@ class WarnOfCollapse(Callback):
         if collapsed and not self.warned and trainer.is_global_zero:
             silent = module.table.silent_on([p for *_, p in module.scores.last_groups])
             why = (
-                f"a one-hot table says nothing of {len(silent)} of the validated perturbations; an embedding table can "
+                f"a one-hot table has no information on {len(silent)} of the validated perturbations; an embedding table can "
                 "(perturbation.path=TABLE.pt)"
                 if silent
                 else "usual remedies are loss=energy_contrastive, a higher optimizer.lr or more steps, and a table whose vectors differ"
             )
-            print(f"warning: at step {trainer.global_step:,} the predicted effects of all held-out perturbations are nearly one profile "
+            print(f"warning: at step {trainer.global_step:,} the predicted effects of all held-out perturbations are nearly identical "
                   f"(val/distinctness {module.scores.distinctness:.4f}): {why}", flush=True)  # fmt: skip
         self.warned = collapsed

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs and memory, without running it."""
+"""The cost of a model: FLOPs and memory, without running it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-BYTES_A_PARAMETER = 16  # float32: weight, gradient, and AdamW's two moments
+BYTES_PER_PARAMETER = 16  # float32: weight, gradient, and AdamW's two moments
 
 
 def batch_flops(make: Callable[[], nn.Module], sizes: Mapping[str, Any], sets: int, cells: int) -> int:
     """FLOPs of a network for a batch, forward and backward, without those that save memory by computing again.
 
-    `make` is called with a device that holds no values; 0 for a network of somebody's own that cannot do without them.
+    `make` is called with a device that holds no values; 0 for a network that is custom that cannot do without them.
     """
     try:
         with torch.device("meta"), FlopCounterMode(display=False) as counter:

@@ -17,9 +17,9 @@ from vcell.errors import VcellError
 
 
 class CsvLogger(Logger):
-    """`metrics.csv` in the run's folder, one row a logged step.
+    """`metrics.csv` in the run's folder, one row per logged step.
 
-    Unlike Lightning's, it goes on where a resumed run goes on: rows from before stay, rows that the run now does
+    Unlike Lightning's, it continues with a resumed run: earlier rows stay, rows that the run now does
     again are replaced.
     """
 
@@ -53,7 +53,7 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The run's configuration lies beside, in config.yaml."""
+        """The configuration is recorded in the folder of the run."""
 
     def _append(self) -> None:
         """Writes the last row only, where the file has its columns: runs have thousands of rows."""
@@ -91,15 +91,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise VcellError(
             f"{path} is damaged ({type(error).__name__}: {error}): it should hold a run's metrics, one row per step. Move it away, and "
-            "the run goes on with a new one"
+            "the run continues with a new one"
         ) from error
     return found
 
 
 class Curves(Callback):
-    """`curves.png` in the run's folder: every logged metric over steps, drawn anew after each validation.
+    """`curves.png` in the run's folder: every logged metric over steps, redrawn after each validation.
 
-    It is drawn beside the training, which does not wait for it.
+    It is drawn in a thread; training does not wait for it.
     """
 
     def __init__(self, folder: str) -> None:
@@ -119,7 +119,7 @@ class Curves(Callback):
 
 
 def _draw(metrics: Path, out: Path) -> None:
-    """Draws beside the training, which a picture that cannot be written does not disturb."""
+    """Draws in a thread; a picture that cannot be written does not disturb training."""
     with suppress(VcellError, OSError):
         plot_curves(metrics, out)
 

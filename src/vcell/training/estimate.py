@@ -1,4 +1,4 @@
-"""What a run will take, found out by some steps of it: memory and time, before anything is begun."""
+"""What a run will need, measured on a few steps: memory and time, before it is started."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from vcell.data.datamodule import CellSetDataModule
 from vcell.errors import VcellError
 from vcell.training.build import RunSettings
-from vcell.training.cost import BYTES_A_PARAMETER
+from vcell.training.cost import BYTES_PER_PARAMETER
 from vcell.training.module import TransitionModule
 from vcell.training.throughput import peak_memory_gb
 
@@ -63,7 +63,7 @@ def estimate(
 
 def memory_line(trainer: Trainer, module: TransitionModule) -> str:
     device = trainer.strategy.root_device
-    state = sum(p.numel() for p in module.model.parameters()) * BYTES_A_PARAMETER / 1e9
+    state = sum(p.numel() for p in module.model.parameters()) * BYTES_PER_PARAMETER / 1e9
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "this process"
     has = f" of {torch.cuda.get_device_properties(device).total_memory / 1e9:,.1f} GB" if device.type == "cuda" else ""
     return (
@@ -86,8 +86,8 @@ def time_lines(run: RunSettings, data: CellSetDataModule, watch: Stopwatch) -> l
     total = steps * step + validations * one
     cells = 2 * data.sets_per_step * data.set_size * run.accumulated
     return [
-        f"time         {step:.3g} s a step ({cells / step:,.0f} cells/s), {steps:,} steps; {validations:,} validations of {one:.2g} s",
-        f"             about {duration(total)} to finish, measured on {len(measured) - 1} steps of this machine as it is now",
+        f"time         {step:.3g} s per step ({cells / step:,.0f} cells/s), {steps:,} steps; {validations:,} validations of {one:.2g} s",
+        f"             about {duration(total)} in total, estimated from {len(measured) - 1} steps on this machine under its present load",
     ]
 
 

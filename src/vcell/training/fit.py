@@ -120,14 +120,14 @@ def fit(
     own = Own(
         model=None if isinstance(model, str) else model, loss=None if isinstance(loss, str) else loss, sampler=sampler
     )
-    # what is recorded of objects is their class, so that a run with another one is told apart
+    # what is recorded of objects is their class, so that a run with another one is recognised
     for key, thing in (("model", own.model), ("loss", own.loss), ("data.sets.sampler", own.sampler)):
         if thing is not None:
             with_settings(config, {key: {"_target_": class_path(thing)}})
     try:
         with spoken(verbose):
             return Run(train(config, own).path)
-    except Stopped:  # saved; a notebook goes on
+    except Stopped:  # saved; a notebook keeps running
         raise KeyboardInterrupt from None
 
 

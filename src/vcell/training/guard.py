@@ -1,4 +1,4 @@
-"""Stops a run whose loss or gradient is not finite, before its weights are spoilt, without making the device wait."""
+"""Stops a run whose loss or gradient is not finite, before its weights are damaged, without making the device wait."""
 
 from __future__ import annotations
 

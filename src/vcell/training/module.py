@@ -20,7 +20,7 @@ from vcell.model.trained import TrainedModel
 from vcell.training.guard import Guard
 from vcell.training.validation import ValidationScores
 
-DROPOUT = 100  # first word of the random keys of a step, beside those of the sampler
+DROPOUT = 100  # first word of the random keys of a step, distinct from those of the sampler
 
 
 @dataclass(frozen=True)

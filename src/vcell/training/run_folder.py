@@ -1,4 +1,4 @@
-"""A run's folder: begun, continued, or refused."""
+"""A run's folder: started, continued, or refused."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ class RunFolder:
         if not self.path.exists():
             return
         if any(self.path.iterdir()) and not (self.path / RECORD).is_file():
-            raise VcellError(f"{self.path} is no run's folder (it has no {RECORD}); it is left alone. Set name=NAME")
+            raise VcellError(
+                f"{self.path} is not a run's folder (it has no {RECORD}); it was not changed. Set name=NAME"
+            )
         shutil.rmtree(self.path)
 
     def _check_same(self, config: dict[str, Any]) -> None:
@@ -92,8 +94,8 @@ class RunFolder:
         ]
         if differing:
             raise VcellError(
-                f"the run {self.path} was begun with another configuration: {shortlist(differing, 12)}. Give the same "
-                "one to continue it, name=NEW_NAME to begin another, or overwrite=true to begin this one anew"
+                f"the run {self.path} was started with another configuration: {shortlist(differing, 12)}. Use the same "
+                "one to continue it, name=NEW_NAME to start another, or overwrite=true to restart this one"
             )
 
     def _config(self) -> dict[str, Any]:
@@ -103,15 +105,15 @@ class RunFolder:
             found = OmegaConf.to_container(OmegaConf.load(path))
         except Exception as error:  # of YAML, OmegaConf or the disk
             raise VcellError(
-                f"{path} is damaged ({type(error).__name__}): it should hold the configuration the run was begun with. Put a copy of it "
-                "back, or begin another run with name=NEW_NAME"
+                f"{path} is damaged ({type(error).__name__}): it should hold the configuration the run was started with. Restore it "
+                "from a copy, or start another run with name=NEW_NAME"
             ) from error
         if not isinstance(found, dict) or not {"data", "model", "trainer"} <= found.keys():
-            raise VcellError(f"{path} is damaged: it holds no configuration. Begin another run with name=NEW_NAME")
+            raise VcellError(f"{path} is damaged: it holds no configuration. Start another run with name=NEW_NAME")
         return {str(key): value for key, value in found.items()}
 
     def _to_continue(self) -> list[Path]:
-        """Checkpoints that a run can go on from: last.ckpt, then the best ones, newest first."""
+        """Checkpoints that a run can be continued from: last.ckpt, then the best ones, newest first."""
         last = self.checkpoints / "last.ckpt"
         best = sorted(self.checkpoints.glob("best*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True)
         return [*([last] if last.is_file() else []), *best]
@@ -124,4 +126,4 @@ class RunFolder:
                 return path
             except VcellError as error:
                 print(f"{error}; trying the next", flush=True)
-        raise VcellError(f"no checkpoint of {self.path} can be read; overwrite=true begins the run anew")
+        raise VcellError(f"no checkpoint of {self.path} can be read; overwrite=true restarts the run")

@@ -23,11 +23,11 @@ STEPS_BETWEEN_QUESTIONS = 20  # each makes the ranks wait for each other
 
 
 class KeepLast(Checkpoint):
-    """Writes `last.ckpt` every so often, at the end, and when asked to stop (TERM, INT, HUP, USR1, USR2).
+    """Writes `last.ckpt` at intervals, at the end, and when asked to stop (TERM, INT, HUP, USR1, USR2).
 
-    SLURM sends these before it takes a node away, a user presses Ctrl-C. The run saves, asks to be queued again where its time
+    SLURM sends these before it takes a node away, a user presses Ctrl-C. The run saves, asks to be queued again if its time
     was up (USR1, USR2), and ends; the same command continues it. A second signal ends it at once. A run that stops because its loss or
-    gradient is not finite leaves the weights from before that in `before_nonfinite.ckpt`.
+    gradient is not finite leaves the last good weights in `before_nonfinite.ckpt`.
 
     A step is saved when the next one begins: by then it was logged and, where that was due, validated, so that a kill between
     the two loses neither.

@@ -1,4 +1,4 @@
-"""How fast training goes, and what it waits for: figures beside the other metrics."""
+"""How fast training runs and what it waits for, logged with the other metrics."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def fit(
         before = rescued if rescued.is_file() else folder.checkpoints / "last.ckpt"
         raise VcellError(
             f"{error}; training has stopped. Weights from before that are in {before}. A lower optimizer.lr or a longer "
-            f"schedule.warmup_steps is the usual remedy: begin a run from them with init_from={before} name=NEW_NAME optimizer.lr=..."
+            f"schedule.warmup_steps usually helps: start a run from them with init_from={before} name=NEW_NAME optimizer.lr=..."
         ) from error
     except torch.OutOfMemoryError as error:
         raise VcellError(out_of_memory(data)) from error
@@ -147,14 +147,14 @@ def fit(
         if error.errno is None:
             raise
         raise VcellError(
-            f"the run {folder.path} could not be written: {error.strerror}. Make room; the same command continues the run"
+            f"the run {folder.path} could not be written: {error.strerror}. Free some space; the same command continues the run"
         ) from error
     except RuntimeError as error:
         if trainer.world_size == 1 or not re.search(LOST_RANK, str(error)):
             raise
         first_line = re.sub(r"^\[[^]]*\]\s*", "", str(error).splitlines()[0])
         raise VcellError(
-            f"rank {trainer.global_rank} has lost another rank of this job, whose own message says why ({first_line[:100]}). "
+            f"rank {trainer.global_rank} lost contact with another rank of this job, whose own message says why ({first_line[:100]}). "
             "The same command continues from the last checkpoint"
         ) from error
 
@@ -192,15 +192,15 @@ def summary(run: RunSettings, data: CellSetDataModule, module: TransitionModule)
         f"data         {data.store.name}: {data.store.n_cells:,} cells, {data.store.n_genes:,} genes, "
         f"{len(data.store.contexts)} contexts; log1p of counts per {data.gather.target_sum:,.0f}",
         describe(data.assigned, data.store.groups),
-        f"sets         {data.sets_per_step} × {data.set_size} cells a step, {sampler.sets_per_epoch:,} sets an epoch",
+        f"sets         {data.sets_per_step} × {data.set_size} cells per step, {sampler.sets_per_epoch:,} sets per epoch",
         f"table        {module.table.origin}: {len(module.table.names):,} perturbations × {module.table.width}",
-        f"model        {parameters:,} parameters, {words(module.flops)}FLOP a step (forward and backward)",
+        f"model        {parameters:,} parameters, {words(module.flops)}FLOP per step (forward and backward)",
     ]
     if data.store.known is not None:
         n = (~data.store.known).any(axis=0).sum()
         lines.append(f"genes        {n:,} of {data.store.n_genes:,} were not measured in every source: masked there")
     if len({scale.recoverable for scale in data.store.scales.values()}) > 1:
-        lines.append("scales       counts and fractions, all taken for proportions (data.reconcile=proportions)")
+        lines.append("scales       counts and fractions, all used as proportions (data.reconcile=proportions)")
     if isinstance(run.input, str):
         lines.append(f"input        obsm/{run.input} of the control cells, in place of their expression")
     elif run.input is not None:
@@ -209,13 +209,13 @@ def summary(run: RunSettings, data: CellSetDataModule, module: TransitionModule)
         )
     if getattr(sampler, "fallback_cells", 0):
         lines.append(
-            f"controls     {getattr(sampler, 'fallback_cells', 0):,} perturbed cells lie in batches without control cells: theirs are "
-            "drawn from the whole context"
+            f"controls     {getattr(sampler, 'fallback_cells', 0):,} perturbed cells lie in batches without control cells: their controls "
+            "come from the whole context"
         )
     silent = module.table.silent_on([p for _, p in data.assigned])
     if silent:
         lines.append(
-            f"note         a one-hot table says nothing of the {len(silent):,} perturbations held out everywhere: for them "
+            f"note         a one-hot table has no information on the {len(silent):,} perturbations held out everywhere: for them "
             "the model can only give a mean response. An embedding table can: perturbation.path=TABLE.pt"
         )
     return "\n".join(lines)
@@ -232,14 +232,14 @@ def finished(checkpoint: Path, folder: RunFolder, max_steps: int, say: bool) -> 
         print(f"restored     {last} from {checkpoint.name}", flush=True)
     if say and done:
         print(f"finished     {checkpoint} is at step {step:,} already; trainer.max_steps=N trains longer, "
-              "overwrite=true begins anew", flush=True)  # fmt: skip
+              "overwrite=true restarts it", flush=True)  # fmt: skip
     elif say:
         print(f"continuing   from {checkpoint} at step {step:,} of {max_steps:,}", flush=True)
     return done
 
 
 def wait_for_store(data: Mapping[str, Any], patience_s: float = 6 * 3600) -> Cells:
-    """The store that rank 0 is writing; on ranks that start beside it."""
+    """The store that rank 0 is writing; for the other ranks."""
     paths = [Path(str(path)) for path in data["stores"] or [data["store"]]]
     started, said = time.monotonic(), False
     until = started + patience_s

@@ -1,4 +1,4 @@
-"""What validation finds out about held-out perturbations: the loss, and the scores that count.
+"""Validation on held-out perturbations: the loss, and the scores that matter.
 
 Every rank adds its own sets; the results of all are put together, each group once, so that any number of ranks finds the same.
 The scores run over one set of every group and its matched controls: they follow the official ones, which take all cells.
@@ -115,7 +115,7 @@ class ValidationScores:
             )
 
     def compute(self, loss: Loss) -> dict[str, float]:
-        """Mean scores over the groups of all ranks; and begins anew."""
+        """Mean scores over the groups of all ranks; clears what was collected."""
         found = _of_all_ranks(self.found)
         self.found = {}
         if not found:
@@ -181,7 +181,7 @@ def score_of(trainer: Trainer, name: str, key: str) -> float:
     """A score of the validation that just ended."""
     if name not in trainer.callback_metrics:
         raise VcellError(
-            f"{key} names {name!r}, which this validation does not give: it takes {FEWEST_TO_COLLAPSE} perturbations of one context"
+            f"{key} names {name!r}, which this validation does not give: it needs {FEWEST_TO_COLLAPSE} perturbations of one context"
         )
     return float(trainer.callback_metrics[name])
 

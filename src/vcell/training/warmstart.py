@@ -37,10 +37,10 @@ class Axis:
 
 
 def warm_start(module: TransitionModule, path: Path) -> list[str]:
-    """Fills `module` with the weights in the checkpoint `path`, and says what was carried over and what begins anew.
+    """Fills `module` with the weights in the checkpoint `path`, and reports what was carried over and what starts untrained.
 
     Entries of genes, one-hot perturbations, contexts and batches are matched by name; those that are new begin at 0, so that they
-    change nothing until they are learnt (their biases and embeddings begin as in any new model). The optimiser begins anew.
+    change nothing until they are learnt (their biases and embeddings begin as in any new model). The optimiser starts fresh.
 
     Raises
     ------
@@ -75,14 +75,14 @@ def warm_start(module: TransitionModule, path: Path) -> list[str]:
     wrong += [f"{name} (absent then)" for name in fresh if name not in optional]
     if wrong:
         raise VcellError(
-            f"init_from={path} has a model of another shape: {shortlist(wrong, 6)}. Give the model.* it was trained with: they are "
-            "in its run's config.yaml"
+            f"init_from={path} has a model with another shape: {shortlist(wrong, 6)}. Use the model.* settings it was trained with: they are "
+            "recorded in the folder of its run"
         )
     lines = [f"weights of {path}, step {int(checkpoint['global_step']):,}"]
     lines += [_report(axis) for axis in axes.values()]
     lines += [note] if note else []
     if fresh:
-        lines.append(f"begin anew: {shortlist(fresh, 6)}")
+        lines.append(f"untrained: {shortlist(fresh, 6)}")
     if lost:
         lines.append(f"left out: {shortlist(lost, 6)}")
     return lines
@@ -117,13 +117,13 @@ def _table_axis(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Axis |
     if ONE_HOT in (then["origin"], now["origin"]) or then["width"] != now["width"]:
         return None, (
             f"the perturbation table was {then['origin']} ({then['width']} wide) and is {now['origin']} ({now['width']} wide): the "
-            "first layer of its encoder begins anew"
+            "first layer of its encoder starts untrained"
         )
     columns = [str(i) for i in range(now["width"])]
     if then["fingerprint"] == now["fingerprint"]:
         return Axis("table columns", columns, columns), None
     return Axis("table columns", columns, columns), (
-        f"the perturbation table {now['origin']} is another one than then ({then['origin']}), equally wide: its columns are taken to "
+        f"the perturbation table {now['origin']} differs from the one used before ({then['origin']}) but has the same width: its columns are assumed to "
         "mean the same"
     )
 

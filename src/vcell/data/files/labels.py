@@ -1,9 +1,9 @@
 """What perturbation labels mean: controls, cells without a guide, guides of one gene, doubles, spellings. One reader for all commands.
 
 Screens label the same thing in many ways: ``STAT1 ``, ``Stat1``, ``STAT1g1``, ``sgSTAT1-2``, ``STAT1+ctrl``; ``non-targeting``,
-``NT``, ``NTC_003``; ``nan``, ``unassigned``. Read as they stand, controls would train as a perturbation, and a gene would train
-under one name while it is held out under another. Here every label is read once, by its meaning, and each decision is put on record
-(``labels.csv`` in the store). A label that is an approved gene is always that gene.
+``NT``, ``NTC_003``; ``nan``, ``unassigned``. Taken literally, controls would be trained on as a perturbation, and a gene would
+be trained on under one name while it is held out under another. Here every label is read once, by its meaning, and each
+decision is recorded (``labels.csv`` in the store). A label that is an approved gene is always that gene.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class LabelRules:
     Parameters
     ----------
     controls
-        ``usual``: the usual names of non-targeting guides are controls beside the one that was named; ``listed``: only that.
+        ``usual``: the usual names of non-targeting guides are controls besides the one that was named; ``listed``: only that.
     no_guide
         Cells without a guide (``nan``, ``unassigned`` ...): ``drop`` them, ``refuse`` the files, or take them for ``control`` cells.
     guides
@@ -302,7 +302,7 @@ def _decide(
     if kind == "untreated":
         if not proper:
             return control, "are the controls of a file without non-targeting guides"
-        return _without(rules, control, "without a guide or treatment, beside non-targeting controls")
+        return _without(rules, control, "without a guide or treatment, in files with non-targeting controls")
     if kind == "no guide":
         return _without(rules, control, "without a guide")
     return spellings.of(label)

@@ -1,7 +1,7 @@
-"""Lists and tables of text: CSV and its kin, as spreadsheets and programs of many countries write them. One reader for all commands.
+"""Lists and tables of text: CSV and similar formats, as spreadsheets and programs write them in any locale. One reader for all commands.
 
-Encoding (UTF-8 with or without a byte-order mark, UTF-16, Windows code pages), separator (comma, semicolon, tab) and header are found out;
-names are stripped; labels stay text, so that a batch ``01`` is no number and a gene ``NA`` not missing.
+Encoding (UTF-8 with or without a byte-order mark, UTF-16, Windows code pages), separator (comma, semicolon, tab) and header are
+detected; names are stripped; labels stay text, so that a batch ``01`` is not a number and a gene ``NA`` is not missing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def read_text(path: str | Path, key: str = "FILE") -> str:
         raise VcellError(f"{path} cannot be read: {error}") from error
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), None)
     if encoding is None and b"\0" in data[:4096]:
-        raise VcellError(f"{path} is no text file: {key} wants a list or table, one row per line")
+        raise VcellError(f"{path} is not a text file: {key} takes a list or table, one row per line")
     for name in [encoding] if encoding else ["utf-8", "cp1252", "latin-1"]:
         try:
             return data.decode(name).replace("\r\n", "\n").replace("\r", "\n")
@@ -121,7 +121,7 @@ def read_list(path: str | Path, key: str) -> list[str]:
     ):
         names = names[1:]
     if not names:
-        raise VcellError(f"{path} names nothing: it should hold one name per line. Set {key}")
+        raise VcellError(f"{path} is empty: it should hold one name per line. Set {key}")
     return names
 
 
@@ -159,7 +159,7 @@ def read_table(path: str | Path, key: str, wanted: str, known: Sequence[str] = (
             found[name] = [row[at] if at < len(row) else "" for row in rows[1:]]
     others = [name for name in header if name and name.lower() not in {n.lower() for n in (wanted, *known)}]
     if others and len(header) > 1:
-        print(f"note         {path}: the columns {shortlist(others)} mean nothing here and are not read", flush=True)
+        print(f"note         {path}: the columns {shortlist(others)} are not known here and are ignored", flush=True)
     table = pd.DataFrame(found, dtype=object)
     return table[table[wanted] != ""].reset_index(drop=True)
 
@@ -182,7 +182,7 @@ def read_matrix(path: str | Path, key: str) -> pd.DataFrame:
     """
     rows = read_rows(path, key)
     if len(rows) < 2:
-        raise VcellError(f"{path} holds no rows below its header")
+        raise VcellError(f"{path} has a header but no rows")
     header = rows[0]
     if len(rows[1]) == len(header) + 1:  # R leaves the corner out
         header = ["", *header]

@@ -104,7 +104,7 @@ class Matrix:
                 raise  # the disk's own, such as no space left
             if "filter" in str(error) or "plugin" in str(error):
                 raise VcellError(
-                    f"{self.what} is packed in a way HDF5 cannot read here ({error}): pip install hdf5plugin"
+                    f"{self.what} is compressed in a way that HDF5 cannot read here ({error}): pip install hdf5plugin"
                 ) from error
             raise VcellError(f"{self.what} is damaged ({error}). Download or write the file again") from error
 
@@ -158,7 +158,7 @@ class Matrix:
             yield self._run(start, stop)
 
     def _csc_blocks(self, scratch: Path) -> Iterator[CsrBlock]:
-        """Two passes over the disk and none in memory: values go to the file of their cells' block, then each is sorted."""
+        """Two passes over the disk, with bounded memory: values go to the file of their cells' block, then each file is sorted."""
         assert self.indptr is not None
         cells = self.shape[0]
         lengths = np.zeros(cells, np.int64)
@@ -237,7 +237,7 @@ def _shape(node: h5py.Group) -> tuple[int, ...] | None:
 def _check_indptr(indptr: np.ndarray, node: h5py.Group, what: str, rows: int) -> None:
     if indptr.size and (np.diff(indptr) < 0).any():
         raise VcellError(
-            f"{what} is damaged: its index pointer runs backwards, as 32-bit ones do beyond 2^31 stored values. Write "
+            f"{what} is damaged: its index pointer decreases, which happens to 32-bit pointers beyond 2^31 stored values. Write "
             "the file again with 64-bit pointers: adata.X.indptr = adata.X.indptr.astype('int64'), before it overflows"
         )
     if len(indptr) != rows + 1 or indptr[0] != 0 or indptr[-1] != len(node["data"]) or len(node["data"]) != len(node["indices"]):  # fmt: skip

@@ -1,6 +1,6 @@
 """The one place where counts change scale: to log1p of counts per a total and back, for tensors and for numpy arrays.
 
-numpy has forms of its own because torch starts its threads anew for every small block; the numbers agree to the last bit or so.
+The numpy forms exist because torch starts its threads again for every small block; the numbers agree to the last bit or so.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def expand(path: str | Sequence[str]) -> list[Path]:
 
 
 def alternatives(pattern: str) -> list[str]:
-    """A pattern with its braces resolved; a name that is there as it stands is none, whatever brackets it has."""
+    """A pattern with its braces resolved; the name of an existing file is not a pattern, whatever brackets it contains."""
     return [glob.escape(pattern)] if Path(pattern).exists() else braces(pattern)
 
 
@@ -50,7 +50,7 @@ def is_zarr(path: Path) -> bool:
 
 
 def check_required(data: Any) -> None:
-    """A `VcellError` that lists the files a distributed data set lacks, and where it is to be had."""
+    """A `VcellError` that lists the missing files of a distributed data set, and where to get them."""
     missing = {name: what for name, what in data.required.items() if not (Path(data.root) / str(name)).is_file()}
     if missing:
         width = max(len(str(name)) for name in missing)
@@ -62,10 +62,10 @@ def check_required(data: Any) -> None:
 
 
 def content_of(path: Path) -> str:
-    """What tells that a file is the same one without reading it all: its size, and a checksum of pieces of it.
+    """A fingerprint of a file without reading it all: a checksum of its size and of pieces of it.
 
-    Its beginning, its end and pieces between are read, so that a copy made anew is the same file, and another file of the same
-    length is another one.
+    Its beginning, its end and pieces between are read, so that a fresh copy is recognised as the same file, and another file of the same
+    length is not.
     """
     if path.is_dir():  # zarr: a file for each chunk
         inside = sorted(p for p in path.rglob("*") if p.is_file())
@@ -91,7 +91,7 @@ def braces(pattern: str) -> list[str]:
 
 
 def read_gene_list(path: str, key: str = "data.genes") -> list[str]:
-    """Gene names, one in each row, as the challenge's `gene_names.csv`; a header is passed over."""
+    """Gene names, one in each row, as the challenge's `gene_names.csv`; a header is skipped."""
     from vcell.data.files.genes import check_unique
     from vcell.data.files.lists import read_list
 
@@ -119,7 +119,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise VcellError(f'{path} names no data. Add:  [datasets]\n  my_screen = "folder/*.h5ad"')
     unknown = set(content) - {"datasets", "training", "zeroshot", "fewshot"}
     if unknown:
-        raise VcellError(f"{path} has tables that mean nothing here: {', '.join(sorted(unknown))}")
+        raise VcellError(f"{path} has unknown tables: {', '.join(sorted(unknown))}")
     return content
 
 

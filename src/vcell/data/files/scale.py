@@ -1,10 +1,10 @@
 """Which scale a matrix is in, and the raw counts it came from.
 
 Files come as raw counts, as log1p(counts), or as counts scaled to a total per cell with or without log1p.
-The scaled forms are counts times a per-cell constant, so a cell's counts come back by dividing by its
+The scaled forms are counts times a per-cell constant, so a cell's counts are recovered by dividing by its
 smallest non-zero value (a count of 1, or a small whole number). The scale is decided per file on a sample
-and verified for every cell. A cell all of whose counts share a divisor comes back divided by it: nothing in its
-values could tell. Values from which no counts come back are named for what they are, and kept apart.
+and verified for every cell. If all counts of a cell share a divisor, they are recovered divided by it: the values cannot reveal
+this. Values from which counts cannot be recovered are named for what they are, and kept apart.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vcell.data.files.csr import positions, row_sums, starts_of
 from vcell.data.files.normalize import LARGEST_LOG1P, counts_of_log1p
 from vcell.errors import VcellError
 
-# float32 holds log1p values near 10 to about 5e-7, so a count near 50,000 comes back to about 0.03
+# float32 holds log1p values near 10 to about 5e-7, so a count near 50,000 is recovered to about 0.03
 RELATIVE_TOLERANCE = 2e-6
 ABSOLUTE_TOLERANCE = 0.01
 WIDEST_TOLERANCE = 0.2
@@ -32,7 +32,7 @@ NEARLY_ONE_TOTAL = 0.01  # spread of the totals of values rounded after scaling;
 
 
 class Scale(StrEnum):
-    """What stored values are. Counts come back from the first four; the others are kept as they are."""
+    """What stored values are. Counts can be recovered from the first four; the others are kept as they are."""
 
     COUNTS = "counts"
     LOG1P_COUNTS = "log1p_counts"
@@ -59,8 +59,8 @@ class Scale(StrEnum):
             Scale.LOG1P_COUNTS: "log1p of raw counts",
             Scale.LOG1P_NORMALISED: "log1p of counts scaled per cell",
             Scale.NORMALISED: "counts scaled per cell",
-            Scale.LOG1P_FRACTIONAL: "log1p of scaled values that are no multiples of whole counts",
-            Scale.FRACTIONAL: "values above 0 that are no multiples of whole counts",
+            Scale.LOG1P_FRACTIONAL: "log1p of scaled values that are not multiples of whole counts",
+            Scale.FRACTIONAL: "values above 0 that are not multiples of whole counts",
             Scale.LOG1P_ROUNDED: "log1p of counts scaled to one total per cell and then rounded: all cells have nearly the same total",
             Scale.ROUNDED: "counts scaled to one total per cell and then rounded: all cells have nearly the same total",
             Scale.UNKNOWN: "unknown: neither counts, nor scaled counts, nor log1p of values with one total",
@@ -97,7 +97,7 @@ def recover_counts(values: np.ndarray, indptr: np.ndarray, scale: Scale) -> Reco
     values, indptr
         CSR rows: stored values, and where each cell's values start (from 0).
     scale
-        What `values` are; one from which counts come back.
+        What `values` are; one from which counts can be recovered.
     """
     values, lengths = linear(values, scale), np.diff(indptr)
     unit = np.ones(len(lengths))
@@ -110,7 +110,7 @@ def recover_counts(values: np.ndarray, indptr: np.ndarray, scale: Scale) -> Reco
         left = np.flatnonzero(~fine)
         if not left.size:
             break
-        at = positions(indptr[left], lengths[left])  # only cells that have not come back yet
+        at = positions(indptr[left], lengths[left])  # only cells that are not recovered yet
         ratio = values[at] * np.repeat(smallest_count / smallest[left], lengths[left])
         whole = _every(is_whole(ratio), starts_of(lengths[left]))
         done = np.repeat(whole, lengths[left])
@@ -142,7 +142,7 @@ def detect_scale(values: np.ndarray, indptr: np.ndarray) -> Scale:
         found[Scale.UNKNOWN] = int(left.sum())
         shares = "; ".join(f"{n / telling.sum():.0%} {scale.words}" for scale, n in found.items() if n)
         raise VcellError(
-            f"the cells are on several scales ({shares}): scores and losses would compare numbers that mean different things. "
+            f"the cells are on several scales ({shares}): scores and losses would compare numbers on different scales. "
             "Write cells of each scale to a file of their own; or, where all are counts from which something was subtracted (ambient RNA), "
             "keep the values as they are: data.scale=fractional (or log1p_fractional)"
         )

@@ -1,6 +1,6 @@
 """Cells to h5ad, block by block: CSR whose two index arrays have one type, memory bounded by one block.
 
-The file is written under a temporary name and renamed when whole.
+The file is written under a temporary name and renamed when complete.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vcell.atomic import sync_file, sync_folder
 from vcell.errors import VcellError
 from vcell.stopping import held
 
-CHUNK = 1 << 18  # stored values a chunk, about 1 MB of float32
+CHUNK = 1 << 18  # stored values per chunk, about 1 MB of float32
 MOST_INT32 = 2**31 - 1
 
 
@@ -63,7 +63,7 @@ class H5adWriter:
         try:
             with held():
                 self._begin(obs, genes, uns, compression, stored)
-        except BaseException as error:  # nobody would call __exit__
+        except BaseException as error:  # __exit__ would not be called
             self._close(error)
 
     def _begin(
@@ -145,7 +145,7 @@ class H5adWriter:
         matrix.create_dataset("indptr", data=np.cumsum(np.concatenate(self.lengths)).astype(wanted))
 
     def before_renaming(self) -> None:
-        """What is to happen when the file is whole, and not yet under its name."""
+        """Called when the file is complete but not yet renamed."""
 
 
 def index_type(stored: int) -> np.dtype:
@@ -188,7 +188,7 @@ def _widen(matrix: h5py.Group, wanted: np.dtype) -> None:
 
 @contextmanager
 def written_h5(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file whose write errors come as `OSError` when the block ends, with HDF5 none the wiser."""
+    """A new HDF5 file whose write errors are raised as `OSError` when the block ends; HDF5 itself never sees them."""
     sink = _Sink(path)
     try:
         with held(), h5py.File(sink, "w") as file:
@@ -198,7 +198,7 @@ def written_h5(path: Path) -> Iterator[h5py.File]:
 
 
 class _Sink(io.RawIOBase):
-    """A file that HDF5 writes to, and that never fails it.
+    """A file object for HDF5 whose writes never fail.
 
     HDF5 cannot let go of a file that it could not write: the process ends in a segmentation fault, at a full disk. So the first error
     is kept, HDF5 is told that all went well, and `check` and `close` raise it.

@@ -35,7 +35,7 @@ def ensure_screen(out: Path, screen: Screen) -> Path:
     if differing:
         raise VcellError(
             f"{out} holds another screen: {shortlist(differing)}. Remove the folder (and the store made from it), or "
-            "name another one with data.simulate.out=FOLDER"
+            "choose another one with data.simulate.out=FOLDER"
         )
     return out
 
@@ -52,10 +52,10 @@ def simulate(out: Path, screen: Screen) -> Path:
     truth/CONTEXT_test.h5ad
         Of the last context: its test targets, withheld from the file above, and the same controls.
     truth/effects.h5ad
-        Effects, one row a (context, target), natural-log fold change; layers hold the four parts.
+        Effects, one row per (context, target), natural-log fold change; layers hold the four parts.
     """
     if out.exists():
-        raise VcellError(f"{out} exists already; remove it, or name another folder with out=FOLDER")
+        raise VcellError(f"{out} exists already; remove it, or choose another folder with out=FOLDER")
     with written_folder(out, "the screen") as scratch:
         truth = Truth(screen)
         for number, context in enumerate(screen.contexts):

@@ -1,4 +1,4 @@
-"""A data configuration to an opened cell store: found, or made on the spot."""
+"""From options to an opened cell store: an existing one, or one made now."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ensure_store(
     cluster: str | None = None,
     verify: bool | None = None,
 ) -> Cells:
-    """The store of a data configuration; simulated, read and written first where it is not there yet.
+    """The store that the options describe; simulated, read and written first if it does not exist.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def _made(options: StoreOptions, path: Path, workers: int | None, cluster: str |
     for note in store.meta["labels"]:
         print(f"labels       {note}", flush=True)
     for note in store.meta["counted_twice"]:
-        print(f"warning      {note}: they count twice. Leave one of the files out", flush=True)
+        print(f"warning      {note}: they are counted twice. Leave out one of the files", flush=True)
     return store
 
 
@@ -101,7 +101,7 @@ def _simulated(options: StoreOptions) -> None:
 
 
 def verified(store: Cells, verify: bool | None = None) -> Cells:
-    """The same store, its files compared with their checksums where that is asked for, or takes a second or two."""
+    """The same store, with its checksums verified if that is requested or takes only a second or two."""
     parts = [part for part in getattr(store, "parts", (store,)) if isinstance(part, CellStore)]
     for part in parts:
         if verify or (verify is None and part.size_bytes <= VERIFIED_BYTES):
@@ -125,7 +125,7 @@ def describe_store(store: Cells) -> str:
     lines = [
         f"store        {store.name}",
         f"cells        {store.n_cells:,}, {store.n_genes:,} genes",
-        f"library size {obs['library_size'].median():,.0f} counts a cell (median)",
+        f"library size {obs['library_size'].median():,.0f} counts per cell (median)",
     ]
     lines += [f"scale        {Path(file).name}: {scale.words}" for file, scale in store.scales.items()]
     for part in [store] if isinstance(store, CellStore) else getattr(store, "parts", ()):
@@ -144,18 +144,19 @@ def _decisions(store: CellStore) -> list[str]:
     """What was left out, filled in or renamed when the store was made."""
     meta, lines = store.meta, []
     if meta["empty_cells_dropped"]:
-        lines.append(f"left out     {meta['empty_cells_dropped']:,} cells without any count")
+        lines.append(f"left out     {meta['empty_cells_dropped']:,} cells without counts")
     lines += [f"left out     {note}" for note in meta["filtered"]]
     for source, number in meta["genes_missing"].items():
         lines.append(f"missing      {number:,} genes were not measured in {source}: masked there, not 0")
     for source, number in meta["genes_zero"].items():
         if number:
             lines.append(
-                f"all zero     {number:,} genes are 0 in every cell of {source}; if they were never measured there, say so: "
+                f"all zero     {number:,} genes are 0 in every cell of {source}; if they were never measured there, set "
                 "data.zero_genes=missing"
             )
     lines += [
-        f"warning      {note}: they count twice. Leave one of the files out" for note in meta.get("counted_twice", [])
+        f"warning      {note}: they are counted twice. Leave out one of the files"
+        for note in meta.get("counted_twice", [])
     ]
     lines += [f"labels       {note}" for note in meta.get("labels", [])]
     if meta.get("labels"):
@@ -167,7 +168,7 @@ def _decisions(store: CellStore) -> list[str]:
     if len(genes):
         lines.append(f"             all of them: {store.path / 'genes.csv'}")
     if (genes["decision"] == "ambiguous").any():
-        lines.append("             an ambiguous name is taken for none: say what it means, 'data.rename={OLD: NEW}'")
+        lines.append("             ambiguous names are not used: specify what they mean, 'data.rename={OLD: NEW}'")
     return lines
 
 
@@ -187,12 +188,12 @@ def _files_there(options: StoreOptions) -> bool:
 
 
 def _fingerprints(files: list[Path]) -> list[list[Any]]:
-    """What tells that files are the same: name, size, and a checksum of their content (`paths.content_of`)."""
+    """The fingerprint of each file: name, size, and a checksum of its content (`paths.content_of`)."""
     return sorted([file.name, file.stat().st_size, content_of(file)] for file in files)
 
 
 def _same_files(then: list[list[Any]], now: list[list[Any]]) -> bool:
-    """Whether files are those of then; stores of earlier versions noted a time of change in place of a checksum."""
+    """Whether the files are the same as before; stores of earlier versions recorded a modification time instead of a checksum."""
     whole = all(len(row) == 3 and isinstance(row[2], str) for row in then)
     return then == now if whole else [row[:2] for row in then] == [row[:2] for row in now]
 
@@ -213,6 +214,6 @@ def _check_same(store: CellStore, settings: Mapping[str, Any], files: list[list[
         differing.append("the gene list")
     if differing:
         raise VcellError(
-            f"the store {store.path} was made from other input: {', '.join(differing)} differ. Write it anew with "
-            "python -m vcell.prepare ... overwrite=true, or name another folder with data.store=FOLDER"
+            f"the store {store.path} was made from other input: {', '.join(differing)} differ. Rebuild it with "
+            "python -m vcell.prepare ... overwrite=true, or choose another folder with data.store=FOLDER"
         )

@@ -101,7 +101,7 @@ class Filters:
         unknown = sorted(set(listed_names(self.drop_batches)) - known)
         if unknown:
             raise VcellError(
-                f"data.filter.drop_batches names {shortlist(unknown)}, which is no batch.{nearest(unknown[0], known)}"
+                f"data.filter.drop_batches names {shortlist(unknown)}, which is not a batch.{nearest(unknown[0], known)}"
             )
         return batch.isin(listed_names(self.drop_batches)).to_numpy()
 
@@ -113,7 +113,7 @@ class Filters:
         if unknown and self.unknown_genes == "refuse":
             raise VcellError(
                 f"{len(unknown):,} perturbations are neither a gene of the data nor of HGNC: {shortlist(unknown)}."
-                f"{nearest(unknown[0], names.approved)} Their knock-down cannot be judged: correct the names, or set "
+                f"{nearest(unknown[0], names.approved)} Their knockdown cannot be assessed: correct the names, or set "
                 "data.filter.unknown_genes=keep (or drop)"
             )
         drop = unknown if self.unknown_genes == "drop" else []

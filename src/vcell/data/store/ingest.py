@@ -1,8 +1,8 @@
-"""h5ad files to a cell store: read once, streamed, verified, renamed into place when whole.
+"""h5ad files to a cell store: read once, streamed, verified, renamed into place when complete.
 
 Each file is read into a part of its own (`parts.py`), side by side where there are several. Then the cells of all
 parts are put in order of context, batch and perturbation, and copied into the store. Nothing holds the matrix in memory, and
-a preparation that was killed goes on with the files it had finished.
+a preparation that was killed resumes with the files it had finished.
 """
 
 from __future__ import annotations
@@ -62,10 +62,12 @@ def ingest(
     ------
     VcellError
         If a file cannot be read, lacks a column, has no control cells, NaN, negative or infinite values,
-        duplicated genes, or values whose counts do not come back. Nothing is left behind.
+        duplicated genes, or values whose counts cannot be recovered. Nothing is left behind.
     """
     if out.exists() and not (out / "meta.json").is_file():
-        raise VcellError(f"{out} exists and is no cell store; it is left alone. Name another folder: data.store=FOLDER")
+        raise VcellError(
+            f"{out} exists and is not a cell store; it was not changed. Choose another folder: data.store=FOLDER"
+        )
     recipe = Recipe(columns=recipe) if isinstance(recipe, Columns) else recipe or Recipe()
     genes, filters = genes or GeneChoice(), filters or Filters()
     n_cells, labels = _check_files(files, recipe)  # labels and layouts of all files, before the first is read
@@ -91,7 +93,7 @@ def ingest(
 
 @contextmanager
 def _kept_if_killed(place: Path) -> Iterator[None]:
-    """An interruption leaves the parts for next time, an error nothing."""
+    """After an interruption the parts are kept for next time, after an error they are removed."""
     try:
         yield
     except (VcellError, OSError):
@@ -101,7 +103,7 @@ def _kept_if_killed(place: Path) -> Iterator[None]:
 
 
 def _check_files(files: Sequence[Path], recipe: Recipe) -> tuple[list[int], LabelTable]:
-    """Everything that the labels, the genes and the layouts alone can tell; the number of cells of each file; what labels mean."""
+    """Checks what labels, genes and layouts alone can show; returns the number of cells of each file and the meaning of labels."""
     labels: dict[str, dict[str, int]] = {}
     known: set[str] = set()
     n_cells = []
@@ -229,14 +231,14 @@ def _write_embedding(folder: Path, name: str, jobs: Sequence[PartJob], order: np
     shapes = [np.load(path, mmap_mode="r").shape for path in paths]
     widths = sorted({shape[1] for shape in shapes})
     if len(widths) > 1:
-        raise VcellError(f"obsm/{name} is of other width in other files: {shortlist(map(str, widths))}")
+        raise VcellError(f"obsm/{name} has another width in other files: {shortlist(map(str, widths))}")
     starts = starts_of([shape[0] for shape in shapes])
     with begin_array(folder / f"obsm.{name}.npy", np.dtype(np.float32), (len(order), widths[0])) as out:
         for first in range(0, len(order), ROWS_AT_ONCE):
             cells = order[first : first + ROWS_AT_ONCE]
             part = np.searchsorted(starts, cells, side="right") - 1
             block = np.empty((len(cells), widths[0]), np.float32)
-            for p in np.unique(part):  # mapped anew for each block, so that pages read are let go
+            for p in np.unique(part):  # mapped again for each block, so that pages already read are released
                 block[part == p] = np.load(paths[p], mmap_mode="r")[cells[part == p] - starts[p]]
             out.write(block.tobytes())
 

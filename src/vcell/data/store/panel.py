@@ -104,5 +104,5 @@ class GeneChoice:
             raise VcellError(
                 f"{path} and {others} barely overlap: {shared:,} genes in common, of {len(names):,} there ({shortlist(names, 3)}) and "
                 f"{len(genes):,} wanted ({shortlist(genes, 3)}). Other names of the same genes? data.columns.gene=COLUMN takes "
-                "them from a column of var. If they belong together all the same: data.min_overlap=0"
+                "them from a column of var. If they belong together anyway: data.min_overlap=0"
             )

@@ -1,8 +1,8 @@
 """One h5ad file to a part of a store: values verified cell by cell, in the order of the file.
 
-A part is a folder: `rows`, (gene, value) pairs of uint32, a fraction's float32 bits where no counts come back; `cells`
+A part is a folder: `rows`, (gene, value) pairs of uint32, a fraction's float32 bits where counts cannot be recovered; `cells`
 (labels, library size, values per cell, expression left of the cell's own target); `seen`, genes above 0 anywhere; and
-`part.json`. It is written whole or not at all, so that an interrupted preparation goes on with the files that are done.
+`part.json`. It is written whole or not at all, so that an interrupted preparation resumes with the files that are done.
 Everything here can run in another process or on another machine.
 """
 
@@ -155,7 +155,7 @@ class _Part:
         return residual_expression(self.own, control_mean)
 
     def _converted(self, block: CsrBlock) -> tuple[np.ndarray, np.ndarray]:
-        """Counts, or values with log1p undone where none come back, and library sizes; every cell verified."""
+        """Counts, or values with log1p undone where they cannot be recovered, and library sizes; every cell verified."""
         self._check_values(block)
         recipe = self.job.recipe
         if not self.scale.recoverable:
@@ -166,8 +166,8 @@ class _Part:
             failed = int((~found.fine).sum())
             cell = self._cell(block.start + int(np.flatnonzero(~found.fine)[0]))
             raise VcellError(
-                f"{self.job.path}: {failed:,} of {len(found.fine):,} cells, {cell!r} first, do not come back as whole counts "
-                f"from the scale {self.scale.value!r} of the rest of the file: are several scales mixed in it?"
+                f"{self.job.path}: {failed:,} of {len(found.fine):,} cells, {cell!r} first, cannot be recovered as whole counts "
+                f"from the scale {self.scale.value!r} of the rest of the file: does the file mix scales?"
             )
         totals = row_sums(found.counts, block.indptr)
         if recipe.normalised_to is None or self.scale not in (Scale.NORMALISED, Scale.LOG1P_NORMALISED):
@@ -199,8 +199,8 @@ class _Part:
         empty = np.flatnonzero(library_size <= 0)
         if empty.size and self.job.recipe.empty_cells == "refuse":
             raise VcellError(
-                f"{self.job.path}: cell {self._cell(start + int(empty[0]))!r} holds no counts at all ({empty.size:,} such cells among "
-                f"the {len(library_size):,} read with it). To leave such cells out: data.empty_cells=drop"
+                f"{self.job.path}: cell {self._cell(start + int(empty[0]))!r} has no counts ({empty.size:,} such cells among "
+                f"the {len(library_size):,} read with it). To leave them out: data.empty_cells=drop"
             )
 
     def _note_targets(self, block: CsrBlock, row: np.ndarray, values: np.ndarray, library_size: np.ndarray) -> None:
@@ -238,7 +238,7 @@ def _copy_embedding(file: h5py.File, path: Path, name: str, n_cells: int, folder
     known = list(file.get("obsm", {}))
     node = file.get(f"obsm/{name}")
     if not isinstance(node, h5py.Dataset) or node.ndim != 2 or len(node) != n_cells:
-        what = "none of that name" if node is None else "not a dense array of one row a cell"
+        what = "none of that name" if node is None else "not a dense array with one row per cell"
         raise VcellError(
             f"{path}: obsm/{name} is {what}.{nearest(name, known)} obsm has: {shortlist(known) or 'nothing'}. Set data.obsm"
         )

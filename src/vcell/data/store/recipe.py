@@ -36,7 +36,7 @@ class Recipe:
     normalised_to
         The total per cell that scaled files were scaled to, where genes were dropped afterwards: gives library sizes.
     empty_cells
-        ``refuse`` or ``drop`` cells without any count.
+        ``refuse`` or ``drop`` cells without counts.
     obsm
         Embeddings of the cells to take along, by their names in obsm.
     """
@@ -66,7 +66,7 @@ class Recipe:
         unknown = [] if isinstance(self.scale, str) else [name for name in self.scale if name not in known]
         if unknown:
             raise VcellError(
-                f"data.scale names {shortlist(unknown)}, which is no file that is read.{nearest(unknown[0], known)} Files: "
+                f"data.scale names {shortlist(unknown)}, which is not one of the files.{nearest(unknown[0], known)} Files: "
                 f"{shortlist([path.name for path in files])}"
             )
         for path in files:

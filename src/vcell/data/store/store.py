@@ -2,14 +2,14 @@
 
     counts.indptr.npy   int64   (cells + 1)
     counts.indices.npy  uint16 or uint32  (stored values), the gene of each value
-    counts.values.npy   uint16 or uint32  (stored values), whole counts; float32 where a source gave none back
+    counts.values.npy   uint16 or uint32  (stored values), whole counts; float32 where they could not be recovered
     obs.parquet   per cell: context, batch, perturbation, source, cell_id, library_size, residual (expression left
                   of its own target, as a fraction of the controls'; NaN where that cannot be said)
     var.parquet   per gene: its name
     measured.npy  bool (sources, genes), only where a source lacks genes
     obsm.NAME.npy float32 (cells, width), embeddings taken along
-    genes.csv     every gene name that was not simply the same
-    labels.csv    every label that was not taken as it stood
+    genes.csv     every gene name that was not matched literally
+    labels.csv    every label that was not taken literally
     meta.json     format version, provenance, scales, what was left out, array lengths, fingerprint, a checksum of each file
 
 Cells are ordered by context, batch and perturbation. Nothing is normalised on disk. A store opens in
@@ -60,7 +60,7 @@ class Cells:
     Parameters
     ----------
     obs
-        One row a cell; `LABELS` are categories.
+        One row per cell; `LABELS` are categories.
     genes
         Names, in the order of the counts.
     control
@@ -135,7 +135,7 @@ class Cells:
         return np.stack([self.known[np.unique(row)].all(axis=0) for row in sources])
 
     def check_one_scale(self, reconcile: str | None) -> None:
-        """Refuses to mix scales, and values of which nobody knows what they are.
+        """Refuses to mix scales, and values of unknown scale.
 
         Parameters
         ----------
@@ -154,7 +154,7 @@ class Cells:
         unknown = [Path(file).name for file, scale in self.scales.items() if scale is Scale.UNKNOWN]
         if unknown:
             raise VcellError(
-                f"the scale of the values in {shortlist(unknown)} could not be determined, so nothing can be trained on them ({listed}). If "
+                f"the scale of the values in {shortlist(unknown)} could not be determined, so they cannot be used for training ({listed}). If "
                 f"you know: prepare again with 'data.scale={{{unknown[0]}: log1p_fractional}}' (or fractional)"
             )
         if len({scale.recoverable for scale in self.scales.values()}) > 1 and reconcile is None:
@@ -201,7 +201,9 @@ class CellStore(Cells):
         again = f"Remove the folder and prepare it again: rm -r {path}"
         check_readable(path)
         if not (path / "meta.json").is_file():
-            raise VcellError(f"{path} is no cell store (it has no meta.json). Write one with: python -m vcell.prepare")
+            raise VcellError(
+                f"{path} is not a cell store (it has no meta.json). Write one with: python -m vcell.prepare"
+            )
         try:
             meta = json.loads((path / "meta.json").read_text())
             version = meta["format_version"]
@@ -228,7 +230,7 @@ class CellStore(Cells):
         if any(meta[k] != v for k, v in found.items()) or stored != len(arrays["indices"]):
             raise VcellError(f"the store {path} is damaged: it should hold {_sizes(meta)}, but holds {found}. {again}")
         if arrays["indptr"][0] != 0 or (np.diff(arrays["indptr"]) < 0).any():
-            raise VcellError(f"the store {path} is damaged: counts.indptr.npy runs backwards. {again}")
+            raise VcellError(f"the store {path} is damaged: counts.indptr.npy decreases. {again}")
         return cls(obs, genes, meta["control"], known, meta["fingerprint"], scales, path, **arrays, meta=meta)
 
     @property
@@ -264,7 +266,7 @@ class CellStore(Cells):
         return sum((self.path / name).stat().st_size for name in self.meta.get("checksums", {}))
 
     def verify(self) -> bool:
-        """Reads every file and compares its checksum; False where the store was written by a vcell that noted none.
+        """Reads every file and compares its checksum; False if the store was written by an older vcell without checksums.
 
         Raises
         ------
@@ -305,7 +307,7 @@ def checksum_of(path: Path) -> str:
 
 
 def check_readable(folder: Path) -> None:
-    """A `VcellError` where permission is what is missing, which is no damage."""
+    """A `VcellError` if permission is missing, as opposed to damage."""
     if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
         raise VcellError(f"no permission to read the folder {folder}. Ask its owner for it: chmod -R a+rX {folder}")
 

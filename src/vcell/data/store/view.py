@@ -1,4 +1,4 @@
-"""Several stores as one, or some genes of a store: the same rows, their genes numbered anew, nothing copied."""
+"""Several stores as one, or some genes of a store: the same rows, their genes renumbered, nothing copied."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class StoreView(Cells):
         some = {int(p): self.parts[p].embedding(name, cells[which == p] - self.starts[p]) for p in np.unique(which)}
         widths = sorted({array.shape[1] for array in some.values()})
         if len(widths) != 1:
-            raise VcellError(f"the embedding {name!r} is of other width in other stores: {shortlist(map(str, widths))}")
+            raise VcellError(f"the embedding {name!r} has another width in other stores: {shortlist(map(str, widths))}")
         out = np.empty((len(cells), widths[0]), np.float32)
         for p, array in some.items():
             out[which == p] = array
@@ -114,7 +114,7 @@ def _joined(stores: Sequence[CellStore]) -> StoreView:
     labels = sorted({store.control for store in stores})
     if len(labels) > 1:
         raise VcellError(
-            f"the stores call their control cells differently: {shortlist(labels)}. Prepare them anew alike"
+            f"the stores use different labels for control cells: {shortlist(labels)}. Prepare them again with one label"
         )
     panel: list[str] = []
     position = []

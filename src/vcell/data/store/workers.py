@@ -90,7 +90,7 @@ def _raise_error(future: Future, others: set[Future]) -> None:
         other.cancel()
     if isinstance(error, BrokenProcessPool):
         raise VcellError(
-            "a process that read a file was killed, most likely for want of memory; use fewer: prepare.workers=1"
+            "a process that read a file was killed, most likely because memory ran out; use fewer: prepare.workers=1"
         ) from error
     raise error
 
@@ -118,7 +118,7 @@ def _executor(cluster: str | None, workers: int) -> Iterator[Executor]:
             client = Client(address, timeout=CONNECT_S)
         except (OSError, ValueError) as error:
             raise VcellError(
-                f"prepare.cluster={cluster}: no Dask scheduler answers there ({error}). Start one (dask scheduler), or use "
+                f"prepare.cluster={cluster}: no Dask scheduler responds there ({error}). Start one (dask scheduler), or use "
                 "prepare.cluster=slurm"
             ) from error
         with client:
@@ -139,7 +139,7 @@ def _scheduler(cluster: str, workers: int) -> Iterator[object]:
         jobs = SLURMCluster()
     except ValueError as error:
         raise VcellError(
-            f"prepare.cluster=slurm: {' '.join(str(error).split())} Say what a job needs in ~/.config/dask/jobqueue.yaml: jobqueue: slurm: "
+            f"prepare.cluster=slurm: {' '.join(str(error).split())} Specify what a job needs in ~/.config/dask/jobqueue.yaml: jobqueue: slurm: "
             "{cores: 2, processes: 1, memory: 4GB, walltime: '02:00:00'}"
         ) from error
     with jobs:
