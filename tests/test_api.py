@@ -153,7 +153,7 @@ def test_fit_is_train(fresh: Path, capfd: pytest.CaptureFixture[str]):
     one, two = (vcell.load(f"runs/{n}/checkpoints/last.ckpt").model.state_dict() for n in ("api", "command"))
     assert all((one[k] == two[k]).all() for k in one)
     assert run.checkpoint.is_file() and len(run.metrics) == 2 and run.best.name == "best.ckpt"
-    with pytest.raises(VcellError, match="begun with another configuration"):
+    with pytest.raises(VcellError, match="started with another configuration"):
         vcell.fit("data/demo/store", name="api", **{**common, "loss": "energy_delta"})
 
 

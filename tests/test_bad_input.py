@@ -65,11 +65,11 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
     "no control": (cells_with(unlabelled), [], r"no cell in .*a\.h5ad is labelled as control 'non-targeting'.*data\.control="),
     "control misspelt": (lambda path: None, ["data.control=non-targetting"], r"Did you mean 'non-targeting'"),
     "duplicated genes": (
-        cells_with(lambda cells: setattr(cells, "var_names", ["G1", "G1", *cells.var_names[2:]])), [], r"stand more than once \(G1\)"),
+        cells_with(lambda cells: setattr(cells, "var_names", ["G1", "G1", *cells.var_names[2:]])), [], r"are duplicated \(G1\)"),
     "NaN": (set_value(np.nan), [], r"cell 'cell\d+' holds nan"),
     "negative": (set_value(-2.0), [], r"cell 'cell\d+' holds the negative value -2"),
     "infinite": (set_value(np.inf), [], r"cell 'cell\d+' holds inf"),
-    "all-zero cells": (cells_with(emptied), [], r"cell 'cell4' holds no counts at all.*data\.empty_cells=drop"),
+    "all-zero cells": (cells_with(emptied), [], r"cell 'cell4' has no counts.*data\.empty_cells=drop"),
     "unknown gene": (
         cells_with(lambda cells: cells.obs.replace("G1", "STAT11", inplace=True)),
         ["data.filter.residual_expression=0.3"], r"STAT11\. Did you mean 'STAT1'"),
@@ -77,7 +77,7 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
         lambda path: path.with_name("genes.csv").write_text("A\nB\nC\n"), ["data.genes=genes.csv"], r"barely overlap: 0 genes"),
     "no such file": (lambda path: path.unlink(), [], r"no such file: a\.h5ad"),
     "no such matrix": (lambda path: None, ["data.matrix=layers/counts"], r"has no matrix 'layers/counts'.*It has: X"),
-    "overflowed pointers": (overflowed, [], r"index pointer runs backwards"),
+    "overflowed pointers": (overflowed, [], r"index pointer decreases"),
     "missing labels": (
         cells_with(lambda cells: cells.obs.__setitem__("batch", cells.obs["batch"].where(np.arange(90) > 3))), [],
         r"4 cells have no value in obs column 'batch'"),
@@ -86,7 +86,7 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
         lambda path: None, ["data.scale={b.h5ad: counts}"], r"data\.scale names b\.h5ad.*Did you mean 'a\.h5ad'"),
     "renamed gene of no file": (lambda path: None, ["data.rename={G99: G1}"], r"data\.rename names G99.*Did you mean 'G9'"),
     "said scale is wrong": (lambda path: None, ["data.scale=log1p_counts"], r"cannot be recovered as whole counts"),
-    "no such scheduler": (lambda path: None, ["prepare.cluster=tcp://127.0.0.1:9"], r"no Dask scheduler answers"),
+    "no such scheduler": (lambda path: None, ["prepare.cluster=tcp://127.0.0.1:9"], r"no Dask scheduler responds"),
 }  # fmt: skip
 
 
@@ -172,5 +172,5 @@ def test_a_store_cut_short_is_refused(prepared: Path, name: str):
     with pytest.raises(VcellError, match=r"is damaged.*prepare it again"):
         CellStore.open(prepared)
     shutil.rmtree(prepared)
-    with pytest.raises(VcellError, match="is no cell store"):
+    with pytest.raises(VcellError, match="is not a cell store"):
         CellStore.open(prepared)

@@ -92,9 +92,9 @@ def test_a_value_that_must_be_given_is_asked_for(verb: str, words: str, vcell: C
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("resume_from_checkpoint=last.ckpt", "A run continues by its name"),
+        ("resume_from_checkpoint=last.ckpt", "A run is continued by its name"),
         ("ckpt=last.ckpt", "init_from=FILE.ckpt"),
-        ("+ckpt_path=last.ckpt", "A run continues by its name"),
+        ("+ckpt_path=last.ckpt", "A run is continued by its name"),
         ("data.kwargs.pert_col=gene", "data.columns.perturbation=COLUMN"),
         ("training.lr=1e-4", "optimizer.lr=X"),
         ("+optimiser.lr=1", "Did you mean 'optimizer.lr'"),

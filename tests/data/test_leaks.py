@@ -34,7 +34,7 @@ def split(**held_out: str) -> dict[Group, str]:
 def test_a_held_out_gene_under_another_name_is_a_leak(held: str, trained: str):
     assigned = split(**{f"K562:{held}": "test", f"K562:{trained}": "train", f"RPE1:{trained}": "train"})
     assert find_leaks(assigned) == {("K562", trained): ("K562", held), ("RPE1", trained): ("K562", held)}
-    with pytest.raises(VcellError, match="2 training groups give away"):
+    with pytest.raises(VcellError, match="2 training groups reveal"):
         drop_leaks(assigned, "refuse")
     kept, notes = drop_leaks(assigned, "drop")
     assert set(assigned) - set(kept) == {("K562", trained), ("RPE1", trained)} and "left out" in notes[0]

@@ -117,7 +117,7 @@ def test_gene_names_are_judged(tmp_path: Path):
     with h5py.File(tmp_path / "a.h5ad", "r+") as file:
         file["var/_index"][5] = "NOTAGENE"
     found = inspect(tmp_path / "a.h5ad")
-    assert found["genes"]["duplicates"] == ["NOTAGENE"] and "more than once" in " ".join(found["warnings"])
+    assert found["genes"]["duplicates"] == ["NOTAGENE"] and "duplicated" in " ".join(found["warnings"])
     aligned = inspect(write(make_cells(), tmp_path / "b.h5ad"), genes=["G3", "G1", "MISSING"])["genes"]["list"]
     assert aligned["found"] == 2 and aligned["missing"] == ["MISSING"]
 

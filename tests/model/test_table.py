@@ -46,7 +46,7 @@ def test_one_hot_tells_perturbations_apart_and_says_what_it_cannot():
     table = PerturbationTable.one_hot(["B", "A"], held_out=["C"])
     assert torch.equal(table.lookup(["A", "B"]), torch.eye(2))
     assert table.lookup(["C"]).abs().sum() == 0 and table.silent_on(["A", "C"]) == ["C"]
-    with pytest.raises(VcellError, match="one-hot table knows only"):
+    with pytest.raises(VcellError, match="one-hot table covers only"):
         table.lookup(["D"])
 
 

@@ -132,7 +132,7 @@ def test_effects_carry_over_to_another_context(lab: Path):
 
 def test_profiles_of_one_context_are_not_taken_for_another(lab: Path):
     table("mean_log1p", "A").to_csv("pred.csv")
-    with pytest.raises(VcellError, match=r"does not say of which context.*column of contexts"):
+    with pytest.raises(VcellError, match=r"does not name the context.*column of contexts"):
         cells_from("pred.csv", "contexts=[A,B]")
     both = pd.concat([table("mean_log1p", c).assign(cell_type=c) for c in "AB"])
     both.to_csv("both.csv")

@@ -142,7 +142,7 @@ def test_official_prep_accepts_the_file(in_trained: Path, tmp_path: Path):
         (["targets=[GENE0001,GENE0001]"], "lists twice GENE0001"),
         (["targets=[GENE0001]", "contexts=[simc]"], "Did you mean 'simC'"),
         (["targets=[GENE0001]", "contexts=null"], r"contexts=\[simC\]"),
-        (["targets=[GENE0001]", "challenge=vcc2025"], "wants 18,080 genes"),
+        (["targets=[GENE0001]", "challenge=vcc2025"], "requires 18,080 genes"),
         (["targets=[GENE0001]", "challenge.max_cells=50"], "110 too many"),
         (["targets=[GENE0001]", "store=absent"], "store absent.*store=FOLDER"),
         (["targets=[GENE0001]", "predictor=modle"], "Did you mean 'model'"),

@@ -193,10 +193,10 @@ def test_2025_is_scaled_to_the_controls_median(in_trained: Path, tmp_path: Path)
     ("overrides", "words"),
     [
         (["contexts=[A,B]"], "C is missing"),
-        (["challenge.cells=null", "challenge.n_targets=5", "n_cells=3"], "4 targets; challenge=vcc2026 wants 5"),
+        (["challenge.cells=null", "challenge.n_targets=5", "n_cells=3"], "4 targets; challenge=vcc2026 requires 5"),
         (["targets=" + TARGETS], "exactly 12 cells of each target"),
-        (["challenge.n_genes=18533"], "wants 18,533 genes; data/demo/screen/gene_names.csv has 120"),
-        (["challenge.max_cells=100"], "144 cells are more than challenge=vcc2026 takes"),
+        (["challenge.n_genes=18533"], "requires 18,533 genes; data/demo/screen/gene_names.csv has 120"),
+        (["challenge.max_cells=100"], "144 cells are more than challenge=vcc2026 allows"),
         (["predictor={modl: 1}"], "Did you mean 'model'"),
         (["compression=zip"], "compression=zip must be"),
         (["devices=0"], "devices=0 must be"),

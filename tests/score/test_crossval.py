@@ -48,7 +48,7 @@ def test_two_folds(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (RUN / "fold_0/scores/scores.json").stat().st_mtime_ns == before
     for overrides, words in (
         (["by=context", "within=null"], "other values of.*by"),
-        (["model.hidden=64"], "begun with another configuration: model.hidden"),
+        (["model.hidden=64"], "started with another configuration: model.hidden"),
     ):
         with pytest.raises(VcellError, match=words):
             cross(*overrides)

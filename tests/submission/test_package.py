@@ -277,15 +277,15 @@ MUTATIONS_2026: dict[str, tuple[Mutation, str]] = {
     "a gene renamed": (names(lambda n: ["OLD", *n[1:]]), "missing: G00; 1 are not in the list: OLD"),
     "a gene twice": (names(lambda n: [n[1], *n[1:]]), "genes are duplicated: G01"),
     "negative": (set_value(-1), r"cell 11 \(T02\) holds -1 for G\d\d: values must not be negative"),
-    "fractional": (set_value(2.5), r"cell 11 \(T02\) holds 2.5 for G\d\d: challenge=vcc2026 wants whole counts"),
-    "a little fractional": (set_value(3.001), "wants whole counts"),
-    "log1p": (with_x(lambda x: x.log1p()), "wants whole counts"),
+    "fractional": (set_value(2.5), r"cell 11 \(T02\) holds 2.5 for G\d\d: challenge=vcc2026 requires whole counts"),
+    "a little fractional": (set_value(3.001), "requires whole counts"),
+    "log1p": (with_x(lambda x: x.log1p()), "requires whole counts"),
     "NaN": (set_value(np.nan), "holds nan for G.*must be finite"),
     "infinite": (set_value(np.inf), "holds inf for G.*must be finite"),
     "too many counts in a cell": (set_value(1_000_001), r"cell 11 \(T02\) sums to 1,000,\d+ counts.*at most 1,000,000"),
     "a cell too many": (one_cell_more, r"context A: .*exactly 5 cells of each target; other numbers: T00 \(6\)"),
-    "a cell too few": (lambda c: c[1:].copy(), r"another number have T00 \(4\)"),
-    "controls in the file": (with_controls, "4 control cells .* are in the file; challenge=vcc2026 wants none"),
+    "a cell too few": (lambda c: c[1:].copy(), r"other numbers: T00 \(4\)"),
+    "controls in the file": (with_controls, "4 control cells .* are in the file; challenge=vcc2026 allows none"),
     "contexts swapped": (swapped, "labelled 'A' look like control cells of 'B'.*swapped"),
     "a context missing": (without("context", "B"), "B is missing"),
     "an unknown context": (label("context", "C", "K562"), "K562 is none of them.*C is missing"),
@@ -305,8 +305,8 @@ MUTATIONS_2026: dict[str, tuple[Mutation, str]] = {
     "float64": (with_x(lambda x: x.astype(np.float64)), "X holds float64 values; a submission is float32.*convert=true"),
     "integers": (with_x(lambda x: x.astype(np.int32)), "X holds int32 values"),
     "no cells": (lambda c: c[:0].copy(), "holds no cells"),
-    "too many cells": (lambda c: c, "120 cells are more than challenge=vcc2026 takes"),
-    "too many values": (lambda c: c, "stored values .* are more than challenge=vcc2026 takes"),
+    "too many cells": (lambda c: c, "120 cells are more than challenge=vcc2026 allows"),
+    "too many values": (lambda c: c, "stored values .* are more than challenge=vcc2026 allows"),
 }  # fmt: skip
 LIMITS = {"too many cells": ["challenge.max_cells=100"], "too many values": ["challenge.max_stored=1000"]}
 # the official tool puts these right itself, has no such rule, or cannot see it (a target of zeros it sees if it is so in every
@@ -356,7 +356,7 @@ def genes_unsorted(file: h5py.File) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[h5py.File], None], str, bool]] = {
-    "int32 overflow": (overflown, "32-bit ones do beyond 2\\^31", True),
+    "int32 overflow": (overflown, "32-bit pointers beyond 2\\^31", True),
     "pointers too long": (lambda f: replace(f, "X/indptr", np.append(f["X/indptr"][:], f["X/indptr"][-1])), "index pointer does not fit", True),
     "a value too few": (lambda f: replace(f, "X/data", f["X/data"][:-1]), "does not fit", True),
     "a gene out of range": (lambda f: f["X/indices"].__setitem__(5, N_GENES), "genes outside 0 to 59", True),
@@ -400,7 +400,7 @@ MUTATIONS_2025: dict[str, tuple[Mutation, str, bool]] = {
     "NaN": (set_value(np.nan), "must be finite", False),
     "log1p of unscaled counts": (unscaled, "were not scaled to one total.*normalize_total", False),
     "dense": (with_x(lambda x: x.toarray()), "dense array", False),
-    "too many cells": (lambda c: c, "70 cells are more than challenge=vcc2025 takes", False),
+    "too many cells": (lambda c: c, "70 cells are more than challenge=vcc2025 allows", False),
 }  # fmt: skip
 
 
@@ -418,7 +418,7 @@ def test_a_bad_file_of_2025_is_refused(name: str, lists: Path):
 def test_the_command_says_it_in_one_line(vcell: Command, lists: Path):
     write(MUTATIONS_2026["fractional"][0](good_2026()))
     done = vcell("package", *SMALL_2026, *ARGUMENTS, cwd=lists)
-    assert_refused(done, "wants whole counts")
+    assert_refused(done, "requires whole counts")
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ def test_the_command_says_it_in_one_line(vcell: Command, lists: Path):
     [
         (["pred=absent.h5ad"], "no such file: absent.h5ad"),
         (["pred=pred.h5ad", "challenge=vcc2026"], "genes=gene_names.csv"),
-        (["pred=pred.h5ad", "challenge=vcc2026", "genes=genes.csv"], "wants 18,533 genes; genes.csv has 60"),
+        (["pred=pred.h5ad", "challenge=vcc2026", "genes=genes.csv"], "requires 18,533 genes; genes.csv has 60"),
         (["pred=pred.h5ad", *SMALL_2026, "genes=genes.csv"], "targets=pert_counts.csv"),
         (["pred=pred.h5ad", *SMALL_2026[:2], "genes=genes.csv", "targets=targets.csv"], "names 8 targets; challenge=vcc2026 has 300"),
         (["pred=pred.h5ad", *SMALL_2026, "genes=genes.csv", "targets=targets.csv", "out=pred.h5ad"], "is the prediction itself"),
@@ -470,5 +470,5 @@ def test_convert_writes_it_as_it_should_be(change: Mutation, lists: Path, capsys
 
 def test_convert_does_not_make_up_genes(lists: Path):
     write(good_2026()[:, 1:].copy())
-    with pytest.raises(VcellError, match=r"1 of the list's 60 genes are missing: G00.*cannot be made up"):
+    with pytest.raises(VcellError, match=r"1 of the list's 60 genes are missing: G00.*cannot be filled in"):
         package_here(*SMALL_2026, *ARGUMENTS, "convert=true")

@@ -150,10 +150,10 @@ def test_predictions_that_are_all_alike_are_warned_of(fresh: Path, capsys: pytes
     options += ["validation.differential_expression=false"]
     train_here(*options, *blind, "name=blind")
     said = capsys.readouterr().out
-    assert said.count("nearly one profile") == 1 and "perturbation.path=TABLE.pt" in said
+    assert said.count("nearly identical") == 1 and "perturbation.path=TABLE.pt" in said
     assert not any("val/de_overlap" in row for row in read_metrics(Path("runs/blind/metrics.csv")))
     train_here(*options, "data.split.val.perturbations=0.3")
-    assert "nearly one profile" not in capsys.readouterr().out
+    assert "nearly identical" not in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_set_and_the_weights_before(
@@ -196,10 +196,10 @@ def test_check_says_what_a_run_will_take_and_begins_nothing(fresh: Path, capsys:
         "train ",
         "val ",
         "train in other contexts",
-        "FLOP a step",
+        "FLOP per step",
         "weights, gradients and optimiser",
-        "s a step",
-        "to finish",
+        "s per step",
+        "in total",
     ):
         assert words in said
     assert not Path("runs").exists()

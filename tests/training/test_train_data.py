@@ -79,7 +79,7 @@ def test_the_split_is_in_the_run_folder_and_leaks_are_refused(here: Path):
     cells = make_cells(n=200)
     cells.obs["target_gene"] = np.where(np.arange(200) % 7 == 0, "G1+G2", cells.obs["target_gene"].astype(str))
     write(cells, here / "double.h5ad")
-    with pytest.raises(VcellError, match=r"G1\+G2 \(H1\) gives away G1.*data\.split\.leaks=drop"):
+    with pytest.raises(VcellError, match=r"G1\+G2 \(H1\) reveals G1.*data\.split\.leaks=drop"):
         train_tiny("data.path=double.h5ad")
     assert not (here / "runs").exists()
     train_tiny("data.path=double.h5ad", "data.split.leaks=drop")
@@ -147,4 +147,4 @@ def test_contexts_and_batches_are_embedded_and_unknown_ones_said(here: Path, cap
     cells.write_h5ad("b.h5ad")
     infer_here("out=b_pred.h5ad", "controls=b.h5ad", "targets=[G1]", "ckpt=runs/run/checkpoints/last.ckpt")
     said = capsys.readouterr().out
-    assert "the contexts other and the batches of" in said and "mean of those that were" in said
+    assert "the contexts other and the batches of" in said and "the mean embedding is used for them" in said

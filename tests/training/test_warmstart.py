@@ -90,7 +90,7 @@ def test_another_table_begins_its_layer_anew_or_is_remarked_on(tmp_path: Path):
     wider = make(GENES, PerturbationTable(TARGETS, torch.randn(3, 9), "wide.pt"))
     assert any("starts untrained" in line for line in warm_start(wider, path))
     other = make(GENES, PerturbationTable(TARGETS, torch.randn(3, 5), "other.pt"))
-    assert any("taken to mean the same" in line for line in warm_start(other, path))
+    assert any("assumed to mean the same" in line for line in warm_start(other, path))
 
 
 def test_contexts_are_matched_by_name(tmp_path: Path):

@@ -39,7 +39,7 @@ def drop_leaks(assigned: dict[Group, str], leaks: str, known: Iterable[str] = ()
         return assigned, [
             f"{len(found):,} training groups name held-out genes (data.split.leaks=allow)"
         ] if found else []
-    listed = shortlist([f"{trained[1]} ({trained[0]}) gives away {held[1]}" for trained, held in found.items()], 6)
+    listed = shortlist([f"{trained[1]} ({trained[0]}) reveals {held[1]}" for trained, held in found.items()], 6)
     if leaks == "drop":
         kept = {group: split for group, split in assigned.items() if group not in found}
         if "train" not in kept.values():

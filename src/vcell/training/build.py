@@ -120,7 +120,7 @@ def split_groups(data: DictConfig, store: Cells) -> tuple[dict[Group, str], list
     Raises
     ------
     VcellError
-        If a training group gives away a held-out perturbation, and `data.split.leaks` does not say otherwise.
+        If a training group reveals a held-out perturbation, unless `data.split.leaks` allows it.
     """
     excluded = resolve(data.exclude, {p for _, p in store.groups})
     check_known(excluded, {p for _, p in store.groups}, "data.exclude", "perturbation")

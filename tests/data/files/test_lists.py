@@ -39,7 +39,7 @@ def test_the_names_are_found_among_columns(text: str, tmp_path: Path):
 def test_what_is_no_list_is_refused(tmp_path: Path):
     (tmp_path / "a").write_bytes(b"\x89HDF\0\0\0\0" * 9)
     (tmp_path / "b").write_text("gene\n")
-    for name, words in (("a", "is no text file"), ("b", "names nothing"), ("c", "no such file"), (".", "is a folder")):
+    for name, words in (("a", "is not a text file"), ("b", "is empty"), ("c", "no such file"), (".", "is a folder")):
         with pytest.raises(VcellError, match=words):
             read_list(tmp_path / name, "genes")
 
@@ -57,7 +57,7 @@ def test_labels_stay_text_and_strange_columns_are_named(
     (tmp_path / "t.csv").write_text("\n".join(separator.join(row) for row in rows), encoding="utf-8-sig")
     table = read_targets(str(tmp_path / "t.csv"))
     assert table.to_dict("list") == {"target_gene": ["NA", "STAT1"], "n_cells": [8, 8], "batch": ["01", "02"]}
-    assert "the columns comment mean nothing here" in capsys.readouterr().out
+    assert "the columns comment are not known here" in capsys.readouterr().out
 
 
 def test_a_bare_list_of_targets_is_one(tmp_path: Path):
@@ -79,7 +79,7 @@ def test_a_transposed_table_is_refused(tmp_path: Path):
     genes = [f"G{i}" for i in range(40)]
     frame = pd.DataFrame(np.ones((40, 6)), index=pd.Index(genes, name="gene"), columns=genes[:6])
     frame.to_csv(tmp_path / "p.csv")
-    with pytest.raises(VcellError, match=r"seems to be transposed.*frame\.T"):
+    with pytest.raises(VcellError, match=r"appears to be transposed.*frame\.T"):
         check_orientation(read_profiles(tmp_path / "p.csv", "target_gene", None), genes)
     frame.T.rename_axis("target_gene").to_csv(tmp_path / "q.csv")
     check_orientation(read_profiles(tmp_path / "q.csv", "target_gene", None), genes)

@@ -46,5 +46,5 @@ def test_a_cut_array_is_refused(copy: Path, name: str):
 
 
 def test_no_store_is_said_so(tmp_path: Path):
-    with pytest.raises(VcellError, match="no cell store"):
+    with pytest.raises(VcellError, match="not a cell store"):
         CellStore.open(tmp_path)
