@@ -20,7 +20,7 @@ def test_demo_beats_the_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     # as `make demo`, with fewer steps
     monkeypatch.chdir(tmp_path)
     train(
-        compose("train", ["experiment=demo", "trainer=cpu", "trainer.max_steps=400", "trainer.val_check_interval=400"])
+        compose("train", ["experiment=demo", "trainer=cpu", "trainer.max_steps=300", "trainer.val_check_interval=300"])
     )
     infer_here("ckpt=last.ckpt")
     real = "data/demo/screen/truth/simC_test.h5ad"

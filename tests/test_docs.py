@@ -11,16 +11,19 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = [DOCS / "python.md", *sorted((DOCS / "extend").glob("*.md"))]
+# pages that are executed one after the other, in one process: starting one takes longer than most examples
+TOGETHER = {"python": [DOCS / "python.md"], "extend": sorted((DOCS / "extend").glob("*.md"))}
 FILE = re.compile(r"# ([\w/]+\.(?:py|yaml))\n")
 RUN = """
 import shlex, sys
-exec(compile(open("page.py").read(), "page.py", "exec"))
 from vcell.cli.main import main
-for line in open("commands.txt"):
-    _, verb, *arguments = shlex.split(line)
-    sys.argv = [verb, *arguments]
-    main(verb)
+for page in sys.argv[1:]:
+    print("page", page)
+    exec(compile(open(f"{page}.py").read(), page, "exec"), {})
+    for line in open(f"{page}.txt"):
+        _, verb, *arguments = shlex.split(line)
+        sys.argv = [verb, *arguments]
+        main(verb)
 """
 
 
@@ -28,30 +31,35 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_examples_of_a_page_run(page: Path, fresh: Path, trained: Path):
-    pytest.importorskip("numba")
-    (fresh / "runs" / "demo").parent.mkdir()
-    (fresh / "runs" / "demo").symlink_to(trained / "runs" / "demo")
+def write_examples(page: Path, folder: Path) -> None:
+    """The page's files; its other blocks as PAGE.py; its commands as PAGE.txt."""
     executed = []
     for block in [*blocks(page, "python"), *blocks(page, "yaml")]:
         if match := FILE.match(block):
-            (fresh / match[1]).parent.mkdir(parents=True, exist_ok=True)
-            (fresh / match[1]).write_text(block)
+            (folder / match[1]).parent.mkdir(parents=True, exist_ok=True)
+            (folder / match[1]).write_text(block)
         else:
             executed.append(block)
-    (fresh / "page.py").write_text("\n".join(executed))
     commands = "".join(blocks(page, "bash"))
-    assert all(line.startswith("vcell ") for line in commands.splitlines())
-    (fresh / "commands.txt").write_text(commands)
-    path = os.pathsep.join(filter(None, [str(fresh), os.environ.get("PYTHONPATH")]))
+    assert executed and all(line.startswith("vcell ") for line in commands.splitlines())
+    (folder / f"{page.stem}.py").write_text("\n".join(executed))
+    (folder / f"{page.stem}.txt").write_text(commands)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pages", TOGETHER)
+def test_the_examples_of_the_pages_run(pages: str, fresh: Path, trained: Path):
+    pytest.importorskip("numba")
+    (fresh / "runs").mkdir()
+    (fresh / "runs" / "demo").symlink_to(trained / "runs" / "demo")
+    for page in TOGETHER[pages]:
+        write_examples(page, fresh)
     done = subprocess.run(
-        [sys.executable, "-c", RUN],
+        [sys.executable, "-c", RUN, *(page.stem for page in TOGETHER[pages])],
         cwd=fresh,
         capture_output=True,
         text=True,
         timeout=240,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(fresh), os.environ.get("PYTHONPATH")]))},
     )
     assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-3000:])

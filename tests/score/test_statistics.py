@@ -41,7 +41,9 @@ def test_a_shift_of_every_target_is_certain_though_the_intervals_overlap():
 def test_which_is_better_is_said_in_words():
     assert comparison_text("new", "old", Interval(0.031, 0.012, 0.05)) == "new beats old by 0.031 [0.012, 0.050]"
     assert comparison_text("new", "old", Interval(-0.031, -0.05, -0.012)) == "old beats new by 0.031 [0.012, 0.050]"
-    assert comparison_text("new", "old", Interval(0.031, -0.01, 0.05)).startswith("new and old do not differ significantly")
+    assert comparison_text("new", "old", Interval(0.031, -0.01, 0.05)).startswith(
+        "new and old do not differ significantly"
+    )
 
 
 def test_targets_without_a_value_are_left_out():

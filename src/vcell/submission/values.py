@@ -12,7 +12,7 @@ import pandas as pd
 from vcell.challenge import Challenge
 from vcell.data.files.csr import ranges, row_sums
 from vcell.data.files.matrix import BLOCK_VALUES, Matrix
-from vcell.data.files.normalize import counts_of_log1p
+from vcell.data.files.normalize import LARGEST_LOG1P, counts_of_log1p
 from vcell.errors import VcellError, shortlist
 from vcell.predict.profile import check_contexts, profile
 from vcell.progress import progress_bar
@@ -136,7 +136,7 @@ def _check_block(
             f"challenge={challenge.name} allows at most {limit:,}"
         )
     logged = (
-        challenge.values == "log1p" and not (values >= 30).any()
+        challenge.values == "log1p" and not (values >= LARGEST_LOG1P).any()
     )  # whole counts are recognised when everything is read
     linear = counts_of_log1p(values.astype(np.float64)) if logged else values.astype(np.float64)
     code = labels.context.codes[start:stop].astype(np.int64)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +12,6 @@ import numpy as np
 import torch
 from hydra.utils import get_class
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -36,14 +27,14 @@ from vcell.data.store.ensure import ensure_store
 from vcell.data.store.options import StoreOptions
 from vcell.data.store.store import Cells
 from vcell.data.store.view import with_genes
-from vcell.errors import VcellError, install
+from vcell.errors import VcellError
 from vcell.model.checkpoint import load_table, make_identity, sizes_for
 from vcell.model.checkpoint_io import AtomicCheckpointIO
 from vcell.model.losses import Loss
 from vcell.model.table import PerturbationTable
 from vcell.model.trained import TrainedModel
-from vcell.system import slurm_tasks
 from vcell.training.cost import batch_flops
+from vcell.training.environment import check_wandb, cluster_environment
 from vcell.training.module import TransitionModule
 
 
@@ -274,7 +265,7 @@ def make_trainer(config: DictConfig, callbacks: Sequence[Callback] = ()) -> Trai
         for name, logger in (config.logger or {}).items()
     ]
     plugins: list[Any] = [AtomicCheckpointIO()]
-    if (environment := cluster_environment(options)) is not None:
+    if (environment := cluster_environment(int(options.get("num_nodes") or 1), options.get("devices"))) is not None:
         plugins.append(environment)
     return build(
         options,
@@ -295,71 +286,11 @@ def precision(options: DictConfig) -> str:
 
 
 def make_wandb(config: DictConfig, logger: DictConfig) -> Any:
-    """Lightning's logger for Weights & Biases, given the run's configuration as hyperparameters.
-
-    Raises
-    ------
-    VcellError
-        If wandb is not installed, or you are not logged in where that is needed.
-    """
-    if importlib.util.find_spec("wandb") is None:
-        raise VcellError(f"logger=wandb needs wandb: {install('wandb')}")
-    mode = os.environ.get("WANDB_MODE", "").lower()
-    online = not logger.get("offline") and mode not in ("offline", "disabled", "dryrun")
-    if online and not (os.environ.get("WANDB_API_KEY") or _wandb_key()):
-        raise VcellError(
-            "logger=wandb: you are not logged in. Run: wandb login. Or keep the curves on this machine for now: "
-            "logger.wandb.offline=true (wandb sync uploads them later)"
-        )
+    """Lightning's logger for Weights & Biases, given the run's configuration as hyperparameters."""
+    check_wandb(bool(logger.get("offline")))
     changed = logger.copy()
     OmegaConf.set_struct(changed, False)
     changed["id"] = wandb_id(str(changed.get("id") or config.name))
     made = build(changed)
     made.log_hyperparams(OmegaConf.to_container(config, resolve=True))
     return made
-
-
-def _wandb_key() -> str | None:
-    """The key that `wandb login` stored, without prompting."""
-    import netrc
-    from urllib.parse import urlparse
-
-    import wandb
-
-    settings = wandb.setup().settings
-    if settings.api_key:
-        return settings.api_key
-    for name in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
-        path = Path(name or "").expanduser()
-        if name and path.is_file():
-            with suppress(OSError, netrc.NetrcParseError):
-                found = netrc.netrc(str(path)).authenticators(urlparse(settings.base_url).hostname or "")
-                return found[2] if found else None
-    return None
-
-
-def cluster_environment(options: DictConfig) -> ClusterEnvironment | None:
-    """What assigns ranks to processes: torchrun, srun or nothing; None: Lightning finds out.
-
-    A shell or a script inside a SLURM job is not one of its tasks, and a job may run several tasks of ours.
-
-    Raises
-    ------
-    VcellError
-        If srun has started a different number of tasks than the trainer expects.
-    """
-    if TorchElasticEnvironment.detect():
-        return TorchElasticEnvironment()
-    if not os.environ.get("SLURM_NTASKS"):
-        return LightningEnvironment() if "SLURM_JOB_ID" in os.environ else None
-    tasks = slurm_tasks()
-    if tasks == 1:
-        return LightningEnvironment()  # alone, or started without srun
-    nodes, devices = int(options.get("num_nodes") or 1), options.get("devices")
-    if isinstance(devices, int) and devices > 0 and devices * nodes != tasks:
-        raise VcellError(
-            f"srun has started {tasks} tasks, and the trainer expects {devices} devices on {nodes} nodes. Use trainer=slurm, which follows "
-            "the shape of the job, or start one task: srun --ntasks=1"
-        )
-    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(tasks // nodes))
-    return SLURMEnvironment(auto_requeue=False)  # KeepLast saves and requeues
