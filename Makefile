@@ -22,7 +22,7 @@ demo: env
 	$(RUN) -m vcell.infer ckpt=runs/demo/checkpoints/last.ckpt out=runs/demo/pred.h5ad overwrite=true
 	@echo "== 4/5 check it against a challenge's rules, and pack it (a simulated screen has genes of its own)"
 	$(RUN) -m vcell.package pred=runs/demo/pred.h5ad challenge=vcc2025 challenge.n_genes=null genes=data/demo/screen/gene_names.csv overwrite=true
-	@echo "== 5/5 score against the withheld cells, between baselines and what can be reached"
+	@echo "== 5/5 score against the withheld cells, next to the baselines and the ceiling set by replicate noise"
 	@$(RUN) -m vcell.evaluate pred=runs/demo/pred.h5ad real=data/demo/screen/truth/simC_test.h5ad out=runs/demo/scores
 
 # two processes of one thread each: faster than one of two, and they do not fight over the cores

@@ -153,6 +153,8 @@ def test_fit_is_train(fresh: Path, capfd: pytest.CaptureFixture[str]):
     one, two = (vcell.load(f"runs/{n}/checkpoints/last.ckpt").model.state_dict() for n in ("api", "command"))
     assert all((one[k] == two[k]).all() for k in one)
     assert run.checkpoint.is_file() and len(run.metrics) == 2 and run.best.name == "best.ckpt"
+    from_cells = vcell.fit(ad.read_h5ad("data/demo/screen/simA.h5ad"), name="cells", **{**common, "max_steps": 1})
+    assert from_cells.checkpoint.is_file() and (fresh / "data" / "cells" / "store" / "meta.json").is_file()
     with pytest.raises(VcellError, match="started with another configuration"):
         vcell.fit("data/demo/store", name="api", **{**common, "loss": "energy_delta"})
 
@@ -178,7 +180,7 @@ def test_what_is_given_wrongly_is_refused(in_trained: Path):
     for wrong in (
         lambda: vcell.describe(7),
         lambda: vcell.load("no.ckpt"),
-        lambda: vcell.fit("data/demo/screen/simA.h5ad"),
+        lambda: vcell.fit("absent.h5ad"),
     ):
         with pytest.raises(VcellError):
             wrong()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -11,11 +10,10 @@ import torch
 from torch import nn
 
 import vcell
-from tests.cli.test_console import console
-from tests.conftest import SMALL
 from tests.training.test_warmstart import GENES, TABLE, make, predict
 from vcell.errors import VcellError
 from vcell.model.checkpoint import read_checkpoint
+from vcell.training.sharding import shard
 from vcell.training.warmstart import warm_start
 
 LAB = """
@@ -119,14 +117,24 @@ def test_a_warm_start_matches_entries_by_the_axes_a_network_names(tmp_path: Path
     assert all(torch.allclose(before[g], after[g]) for g in GENES)
 
 
-@pytest.mark.slow
-def test_a_network_of_ones_own_is_sharded_and_started_by_the_console_script(lab: Path):
-    (lab / "configs" / "model").mkdir(parents=True)
-    (lab / "configs" / "model" / "shift.yaml").write_text("_target_: my_lab.nets.Shift\nhidden: 8\n")
-    done = console(
-        "train", "--config-dir", "configs", "experiment=demo", "model=shift", *(s for s in SMALL if not s.startswith("model.")),
-        "trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_steps=2", "name=sharded",
-        cwd=lab, PYTHONPATH=os.pathsep.join([str(lab), os.environ.get("PYTHONPATH", "")]), OMP_NUM_THREADS="1",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert vcell.load("runs/sharded/checkpoints/last.ckpt", trust=["my_lab"]).model.last.weight.shape == (120, 8)
+def test_a_network_of_ones_own_is_sharded_block_by_block(tmp_path: Path):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks, self.last = nn.ModuleList([nn.Linear(5, 4), nn.Linear(4, 4)]), nn.Linear(4, 12)
+
+        def forward(self, control_SCG, perturbation_SP, *_):  # type: ignore[no-untyped-def]
+            return control_SCG + self.last(self.blocks[1](self.blocks[0](perturbation_SP))).unsqueeze(1)
+
+    whole = Own()
+    expected = whole(torch.zeros(2, 3, 12), torch.ones(2, 5))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    try:
+        shard(whole, init_device_mesh("cpu", (1,)))
+        assert isinstance(whole, FSDPModule) and all(isinstance(block, FSDPModule) for block in whole.blocks)
+        torch.testing.assert_close(whole(torch.zeros(2, 3, 12), torch.ones(2, 5)), expected)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -21,7 +21,7 @@ _silenced = False
 
 @contextlib.contextmanager
 def spoken(verbose: bool) -> Iterator[None]:
-    """With `verbose`, what a block says is printed, with its bars; without, it goes to the logger ``vcell``, line by line."""
+    """With `verbose`, what a block says is printed, with its bars; without, it goes to the logger ``vcell``, line by line: warnings as such."""
     global _silenced
     if verbose:
         yield
@@ -47,7 +47,7 @@ class _ToLog(io.TextIOBase):
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
             if line.strip():
-                LOG.info(line)
+                LOG.log(logging.WARNING if line.startswith("warning") else logging.INFO, line)
         return len(text)
 
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from vcell.cli.main import VERBS, overview
 
 SOURCE = Path(__file__).parents[2] / "src" / "vcell"
@@ -40,6 +42,16 @@ def test_a_command_starts_as_a_file_too():  # an editor's Run button; `inspect.p
 def test_every_command_module_is_a_verb():
     verbs = {path.stem for path in SOURCE.glob("*.py") if "from vcell.cli.main import main" in path.read_text()}
     assert verbs == set(VERBS) and all(f"  {verb} " in overview() for verb in VERBS)
+
+
+def test_other_processes_of_a_command_can_be_started_by_its_file(monkeypatch: pytest.MonkeyPatch):
+    # Lightning starts the processes of further GPUs as `python sys.argv[0] ...`
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/vcell", "train", "experiment=demo"])
+    monkeypatch.setattr("vcell.cli.main.main", lambda verb: None)
+    from vcell.cli.main import console as entry
+
+    entry()
+    assert sys.argv == [str(SOURCE / "train.py"), "experiment=demo"]
 
 
 def test_an_unknown_command_is_answered():

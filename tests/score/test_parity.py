@@ -162,7 +162,7 @@ def test_2026(how: Callable[[Cells, Cells], None]):
     assert_equal(ours, theirs)
     with quiet("cell-eval2"):
         made = pred.with_controls(real.controls).anndata(PERTURBATION)
-        rows = cell_eval2.compute_metrics(made, real.anndata(PERTURBATION), config=official.config)
+        rows = cell_eval2.compute_metrics(made, real.anndata(PERTURBATION), config=official.preset)
         found = aggregate_metrics(rows, metrics=[m.official for m in METRICS_2026])
     packages = dict(zip(found["metric"], found["mean"], strict=True))
     for metric, value in summary(ours, METRICS_2026).items():
@@ -175,7 +175,7 @@ def test_the_ends_of_the_scale_of_2026_are_the_packages():
     from cell_eval2.anchor import compute_replicate_anchor
 
     _, real = two_screens(ordinary)
-    fast, config = Fast2026(real), Official2026(real, threads=1).config
+    fast, config = Fast2026(real), Official2026(real, threads=1).preset
     with quiet("cell-eval2"):
         measured = real.anndata(PERTURBATION)
         base = cell_eval2.build_generic_baseline(measured, config=config).agg

@@ -116,11 +116,11 @@ class Official2026:
             "device": "cpu",
         }
         settings["de"] = {**settings["de"], "backend": "pdex"}
-        self.config = self.package.EvalConfig.from_dict(settings)
+        self.preset = self.package.EvalConfig.from_dict(settings)
         self.parameters: dict[str, Any] = {
             "package": f"cell-eval2 {importlib.metadata.version('cell-eval2')}",
             "preset": "vcc2026",
-            **self.config.to_dict(),
+            **self.preset.to_dict(),
             "targets": len(real.targets),
         }
 
@@ -136,7 +136,7 @@ class Official2026:
         # the scorer wants controls in the prediction and takes the measured ones all the same
         made = pred.with_controls(self.real.controls).anndata(PERTURBATION)
         with quiet("cell-eval2"):
-            rows = self.package.compute_metrics(made, measured, config=self.config).to_pandas()
+            rows = self.package.compute_metrics(made, measured, config=self.preset).to_pandas()
         table = rows.pivot(index="perturbation", columns="metric", values="value")
         names = {m.official: m.key for m in METRICS_2026 if m.over is None}
         names |= {"expr_mse_unbiased_capped": "MSE_part", "expr_distance_unbiased": "MSE_whole"}

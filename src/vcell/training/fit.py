@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import pandas as pd
 from torch import nn
 
 from vcell.config import class_path, compose, with_settings
+from vcell.data.files.memory import Given
+from vcell.data.files.paths import is_zarr
+from vcell.data.store.build import build_store
 from vcell.data.store.store import Cells, CellStore
 from vcell.errors import VcellError
 from vcell.model.losses import Loss
@@ -44,7 +48,7 @@ class Run:
 
 
 def fit(
-    data: str | Path | Cells | Sequence[str | Path | Cells],
+    data: Given | Cells | Sequence[Given | Cells],
     *,
     name: str = "run",
     model: str | nn.Module | Callable[..., nn.Module] = "tiny",
@@ -66,7 +70,8 @@ def fit(
     Parameters
     ----------
     data
-        A store (`vcell.build_store`), its folder, or several.
+        A store (`vcell.build_store`), its folder, or several; or h5ad files or AnnData, which are first read into ``data/NAME/store``, as
+        `settings` say (``data.columns.perturbation`` ...).
     name
         The run lies in ``runs/NAME``.
     model
@@ -103,7 +108,11 @@ def fit(
     VcellError
         If something of it cannot be used, or the run there has other settings.
     """
-    stores = [_folder_of(one) for one in ([data] if isinstance(data, str | Path | Cells) else data)]
+    given = [data] if isinstance(data, str | Path | Cells | ad.AnnData) else list(data)
+    if not all(_is_store(one) for one in given):
+        read = {key: value for key, value in (settings or {}).items() if key.startswith("data.")}
+        given = [build_store(given, Path("data", name, "store"), settings=read, verbose=verbose)]
+    stores = [_folder_of(one) for one in given]
     groups = [
         f"model={model if isinstance(model, str) else 'tiny'}",
         f"loss={loss if isinstance(loss, str) else 'energy'}",
@@ -131,16 +140,16 @@ def fit(
         raise KeyboardInterrupt from None
 
 
-def _folder_of(store: str | Path | Cells) -> str:
-    if isinstance(store, CellStore):
-        return str(store.path)
-    if isinstance(store, Cells):
+def _is_store(given: Any) -> bool:
+    return isinstance(given, Cells) or (
+        isinstance(given, str | Path) and Path(given).is_dir() and not is_zarr(Path(given))
+    )
+
+
+def _folder_of(store: Any) -> str:
+    if isinstance(store, Cells) and not isinstance(store, CellStore):
         raise VcellError("give the stores themselves, as a list, not a view of them")
-    if Path(store).is_file():
-        raise VcellError(
-            f"{store} is a file; read it into a store first: vcell.build_store({str(store)!r}, out='store')"
-        )
-    return str(store)
+    return str(store.path if isinstance(store, CellStore) else store)
 
 
 def _held_out(asked: float | Sequence[str]) -> Any:

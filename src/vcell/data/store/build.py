@@ -19,7 +19,7 @@ from vcell.progress import spoken
 
 def build_store(
     cells: Given | Sequence[Given],
-    out: str | Path,
+    out: str | Path = "store",
     *,
     perturbation: str | None = "target_gene",
     batch: str | None = "batch",
