@@ -5,12 +5,13 @@
 # make bench   benchmarks of the loader, tables to benchmarks/results/
 # make bench-train   of training, next to arc-state
 # make bench-score   of the scorers, next to cell-eval and cell-eval2
+# make bench-quality   what every predictor scores in a new context, next to arc-state: an hour
 # make bench-infer   from checkpoint to submission, next to arc-state and cell-eval; whole counts
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-hardware lint bench bench-train bench-infer bench-score env clean
+.PHONY: demo test test-hardware lint bench bench-train bench-infer bench-score bench-quality env clean
 .DELETE_ON_ERROR:
 
 demo: env
@@ -19,7 +20,7 @@ demo: env
 	@echo "== 2/5 train (continues where it stopped, if it was stopped)"
 	$(RUN) -m vcell.train experiment=demo
 	@echo "== 3/5 predict the 30 withheld targets of simC"
-	$(RUN) -m vcell.infer ckpt=runs/demo/checkpoints/last.ckpt out=runs/demo/pred.h5ad overwrite=true
+	$(RUN) -m vcell.infer ckpt=runs/demo/checkpoints/last.ckpt out=runs/demo/pred.h5ad challenge=vcc2025 challenge.n_genes=null genes=data/demo/screen/gene_names.csv overwrite=true
 	@echo "== 4/5 check it against a challenge's rules, and pack it (a simulated screen has genes of its own)"
 	$(RUN) -m vcell.package pred=runs/demo/pred.h5ad challenge=vcc2025 challenge.n_genes=null genes=data/demo/screen/gene_names.csv overwrite=true
 	@echo "== 5/5 score against the withheld cells, next to the baselines and the ceiling set by replicate noise"
@@ -56,6 +57,10 @@ bench-infer: env $(STATE)/.ready
 bench-score: env
 	$(RUN) benchmarks/score.py
 
+bench-quality: env $(STATE)/.ready
+	$(RUN) benchmarks/ladder.py
+	$(RUN) benchmarks/quality.py --large-steps 200 --peer $(STATE)/bin/python
+
 $(STATE)/.ready: constraints.txt
 	$(PYTHON) -m venv $(STATE)
 	$(STATE)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt arc-state==0.11.1
@@ -69,7 +74,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "== environment in $(VENV) (a few minutes, once)"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-	  --editable '.[score,submit,cluster,losses,slurm,wandb,notebook,dev]'
+	  --editable '.[score,submit,cluster,losses,lora,embed,slurm,wandb,notebook,dev]'
 	@touch $@
 
 clean:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.forked import Forked
 from vcell.config import compose
 from vcell.data.files.h5ad import Columns
 from vcell.data.simulation.screen import Screen
@@ -22,8 +24,12 @@ from vcell.data.store.store import CellStore
 from vcell.training.curves import read_metrics
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-# what makes `experiment=demo` take seconds
+# what makes `experiment=demo` take seconds: few cells, with effects that few cells show, and a model that starts from control cells
 SMALL = [
+    "data.simulate.field=null",
+    "data.simulate.effect_sd=0.25",
+    "data.simulate.embedding_noise=0.2",
+    "model.prior=null",
     "data.simulate.genes=120",
     "data.simulate.targets=20",
     "data.simulate.test_targets=4",
@@ -37,7 +43,12 @@ SMALL = [
     "model.hidden=32",
     "model.head_width=8",
     "model.feed_forward=32",
+    "callbacks.curves=null",  # a picture takes as long as the training
 ]
+# before a release, VCELL_RELEASE=1 runs what is too slow for every change
+RELEASE = bool(os.environ.get("VCELL_RELEASE"))
+BEFORE_RELEASE = pytest.mark.skipif(not RELEASE, reason="before a release: VCELL_RELEASE=1")
+PICTURED = [setting for setting in SMALL if not setting.startswith("callbacks.curves")]
 SMALL_SCREEN = Screen(
     genes=120,
     targets=20,
@@ -48,6 +59,12 @@ SMALL_SCREEN = Screen(
     library_size=800,
     embedding=12,
 )
+
+
+def pytest_collection_finish() -> None:
+    """What imports have made is never garbage: looking through it again and again would take a tenth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +103,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        train_here("trainer.max_steps=40", "trainer.val_check_interval=20", "trainer.log_every_n_steps=5")
+        run_here(
+            "train", "experiment=demo", "trainer=cpu", *PICTURED, "trainer.max_steps=40", "trainer.val_check_interval=20", "trainer.log_every_n_steps=5"
+        )  # fmt: skip
     finally:
         os.chdir(before)
     return folder
@@ -114,9 +133,8 @@ Command = Callable[..., subprocess.CompletedProcess]
 def vcell() -> Command:
     """Runs a command as a user does: vcell("train", "experiment=demo", cwd=folder)."""
 
-    def run(verb: str, *arguments: str, cwd: Path, **options: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", f"vcell.{verb}", *arguments]
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload]
+    def run(verb: str, *arguments: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess:
+        return Forked(f"vcell.{verb}", arguments, cwd, **options).completed()
 
     return run
 
@@ -130,12 +148,13 @@ def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
         assert word in done.stderr, f"{word!r} not in {done.stderr!r}"
 
 
-def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "vcell.train", "experiment=demo", "trainer=cpu", *SMALL, *arguments]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment})  # fmt: skip
+def start(folder: Path, *arguments: str, **environment: str) -> Forked:
+    """Training that runs beside the test."""
+    command = ["experiment=demo", "trainer=cpu", *SMALL, *arguments]
+    return Forked("vcell.train", command, folder, {**os.environ, **environment}, together=True)
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
+def wait_for(path: Path, process: Forked | subprocess.Popen) -> None:
     until = time.monotonic() + 120
     while not path.exists():
         assert process.poll() is None and time.monotonic() < until, process.stdout.read()  # type: ignore[union-attr]

@@ -135,7 +135,9 @@ def test_a_store_of_anndata_is_that_of_its_file(in_trained: Path, tmp_path: Path
 
 
 def test_fit_is_train(fresh: Path, capfd: pytest.CaptureFixture[str]):
-    small = {k: int(v) for k, v in (s.split("=") for s in SMALL) if k.startswith(("data.sets", "model."))}
+    small = {
+        k: int(v) for k, v in (s.split("=") for s in SMALL) if k.startswith(("data.sets", "model.")) and v != "null"
+    }
     common = {
         "max_steps": 6,
         "validate_every": 3,
@@ -147,7 +149,7 @@ def test_fit_is_train(fresh: Path, capfd: pytest.CaptureFixture[str]):
     assert capfd.readouterr().out == ""
     overrides = [f"{k}={v}" for k, v in small.items()]
     run_here(
-        "train", "data=perturb_seq", "trainer=cpu", "name=command", "data.path=null", "data.stores=[data/demo/store]", "trainer.max_steps=6",
+        "train", "experiment=perturb_seq", "trainer=cpu", "name=command", "data.path=null", "data.stores=[data/demo/store]", "trainer.max_steps=6",
         "trainer.val_check_interval=3", "trainer.log_every_n_steps=3", "perturbation.path=data/demo/screen/embedding.pt", *overrides,
     )  # fmt: skip
     one, two = (vcell.load(f"runs/{n}/checkpoints/last.ckpt").model.state_dict() for n in ("api", "command"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -141,10 +140,7 @@ def test_a_full_disk_leaves_nothing(vcell: Command, tmp_path: Path):
     """A limit on file sizes stands in for a disk that runs full while the cells are written."""
     write(make_cells(3000), tmp_path / "a.h5ad")
 
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-    done = vcell("prepare", "data=perturb_seq", "data.path=a.h5ad", cwd=tmp_path, preexec_fn=limited)
+    done = vcell("prepare", "data=perturb_seq", "data.path=a.h5ad", cwd=tmp_path, largest_file=100_000)
     assert_refused(done, "could not be written", "File too large")
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "a.h5ad"]
 

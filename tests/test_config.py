@@ -7,8 +7,8 @@ import importlib
 import pytest
 from omegaconf import OmegaConf
 
+from vcell.cli.former import MOVED
 from vcell.config import CONFIG_DIR, FIXED, FREE, build, compose, flatten, may_change
-from vcell.former import MOVED
 
 TRAINERS = sorted(path.stem for path in (CONFIG_DIR / "trainer").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))

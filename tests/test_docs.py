@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.forked import Forked
 
 DOCS = Path(__file__).parents[1] / "docs"
 # pages that are executed one after the other, in one process: starting one takes longer than most examples
 TOGETHER = {"python": [DOCS / "python.md"], "extend": sorted((DOCS / "extend").glob("*.md"))}
 FILE = re.compile(r"# ([\w/]+\.(?:py|yaml))\n")
-RUN = """
-import shlex, sys
-from vcell.cli.main import main
-for page in sys.argv[1:]:
-    print("page", page)
-    exec(compile(open(f"{page}.py").read(), page, "exec"), {})
-    for line in open(f"{page}.txt"):
-        _, verb, *arguments = shlex.split(line)
-        sys.argv = [verb, *arguments]
-        main(verb)
-"""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -54,12 +42,5 @@ def test_the_examples_of_the_pages_run(pages: str, fresh: Path, trained: Path):
     (fresh / "runs" / "demo").symlink_to(trained / "runs" / "demo")
     for page in TOGETHER[pages]:
         write_examples(page, fresh)
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, *(page.stem for page in TOGETHER[pages])],
-        cwd=fresh,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(fresh), os.environ.get("PYTHONPATH")]))},
-    )
+    done = Forked("tests.pages", [page.stem for page in TOGETHER[pages]], fresh).completed()
     assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-3000:])

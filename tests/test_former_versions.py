@@ -33,7 +33,7 @@ def test_a_former_run_predicts_as_it_did(former: Path):
     # float32 sums of at most 40 terms, taken in another order: 40 rounding errors of values below 8
     np.testing.assert_allclose(now.X.toarray(), then.X.toarray(), atol=40 * 8 * np.finfo(np.float32).eps, rtol=0)
     assert now.obs.astype(str).equals(then.obs.astype(str)) and list(now.var_names) == list(then.var_names)
-    assert EXPECTED["uns"] == sorted(now.uns) and EXPECTED["about"] == sorted(json.loads(now.uns["vcell"]))
+    assert EXPECTED["uns"] == sorted(now.uns) and set(EXPECTED["about"]) <= json.loads(now.uns["vcell"]).keys()
 
 
 def test_a_former_run_continues(former: Path, capsys: pytest.CaptureFixture):

@@ -14,7 +14,7 @@ from tests.training.test_warmstart import GENES, TABLE, make, predict
 from vcell.errors import VcellError
 from vcell.model.checkpoint import read_checkpoint
 from vcell.training.sharding import shard
-from vcell.training.warmstart import warm_start
+from vcell.training.warmstart import carry_over
 
 LAB = """
 import torch
@@ -112,7 +112,7 @@ def test_a_warm_start_matches_entries_by_the_axes_a_network_names(tmp_path: Path
     for module, number in ((old, 12), (new, 12)):
         module.model = module.trained.model = Own(number)
     torch.save({"state_dict": old.state_dict(), "global_step": 7, "vcell": old.identity.plain()}, tmp_path / "a.ckpt")
-    warm_start(new, tmp_path / "a.ckpt")
+    carry_over(new, tmp_path / "a.ckpt")
     before, after = predict(old, GENES, "Q"), predict(new, GENES[::-1], "Q")
     assert all(torch.allclose(before[g], after[g]) for g in GENES)
 

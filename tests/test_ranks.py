@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import time
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import SMALL, Command, start, train_here, val_rows, wait_for
+from tests.conftest import RELEASE, SMALL, Command, train_here, val_rows, wait_for
+from tests.forked import Forked
 from vcell.model.checkpoint import read_checkpoint
 from vcell.model.trained import TrainedModel
 
@@ -26,6 +24,23 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def last(name: str) -> Path:
     return Path(f"runs/{name}/checkpoints/last.ckpt")
+
+
+def ranks(folder: Path, *arguments: str) -> list[Forked]:
+    """Two processes of a run, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    job = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+    }
+    job |= {"TORCHELASTIC_RUN_ID": "1", **ONE_THREAD}
+    of_rank = [{**job, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
+    return [Forked("vcell.train", arguments, folder, environment, together=True) for environment in of_rank]
 
 
 @pytest.fixture()
@@ -48,63 +63,34 @@ def assert_equals_one(name: str) -> None:
 
 
 def test_two_ranks_train_like_one_with_twice_the_sets(one: Path, vcell: Command):
-    both = [*SMALL, *SAME, "trainer=fsdp", *TWO, "name=fsdp"]  # SMALL has four sets a step
-    for steps in (5, 8):  # begun, and resumed
-        done = vcell("train", "experiment=demo", *both, f"trainer.max_steps={steps}", cwd=one, env=ONE_THREAD)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.count("run folder") == 1 and "Initializing" not in done.stderr
+    both = ["experiment=demo", *SMALL, *SAME, *TWO]  # SMALL has four sets a step
+    begun = ["trainer=fsdp", "name=fsdp", "trainer.max_steps=5"]
+    done = vcell("train", *both, *begun, cwd=one, env=ONE_THREAD)  # by Lightning's own launcher
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("run folder") == 1 and "Initializing" not in done.stderr
+    for strategy in ("fsdp", "ddp"):
+        for rank in ranks(one, *both, f"trainer={strategy}", f"name={strategy}", "trainer.max_steps=8"):
+            assert rank.wait(120) == 0, rank.stdout.read()
     assert_equals_one("fsdp")
     TrainedModel.load(last("fsdp"))
+    assert_equals_one("ddp")
 
 
-def test_two_ranks_of_torchrun_train_like_one_with_twice_the_sets(one: Path):
-    # trainer=ddp, whose other launcher the test above takes for fsdp
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "vcell.train",
-        "experiment=demo",
-    ]
-    arguments = [*SMALL, *SAME, "trainer=ddp", *TWO, "name=torchrun", "trainer.max_steps=8"]
-    done = subprocess.run(
-        [sys.executable, *command, *arguments], cwd=one, env=ONE_THREAD, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert_equals_one("torchrun")
+@pytest.mark.parametrize("victim", [0, 1] if RELEASE else [0])
+def test_a_dead_rank_ends_the_job(victim: int, fresh: Path):
+    endless = [*SMALL, "trainer=ddp", *TWO, "trainer.max_steps=1000000", "callbacks.last.every_n_steps=5"]
+    both = ranks(fresh, "experiment=demo", *endless)
+    wait_for(fresh / last("demo"), both[0])
+    both[victim].kill()
+    survivor = both[1 - victim]
+    assert survivor.wait(60) != 0
+    assert "lost contact with another rank" in survivor.stdout.read()
 
 
-@pytest.mark.parametrize("victim", ["first", "second"] if os.environ.get("VCELL_RELEASE") else ["first"])
-def test_a_dead_rank_ends_the_job(victim: str, fresh: Path):
-    process = start(
-        fresh, "trainer=ddp", *TWO, "trainer.max_steps=1000000", "callbacks.last.every_n_steps=5", OMP_NUM_THREADS="1"
-    )
-    wait_for(fresh / last("demo"), process)
-    second = int(subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()[0])
-    os.kill(process.pid if victim == "first" else second, signal.SIGKILL)
-    said = process.communicate(timeout=60)[0]  # both have ended: the pipe is closed
-    assert process.returncode != 0
-    assert "lost contact with another rank" in said or victim == "second"
-    until = time.monotonic() + 30
-    while Path(f"/proc/{second}").exists() and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not Path(f"/proc/{second}").exists()
-
-
-def test_a_loss_that_is_not_finite_ends_all_ranks(fresh: Path, vcell: Command):
+def test_a_launcher_ends_with_its_ranks(fresh: Path, vcell: Command):
+    """Lightning's own launcher."""
     wild = ["optimizer.lr=1e30", "schedule.warmup_steps=1", "trainer.gradient_clip_val=0"]
-    done = vcell(
-        "train",
-        "experiment=demo",
-        *SMALL,
-        *wild,
-        "trainer=ddp",
-        *TWO,
-        "trainer.max_steps=50",
-        cwd=fresh,
-        env=ONE_THREAD,
-    )
+    two = ["trainer=ddp", *TWO, "trainer.max_steps=50"]
+    done = vcell("train", "experiment=demo", *SMALL, *wild, *two, cwd=fresh, env=ONE_THREAD)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "is not finite" in done.stderr and "Traceback" not in done.stderr

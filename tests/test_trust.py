@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import random
-import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -252,14 +251,10 @@ def test_garbage_in_a_runs_files_is_named(
         train_here(*options)
 
 
-def limited_to(size: int) -> Callable[[], None]:
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
 @pytest.mark.slow
 def test_a_full_disk_ends_training_in_one_line_and_the_same_command_continues(fresh: Path, vcell: Command):
     run = ["experiment=demo", "trainer=cpu", *SMALL, "trainer.max_steps=4", "trainer.val_check_interval=2"]
-    assert_refused(vcell("train", *run, cwd=fresh, preexec_fn=limited_to(20_000)), "could not be written")
+    assert_refused(vcell("train", *run, cwd=fresh, largest_file=20_000), "could not be written")
     assert not [p for p in (fresh / "runs").rglob("*") if ".tmp" in p.name]
     train_here("trainer.max_steps=4", "trainer.val_check_interval=2")
     assert read_checkpoint(fresh / LAST)["global_step"] == 4
@@ -269,12 +264,12 @@ def test_a_full_disk_ends_training_in_one_line_and_the_same_command_continues(fr
 def test_a_full_disk_ends_prediction_and_scoring_in_one_line(in_trained: Path, vcell: Command, tmp_path: Path):
     infer_here(f"out={tmp_path / 'p.h5ad'}", "targets=data/demo/screen/pert_counts_Test.csv", "contexts=[simC]")
     wanted = [f"ckpt={in_trained / LAST}", "targets=data/demo/screen/pert_counts_Test.csv", "contexts=[simC]"]
-    done = vcell("infer", *wanted, f"out={tmp_path / 'q.h5ad'}", cwd=in_trained, preexec_fn=limited_to(60_000))
+    done = vcell("infer", *wanted, f"out={tmp_path / 'q.h5ad'}", cwd=in_trained, largest_file=60_000)
     assert_refused(done, "could not be written")
     assert not (tmp_path / "q.h5ad").exists() and not [p for p in tmp_path.iterdir() if p.name.endswith(".tmp")]
     real = in_trained / "data/demo/screen/truth/simC_test.h5ad"
     score = [f"pred={tmp_path / 'p.h5ad'}", f"real={real}", f"out={tmp_path / 's'}", "engine=fast"]
-    done = vcell("evaluate", *score, cwd=in_trained, preexec_fn=limited_to(5_000))
+    done = vcell("evaluate", *score, cwd=in_trained, largest_file=5_000)
     assert_refused(done, "could not be written")
     assert not [p for p in (tmp_path / "s").rglob("*") if p.suffix in (".html", ".json")]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SMALL
+from tests.conftest import RELEASE, SMALL
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,7 +41,7 @@ def test_installed_wheel_trains_in_an_empty_folder(wheel: Path, tmp_path: Path):
     python = tmp_path / "env" / "bin" / "python"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     install: list = [python, "-m", "pip", "install", "--quiet", wheel]
-    if os.environ.get("VCELL_RELEASE"):
+    if RELEASE:
         install += ["--constraint", ROOT / "constraints.txt"]
     else:
         install += ["--no-deps", "--no-index"]

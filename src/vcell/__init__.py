@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vcell import former
+from vcell.cli import former
 
 if TYPE_CHECKING:
     from vcell.challenge import Challenge
@@ -76,9 +76,14 @@ former.install()
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'vcell' has no attribute {name!r}")
+    import warnings
     from importlib import import_module
 
-    found = getattr(import_module(f"vcell.{_WHERE[name]}"), name)
+    with (
+        warnings.catch_warnings()
+    ):  # of a notebook without ipywidgets, from libraries that have progress bars of their own
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        found = getattr(import_module(f"vcell.{_WHERE[name]}"), name)
     globals()[name] = found
     return found
 

@@ -71,6 +71,16 @@ class Challenge:
     container: str | None = None
     scorer: str = "cell-eval"
 
+    @property
+    def scores_calls(self) -> bool:
+        """Whether its scores look at the genes that a test calls, more than at the error over all genes."""
+        return self.scorer == "cell-eval2"
+
+    @property
+    def amplitude(self) -> str:
+        """How large predicted changes have to be for its scores (`predict.options.PredictOptions`)."""
+        return "error" if self.scores_calls else "ranks"
+
     def __post_init__(self) -> None:
         for key, known in (("controls", CONTROLS), ("values", VALUES), ("container", CONTAINERS), ("scorer", SCORERS)):
             if (value := getattr(self, key)) not in known:

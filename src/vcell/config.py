@@ -37,7 +37,7 @@ FREE = {
 }  # fmt: skip
 FIXED = {
     "train": (
-        "name", "seed", "init_from", "compile", "perturbation", "optimizer", "schedule", "validation", "model", "loss",
+        "name", "seed", "effects", "init_from", "finetune", "lora", "compile", "perturbation", "optimizer", "schedule", "validation", "model", "loss",
         *(f"data.{key}" for key in (
             "name", "stores", "columns", "control", "labels", "context", "matrix", "scale", "normalised_to", "reconcile", "empty_cells",
             "genes", "rename", "zero_genes", "min_overlap", "obsm", "filter", "input", "hvg", "target_sum", "simulate", "required", "exclude",
@@ -50,7 +50,7 @@ FIXED = {
         )),
     ),
     "infer": (
-        "challenge", "ckpt", "targets", "contexts", "n_cells", "batches", "genes", "controls", "store", "perturbation", "predictor", "draw",
+        "challenge", "ckpt", "targets", "contexts", "n_cells", "batches", "genes", "controls", "store", "perturbation", "predictor", "draw", "counts", "knockdown", "amplitude",
         "target_sum", "max_controls", "compression", "sets_per_step", "seed", "trust",
     ),
     "package": (

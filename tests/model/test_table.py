@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from scipy import sparse
 
 from vcell.errors import VcellError
-from vcell.model.table import PerturbationTable
+from vcell.model.table import PerturbationTable, decision_lines, table_for
 
 
 class Harm:
@@ -93,3 +97,145 @@ def test_aliases_name_rows_of_the_table(table: PerturbationTable):
         table.with_aliases({"X": "STAT9"})
     with pytest.raises(VcellError, match="has already"):
         table.with_aliases({"MYC": "STAT1"})
+
+
+VECTORS = {"STAT1": [1.0, 2.0, 0.5], "MARCHF8": [3.0, -2.0, 0.25], "HOXA1": [0.0, 1.0, -1.5]}
+
+
+def written(folder: Path, kind: str) -> Path:
+    """The table of `VECTORS` as a file of a kind."""
+    path = folder / f"t.{kind.split()[0]}"
+    frame = pd.DataFrame.from_dict(VECTORS, orient="index")
+    if kind == "pt":
+        torch.save({gene: torch.tensor(v) for gene, v in VECTORS.items()}, path)
+    elif kind == "npz":
+        np.savez(path, genes=np.array(list(VECTORS)), emb=frame.to_numpy(np.float32))
+    elif kind == "csv with header":
+        frame.rename_axis("gene").to_csv(path)
+    elif kind == "csv of numbered columns":
+        frame.to_csv(path)
+    elif kind == "csv without header":
+        frame.to_csv(path, header=False)
+    elif kind == "txt of gene2vec":
+        path.write_text("3 3\n" + "".join(f"{g} {' '.join(map(str, v))} \n" for g, v in VECTORS.items()))
+    elif kind == "parquet by index":
+        frame.rename(columns=str).to_parquet(path)
+    elif kind == "parquet by column":
+        frame.rename(columns=str).rename_axis("gene").reset_index().to_parquet(path)
+    elif kind == "h5ad":
+        ad.AnnData(sparse.csr_matrix(frame.to_numpy(np.float32)), obs=pd.DataFrame(index=list(VECTORS))).write_h5ad(
+            path
+        )
+    elif kind == "pickle of lists":
+        path.write_bytes(pickle.dumps(VECTORS))
+    elif kind == "pkl of arrays":
+        path.write_bytes(pickle.dumps({gene: np.array(v) for gene, v in VECTORS.items()}))
+    return path
+
+
+KINDS = ["pt", "npz", "csv with header", "csv of numbered columns", "csv without header", "txt of gene2vec", "parquet by index", "parquet by column",
+         "h5ad", "pickle of lists", "pkl of arrays"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_file_is_read(kind: str, tmp_path: Path):
+    found = PerturbationTable.load(written(tmp_path, kind))
+    assert found.names == list(VECTORS)
+    torch.testing.assert_close(found.vectors, torch.tensor(list(VECTORS.values())))
+
+
+@pytest.mark.parametrize("suffix", ["pt", "npz", "csv", "txt", "parquet", "h5ad", "pickle", "pkl"])
+def test_code_in_place_of_a_table_is_refused_and_not_run(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / f"t.{suffix}"
+    path.write_bytes(pickle.dumps({"STAT1": Harm()}))
+    with pytest.raises(VcellError):
+        PerturbationTable.load(path)
+    assert "harm" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("t.csv", "gene,0,1\nA,1,2\nB,1\n", "vector of B is not as long"),
+        ("t.csv", "gene,0,1\nA,x,y\nB,z,w\n", "text where numbers are expected"),
+        ("t.csv", "gene,0,1\nA,1,2\nA,1,3\n", "distinct names"),
+        ("t.csv", "gene,0,1\nA,1,\nB,1,3\n", "NaN or infinity for A"),
+        ("t.txt", "3 2\nA 1 2\nB 3 4\n", "promises 3 vectors of 2"),
+        ("t.xlsx", "", "no perturbation table that vcell reads"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said(name: str, text: str, words: str, tmp_path: Path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(VcellError, match=words):
+        PerturbationTable.load(tmp_path / name)
+
+
+def settings(path: Path | None, **changes: object) -> dict[str, object]:
+    start = {
+        "path": None if path is None else str(path),
+        "standardise": False,
+        "aliases": None,
+        "combine": "sum",
+        "missing": "error",
+        "shuffle": None,
+    }
+    return {**start, **changes}
+
+
+def test_genes_are_found_under_their_other_names(tmp_path: Path):
+    path = written(tmp_path, "pt")
+    table = table_for(settings(path), ["STAT1", "MARCH8"], ["ENSG00000115415"])
+    assert table.lookup(["MARCH8", "ENSG00000115415"]).tolist() == [VECTORS["MARCHF8"], VECTORS["STAT1"]]
+    assert [(d.name, d.how, d.of) for d in table.decisions] == [
+        ("ENSG00000115415", "by name", "STAT1"),
+        ("MARCH8", "by name", "MARCHF8"),
+    ]
+    assert "2 perturbations under another name of their gene" in decision_lines(table.decisions)[0]
+
+
+@pytest.mark.parametrize("combine", ["sum", "mean"])
+def test_doubles_are_made_of_their_genes_in_any_order(combine: str, tmp_path: Path):
+    table = table_for(
+        settings(written(tmp_path, "pt"), combine=combine), ["STAT1+HOXA1", "HOXA1+STAT1", "HOXA1_MARCH8"], []
+    )
+    both = torch.tensor(VECTORS["STAT1"]) + torch.tensor(VECTORS["HOXA1"])
+    expected = both if combine == "sum" else both / 2
+    torch.testing.assert_close(table.lookup(["STAT1+HOXA1", "HOXA1+STAT1"]), torch.stack([expected, expected]))
+    assert "HOXA1_MARCH8" in table.row
+    with pytest.raises(VcellError, match=r"lacks 1 perturbations: HOXA1\+STAT1"):
+        table_for(settings(written(tmp_path, "pt"), combine=None), ["HOXA1+STAT1"], []).require(["HOXA1+STAT1"])
+
+
+def test_a_one_hot_table_knows_doubles_by_their_genes():
+    table = table_for(settings(None), ["KLF1", "MAP2K6", "KLF1+GATA1"], ["KLF1+MAP2K6", "MYC", "MYC+KLF1"])
+    assert table.width == 3  # GATA1, KLF1, MAP2K6
+    single, other, both, half = table.lookup(["KLF1", "MAP2K6", "KLF1+MAP2K6", "MYC+KLF1"])
+    assert torch.equal(both, single + other) and torch.equal(half, single)
+    assert table.silent_on(["KLF1", "KLF1+MAP2K6", "MYC", "MYC+KLF1"]) == ["MYC"]
+    before = table_for(
+        {"path": None, "standardise": True, "aliases": None}, ["KLF1", "KLF1+GATA1"], []
+    )  # of a checkpoint from before
+    assert before.width == 2
+
+
+def test_what_the_table_lacks_is_an_error_its_mean_or_that_of_the_family(tmp_path: Path):
+    path = written(tmp_path, "pt")
+    wanted = ["STAT1", "HOXA7", "XYZ"]
+    with pytest.raises(VcellError, match="lacks 2 perturbations: HOXA7, XYZ"):
+        table_for(settings(path), wanted, []).require(wanted)
+    mean = torch.tensor(list(VECTORS.values())).mean(0)
+    torch.testing.assert_close(table_for(settings(path, missing="mean"), wanted, []).lookup(["XYZ"])[0], mean)
+    family = table_for(settings(path, missing="family"), wanted, [])
+    assert family.lookup(["HOXA7"]).tolist() == [VECTORS["HOXA1"]]
+    assert any("HOXA7 = HOXA1" in line for line in decision_lines(family.decisions))
+    with pytest.raises(VcellError, match="missing=men"):
+        table_for(settings(path, missing="men"), wanted, [])
+
+
+def test_a_shuffled_table_has_the_same_vectors_under_other_names(tmp_path: Path):
+    path = written(tmp_path, "pt")
+    plain, one, same = (table_for(settings(path, shuffle=seed), ["STAT1"], []) for seed in (None, 3, 3))
+    assert torch.equal(one.vectors, same.vectors) and not torch.equal(one.vectors, plain.vectors)
+    assert sorted(one.vectors.tolist()) == sorted(plain.vectors.tolist()) and "shuffled, seed 3" in one.origin

@@ -112,6 +112,36 @@ def test_null_cells_are_called_for_about_no_gene(store: CellStore):
     assert np.mean(calls) < 0.01 * N_GENES
 
 
+def matched_cells(model: CountModel, store: CellStore, rate_G: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cells as drawn, and the same with their sums matched."""
+    rng = np.random.default_rng(seed)
+    controls = store.rows(rng.choice(store.n_cells, 200, replace=False))
+    drawn = model.draw(controls, rate_G, rng)
+    library_C = controls.library_size.astype(np.float64)
+    matched = model.matched(drawn, library_C, rate_G, rng)
+    wanted_G = rate_G * library_C.sum()
+    assert (matched.data > 0).all() and matched.has_sorted_indices
+    assert (np.abs(np.asarray(matched.sum(0)).ravel() - wanted_G) < 1).all()
+    return drawn.toarray(), matched.toarray()
+
+
+def test_matched_cells_have_the_wanted_sums_and_change_little(model: CountModel, store: CellStore, rates: np.ndarray):
+    rate_G = model.rate_G * np.where(
+        np.arange(N_GENES) % 10 == 0, 1.5, np.where(np.arange(N_GENES) % 10 == 1, 0.4, 1.0)
+    )
+    drawn, matched = matched_cells(model, store, rate_G, 0)
+    # a gene is only added to or only taken from, whichever its sum asks for
+    change = matched - drawn
+    assert not ((change > 0).any(0) & (change < 0).any(0)).any()
+    assert np.abs(change).sum() < 0.15 * drawn.sum()
+
+
+def test_matched_cells_without_an_effect_are_called_for_about_no_gene(model: CountModel, store: CellStore):
+    controls = log1p(all_counts(store))
+    calls = [called(log1p(matched_cells(model, store, model.rate_G, seed)[1]), controls).sum() for seed in range(5)]
+    assert np.median(calls) <= 1
+
+
 @pytest.fixture(scope="module")
 def planted(model: CountModel, store: CellStore, rates: np.ndarray) -> dict[str, np.ndarray]:
     """A hundred genes changed by half to three times; cells drawn from their true mean of log1p, and real ones."""

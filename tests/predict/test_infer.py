@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.conftest import infer_here
+from tests.conftest import BEFORE_RELEASE, infer_here
 from vcell.data.gather import Gather
 from vcell.data.sampler import CellSetSampler
 from vcell.data.store.store import CellStore
@@ -73,7 +73,7 @@ def test_infer_equals_validation(in_trained: Path, tmp_path: Path):
     groups = [("simC", p) for c, p in store.groups if c == "simC" and p != store.control]
     gather = Gather(store, module.identity.target_sum)
     target = groups[0][1]
-    found = predict(tmp_path / "p.h5ad", f"targets=[{target}]", "contexts=[simC]", "n_cells=8")
+    found = predict(tmp_path / "p.h5ad", f"targets=[{target}]", "contexts=[simC]", "n_cells=8", "knockdown=off")
     plan = CellSetSampler(store, groups, 8, 1).controls.plan("simC", target, 8, 8, seed=0)
     with torch.inference_mode():
         expected = module.predict(gather.to_device(gather.fetch(plan)))[0]
@@ -123,6 +123,7 @@ def test_baselines_predict_through_the_same_command(predictor: str, in_trained: 
     assert json.loads(found.uns["vcell"])["predictor"] == predictor
 
 
+@BEFORE_RELEASE  # `test_package` has its container compared with ours
 def test_official_prep_accepts_the_file(in_trained: Path, tmp_path: Path):
     pytest.importorskip("cell_eval")
     if not (shutil.which("zstd") and shutil.which("tar")):

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import infer_here
+from tests.forked import Forked
 from vcell.config import compose
 from vcell.data.store.store import CellStore
 from vcell.errors import VcellError
@@ -260,21 +258,16 @@ def test_parts_of_another_prediction_are_not_taken_up(
     assert (tmp_path / "p.h5ad").read_bytes() == (tmp_path / "whole.h5ad").read_bytes()
 
 
-def start(folder: Path, out: Path, *overrides: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "vcell.infer", f"out={out}", *overrides]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 @pytest.mark.slow
 def test_a_killed_prediction_goes_on_to_the_same_file(in_trained: Path, tmp_path: Path):
     """SIGKILL between parts; the same command then ends with the file of one never killed."""
     large = ["targets=[GENE0001,GENE0005,GENE0009]", "contexts=[simC]", "n_cells=3000", "draw=true"]
-    process = start(in_trained, tmp_path / "p.h5ad", *large)
+    process = Forked("vcell.infer", [f"out={tmp_path / 'p.h5ad'}", *large], in_trained, together=True)
     until = time.monotonic() + 120
     while not (tmp_path / "p.h5ad.parts" / "000000").is_dir():
-        assert process.poll() is None and time.monotonic() < until, process.stdout.read()  # type: ignore[union-attr]
+        assert process.poll() is None and time.monotonic() < until, process.stdout.read()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert not (tmp_path / "p.h5ad").exists()
     predict(tmp_path / "p.h5ad", *large)

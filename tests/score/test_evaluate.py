@@ -26,8 +26,10 @@ REAL = "data/demo/screen/truth/simC_test.h5ad"
 
 
 def score(out: Path, *overrides: str) -> pd.DataFrame:
-    drawn = [] if any(o.startswith("pictures=") for o in overrides) else ["pictures=false"]
-    evaluate(compose("evaluate", [f"out={out}", *drawn, *overrides]))
+    """What `vcell.evaluate` writes; with two baselines, and without pictures, unless asked for."""
+    usual = {"pictures": "false", "baselines": "[context_mean,perturbation_mean]"}
+    given = {o.partition("=")[0] for o in overrides}
+    evaluate(compose("evaluate", [f"out={out}", *(f"{k}={v}" for k, v in usual.items() if k not in given), *overrides]))
     return pd.read_csv(out / "scores.csv", index_col="predictor")
 
 
@@ -57,7 +59,7 @@ def real_as_log1p(target_sum: float) -> ad.AnnData:
 def test_table_equals_the_official_command(
     in_trained: Path, pred: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    scores = score(tmp_path / "ours", f"pred={pred}", f"real={REAL}")
+    scores = score(tmp_path / "ours", f"pred={pred}", f"real={REAL}", "baselines=all")
     target_sum = json.loads((tmp_path / "ours" / "scores.json").read_text())["target_sum"]["simC"]
     real_as_log1p(target_sum).write_h5ad(tmp_path / "real.h5ad")
     command = [sys.executable, "-m", "cell_eval", "run", "-ap", str(pred), "-ar", str(tmp_path / "real.h5ad"), "--pert-col", "target_gene", "--profile", "vcc", "-o", str(tmp_path / "official")]  # fmt: skip
@@ -67,7 +69,8 @@ def test_table_equals_the_official_command(
     for ours, theirs in (("DES", "overlap_at_N"), ("PDS", "discrimination_score_l1"), ("MAE", "mae")):
         assert scores.loc["model", ours] == pytest.approx(official[theirs], abs=1e-5)
     assert list(scores.index) == [
-        "model", "copied_controls", "context_mean", "perturbation_mean", "wrong_target", "cell_mean", "split_half"
+        "model", "copied_controls", "context_mean", "perturbation_mean", "additive", "ridge", "nearest", "covariance", "transfer",
+        "wrong_target", "cell_mean", "split_half",
     ]  # fmt: skip
     said = capsys.readouterr().out
     assert "perturbation_mean" in said and "report.html" in said and "runs/demo" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from typing import Any
@@ -66,7 +67,9 @@ FORMER_KEYS = dict.fromkeys(
 
 # what people give without a key, by command
 MAIN = {"inspect": "path", "prepare": "data.path", "train": "data.path", "crossval": "data.path", "infer": "ckpt",
-        "evaluate": "pred", "package": "pred", "simulate": "out"}  # fmt: skip
+        "evaluate": "pred", "package": "pred", "simulate": "out", "genes": "path", "embed": "fasta", "table": "path"}  # fmt: skip
+# commands with a word of what to do, and the key of the words after it: vcell genes lookup QARS TAZ
+DEEDS = {"genes": {"lookup": "names", "check": "path", "update": "path"}, "table": {"show": "path"}}
 # options of Hydra, and those of them that take a value of their own
 OPTIONS = {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--info", "-i", "--shell-completion", "-sc"}  # fmt: skip
 WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun"}  # fmt: skip
@@ -83,6 +86,7 @@ def readable(verb: str, arguments: list[str]) -> list[str]:
     VcellError
         For what is no KEY=VALUE, saying what was probably meant.
     """
+    arguments = _with_keys(verb, arguments)
     out, expects_value = [], False
     for number, argument in enumerate(arguments):
         if expects_value:
@@ -95,6 +99,25 @@ def readable(verb: str, arguments: list[str]) -> list[str]:
         else:
             out.append(_quoted(verb, argument, arguments))
     return out
+
+
+def _with_keys(verb: str, arguments: list[str]) -> list[str]:
+    """The arguments with the keys that a command of `DEEDS` does without."""
+    if verb not in DEEDS or not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
+        return arguments
+    deed, more = arguments[0], arguments[1:]
+    if deed not in DEEDS[verb]:
+        raise VcellError(f"vcell {verb} {deed}: it has {', '.join(DEEDS[verb])}.{nearest(deed, DEEDS[verb])}")
+    words = [a for a in more if "=" not in a and not a.startswith("-")]
+    rest = [a for a in more if a not in words]
+    key = DEEDS[verb][deed]
+    if key == "names":
+        words = [f"names={json.dumps(words)}"] if words else []
+    elif len(words) > 1:
+        raise VcellError(f"vcell {verb} {deed} takes one file, not {len(words)}: {' '.join(words)}")
+    else:
+        words = [f"{key}={word}" for word in words]
+    return [f"do={deed}", *words, *rest]
 
 
 def _check_option(verb: str, option: str, following: list[str]) -> None:

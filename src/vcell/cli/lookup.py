@@ -20,7 +20,12 @@ FILES = {
     "crossval": ("perturbation.path",),
     "prepare": (),
     "simulate": (),
+    "genes": ("path",),
+    "embed": ("fasta", "genes"),
+    "table": ("path", "of"),
 }
+
+OF_CELLS = "cells"  # `vcell.model.table.CELLS`, which is not loaded here: a table of the run's own cells
 
 
 def look_up(verb: str, config: Any) -> None:
@@ -36,7 +41,8 @@ def look_up(verb: str, config: Any) -> None:
         check_required(config.data)
     for key in () if simulated else FILES[verb]:
         for name in _names(config, key):
-            _must_be_there(key, name)
+            if (key, name) != ("perturbation.path", OF_CELLS):
+                _must_be_there(key, name)
     if verb in ("train", "crossval", "prepare"):
         _look_up_data(config, verb)
     if verb == "infer":

@@ -14,7 +14,19 @@ from vcell.stopping import listen
 from vcell.system import cores
 
 # in the order in which they are used
-VERBS = ("inspect", "prepare", "train", "infer", "evaluate", "package", "crossval", "simulate")
+VERBS = (
+    "inspect",
+    "prepare",
+    "train",
+    "infer",
+    "evaluate",
+    "package",
+    "crossval",
+    "simulate",
+    "genes",
+    "embed",
+    "table",
+)
 PACKAGE = Path(__file__).parents[1]
 COMPLETION = ("-sc", "--shell-completion")
 

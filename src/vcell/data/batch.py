@@ -37,6 +37,9 @@ class CellSetBatch:
     embedding_SCE: Tensor | None = None  # of the control cells, where the model sees one in place of expression
     context_S: Tensor | None = None  # int64, numbers of the contexts, where the model embeds them
     batch_SC: Tensor | None = None  # int64, of the control cells' batches
+    control_library_SC: Tensor | None = None  # float32, counts of the cells
+    perturbed_library_SC: Tensor | None = None
+    target_sum: float | None = None
 
     @property
     def n_cells(self) -> int:

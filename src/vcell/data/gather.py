@@ -134,7 +134,14 @@ class Gather:
         if sets.perturbed_SC is not None:
             perturbed_SCG = log1p_CG[n_control:].view(*sets.perturbed_SC.shape, self.store.n_genes)
         rest = [part if part is None else part.to(device, non_blocking=True) for part in fetched.rest]
-        return CellSetBatch(sets.contexts, sets.perturbations, control_SCG, perturbed_SCG, *rest)
+        library = cells.library_size.to(device, non_blocking=True)
+        controls = library[:n_control].view(sets.controls_SC.shape)
+        perturbed = None if sets.perturbed_SC is None else library[n_control:].view(sets.perturbed_SC.shape)
+        known_SG, embedding_SCE, context_S, batch_SC = rest
+        return CellSetBatch(
+            sets.contexts, sets.perturbations, control_SCG, perturbed_SCG, known_SG, embedding_SCE, context_S, batch_SC,
+            controls, perturbed, self.target_sum,
+        )  # fmt: skip
 
     def densify(self, cells: SparseTensors, device: torch.device | str) -> Tensor:
         """log1p of counts per target sum, ``(cells, genes)``."""

@@ -67,7 +67,7 @@ def describe(
     genes: str | Sequence[str] | None = None,
     sample: int = 500,
 ) -> Description:
-    """What a file or an AnnData holds: scale of its values, genes, labels, knock-down, and what to settle before it is used.
+    """What a file or an AnnData holds: scale of its values, genes, labels, knockdown, and what to settle before it is used.
 
     Parameters
     ----------

@@ -149,17 +149,17 @@ def _knockdown(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if k is None:
         return
     if not k["targets_judged"]:
-        yield "knock-down", f"{k['targets_measured']:,} targets are among the genes, all expressed too weakly to assess"
+        yield "knockdown", f"{k['targets_measured']:,} targets are among the genes, all expressed too weakly to assess"
         return
     yield (
-        "knock-down",
+        "knockdown",
         (
             f"targets keep {k['median_residual']:.0%} of their control expression (median of {k['targets_judged']:,} that can be assessed, "
             "all contexts together)"
         ),
     )
     if k["activation"]:
-        yield "", "targets are upregulated: an activation screen (CRISPRa); do not filter by knock-down"
+        yield "", "targets are upregulated: an activation screen (CRISPRa); do not filter by knockdown"
     elif k["unsilenced"]:
         worst = [f"{name} {left:.0%}" for name, left in reversed(k["unsilenced"].items())]
         yield "", f"{len(worst):,} look unsilenced (30% or more left): {shortlist(worst, 6)}"

@@ -20,8 +20,10 @@ from vcell.data.files.h5ad import Columns
 from vcell.data.gather import Gather
 from vcell.data.splits import Group
 from vcell.data.store.view import store_paths
+from vcell.effects.make import FITTED
+from vcell.effects.own_gene import measure_own_genes
 from vcell.errors import VcellError
-from vcell.model.table import PerturbationTable
+from vcell.model.table import PerturbationTable, table_for
 from vcell.model.transition import TransitionModel
 
 # a larger table stays in its file, and the checkpoint carries its path and checksum
@@ -29,7 +31,10 @@ LARGEST_TABLE_INSIDE = 64 * 2**20
 # what a model is told of the data and the table
 SIZES = ("n_genes", "perturbation_width", "input_width", "seen_genes", "n_contexts", "n_batches")
 # what a checkpoint may ask to be built, by the name it is given in one
-MODELS: dict[str, type[nn.Module]] = {"vcell.model.transition.TransitionModel": TransitionModel}
+MODELS: dict[str, type[nn.Module]] = {
+    "vcell.model.transition.TransitionModel": TransitionModel,
+    **{f"{made.__module__}.{made.__qualname__}": made for made in FITTED},
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,10 @@ class Identity:
         The perturbation table: ``origin``, ``fingerprint``, ``width``, ``names``, and ``vectors`` unless it is large.
     chosen_for
         ``score``, ``value`` and ``step`` of a best checkpoint; None for the others.
+    own_gene
+        By training context, the expression that targets keep of their own gene (`effects.own_gene`); None in checkpoints from before.
+    prior
+        What the predictor that the network starts from was fitted to, and has found; None for a network that starts from control cells.
     """
 
     vcell: str
@@ -69,6 +78,8 @@ class Identity:
     split: list[list[str]]
     table: Mapping[str, Any]
     chosen_for: Mapping[str, Any] | None = None
+    own_gene: Mapping[str, Any] | None = None
+    prior: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, plain: Any, path: Path) -> Identity:
@@ -82,7 +93,8 @@ class Identity:
         try:
             found = cls(**{field.name: plain[field.name] for field in fields(cls) if field.name in plain})
             found.set_size, found.columns, found.embedding, found.request, found.covariate_names  # noqa: B018  # they are there
-            wrong = [] if all(len(row) == 3 for row in found.split) else ["split"]
+            wrong = [] if _are_ratios(found.own_gene) else ["own_gene"]
+            wrong += [] if all(len(row) == 3 for row in found.split) else ["split"]
             wrong += [
                 name
                 for name, kind in (
@@ -178,6 +190,14 @@ def make_identity(
             "names": list(table.names),
             "vectors": table.vectors if inside else None,
         },
+        own_gene=measure_own_genes(gather, [group for group, split in assigned.items() if split == "train"]),
+    )
+
+
+def _are_ratios(own_gene: Any) -> bool:
+    return own_gene is None or all(
+        isinstance(context, str) and all(isinstance(value, float) for value in found.values()) and "ratio" in found
+        for context, found in own_gene.items()
     )
 
 
@@ -213,15 +233,6 @@ def read_identity(path: Path) -> Identity:
     return Identity.of(read_checkpoint(path)["vcell"], path)
 
 
-def load_table(perturbation: Any, trained: Sequence[str], held_out: Sequence[str]) -> PerturbationTable:
-    """The table a configuration asks for: `path`, or one-hot over the trained perturbations where path is null."""
-    if perturbation["path"] is None:
-        return PerturbationTable.one_hot(trained, held_out)
-    table = PerturbationTable.load(perturbation["path"])
-    table = table.standardised() if perturbation["standardise"] else table
-    return table.with_aliases(perturbation["aliases"] or {})
-
-
 def table_of(identity: Identity, given: PerturbationTable | None, path: Path) -> PerturbationTable:
     """The perturbation table of a checkpoint, or the one given in its place.
 
@@ -240,7 +251,7 @@ def table_of(identity: Identity, given: PerturbationTable | None, path: Path) ->
     if known["vectors"] is not None:
         return PerturbationTable(known["names"], known["vectors"], known["origin"])
     names, width = known["names"], known["width"]
-    table = load_table(identity.config["perturbation"], names[:width], names[width:])
+    table = table_for(identity.config["perturbation"], names[:width], names[width:])
     if table.fingerprint != known["fingerprint"]:
         raise VcellError(
             f"the perturbation table {known['origin']} has changed since {path} was trained; pass the table used in training: "

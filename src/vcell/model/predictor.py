@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from vcell.data.batch import CellSetBatch
+from vcell.effects.model import EffectModel
 
 
 @runtime_checkable
@@ -29,13 +30,14 @@ class TrainableModel(Protocol):
     Its constructor is given those of these sizes that it has parameters for: ``n_genes``, ``perturbation_width``, ``input_width`` (of the
     embedding that it sees, or None), ``seen_genes`` (numbers of the genes that it sees, or None), ``n_contexts``, ``n_batches``.
 
-    It may have three attributes more:
+    It may have four attributes more:
 
     - ``covariates``: those of ``context`` and ``batch`` that `forward` uses (default: none);
     - ``blocks``: its large parts, each of which is sharded by itself under FSDP (default: the network is sharded as a whole);
     - ``axes``: of parameters, by name, what the entries along a dimension stand for, ``{"decoder.weight": {0: "genes"}}``: ``genes``,
       ``input genes``, ``table columns``, ``contexts`` or ``batches``. A warm start then carries entries over by their names (default:
-      none; parameters of equal shape are carried over whole).
+      none; parameters of equal shape are carried over whole);
+    - ``prior``: a predictor made of effects, whose cells `forward` is given in place of control cells (default: None).
     """
 
     def __call__(
@@ -53,6 +55,12 @@ class TrainableModel(Protocol):
 def covariates_of(model: nn.Module) -> tuple[str, ...]:
     """Covariates that a network uses."""
     return tuple(getattr(model, "covariates", ()))
+
+
+def prior_of(model: nn.Module) -> EffectModel | None:
+    """The predictor made of effects from whose cells a network starts."""
+    found = getattr(model, "prior", None)
+    return found if isinstance(found, EffectModel) else None
 
 
 def blocks_of(model: nn.Module) -> Sequence[nn.Module]:

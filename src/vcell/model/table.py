@@ -1,22 +1,47 @@
-"""The perturbation table: each perturbation's vector, from a file or one-hot."""
+"""The perturbation table: each perturbation's vector, from a file or one-hot; what it says of names that it lacks."""
 
 from __future__ import annotations
 
 import hashlib
-import pickle
-import zipfile
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vcell.atomic import check_zip
+from vcell.data.files.genes import gene_names
 from vcell.errors import VcellError, nearest, shortlist
+from vcell.model.table_file import read_table_file
 
 ONE_HOT = "one-hot"
+CELLS = "cells"  # as a path: vectors from the run's own control cells (`coexpression`)
+COMBINE = ("sum", "mean", None)
+MISSING = ("error", "mean", "family")
+STEM = re.compile(r"^([A-Za-z][A-Za-z0-9-]*?[A-Za-z])\d+[A-Za-z]?$")  # HOXA of HOXA7, KLF of KLF1
+
+
+# ways in which a name gets a vector, in the words of a report
+HOW = {
+    "by name": "perturbations under another name of their gene",
+    "sum of": "of several genes, as the sum of their vectors",
+    "mean of": "of several genes, as the mean of their vectors",
+    "family": "perturbations are missing and get the mean of their gene family",
+    "mean": "perturbations are missing and get the mean of the table",
+    "mean in": "perturbations are missing in one of several tables, and get its mean there",
+}
+
+
+class Decision(NamedTuple):
+    """How a table came to have a vector for a name that it lacks."""
+
+    name: str
+    how: str  # by name, sum of, mean of, family, mean
+    of: str
 
 
 @dataclass(frozen=True)
@@ -31,11 +56,14 @@ class PerturbationTable:
         ``(names, width)``, float32.
     origin
         The file it came from, or `ONE_HOT`.
+    decisions
+        How names that the file lacks came to have a vector.
     """
 
     names: list[str]
     vectors: Tensor
     origin: str
+    decisions: tuple[Decision, ...] = ()
     row: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +84,11 @@ class PerturbationTable:
         digest = hashlib.blake2b("\n".join(self.names).encode(), digest_size=16)
         digest.update(self.vectors.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def is_one_hot(self) -> bool:
+        """Whether it names perturbations and says nothing of them."""
+        return self.origin == ONE_HOT
 
     def require(self, names: Sequence[str]) -> None:
         """Raises a `VcellError` that names the perturbations the table lacks."""
@@ -121,56 +154,188 @@ class PerturbationTable:
         """Those of `names` of which the table says nothing: held-out perturbations in a one-hot table."""
         if self.origin != ONE_HOT:
             return []
-        return sorted({n for n in names if n in self.row and self.row[n] >= self.width})
+        return sorted({n for n in names if n in self.row and not self.vectors[self.row[n]].any()})
 
     @classmethod
     def load(cls, path: str | Path) -> PerturbationTable:
-        """Reads a table.
-
-        ``.pt``: a dict from gene to vector, as the challenge's ``ESM2_pert_features.pt``, read without unpickling
-        anything but tensors. ``.npz``: arrays `genes` (names) and `emb` (vectors).
+        """Reads a table; its formats and errors are those of `table_file.read_table_file`.
 
         Raises
         ------
         VcellError
-            If the file is absent, is not such a table, or its vectors differ in length.
+            Also if names are doubled, or a vector holds NaN or infinity.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise VcellError(f"no such perturbation table: {path} (looked from {Path.cwd()}). Set perturbation.path")
-        names, vectors = _read_npz(path) if path.suffix == ".npz" else _read_pt(path)
-        if not names:
-            raise VcellError(f"the perturbation table {path} is empty")
+        names, vectors = read_table_file(Path(path))
         return cls(names, vectors, str(path))
 
+    def shuffled(self, seed: int) -> PerturbationTable:
+        """The same vectors, dealt to the names at random: what a model still predicts with it, it does not know from the table."""
+        order = np.random.default_rng(seed).permutation(len(self.names))
+        return PerturbationTable(
+            self.names, self.vectors[torch.from_numpy(order)], f"{self.origin} (shuffled, seed {seed})"
+        )
 
-def _read_pt(path: Path) -> tuple[list[str], Tensor]:
-    try:
-        check_zip(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise VcellError(f"no permission to read {path}. Ask its owner for it: chmod a+r {path}") from error
-    except pickle.UnpicklingError as error:
+    def covering(self, names: Sequence[str], combine: str | None = None, missing: str = "error") -> PerturbationTable:
+        """The table with a row for each of `names` that it can say something of; `decisions` tell how.
+
+        Names it lacks are understood through HGNC (MARCH8 is MARCHF8). ``A+B``, and every other way to write it, gets its genes' rows, combined.
+
+        Parameters
+        ----------
+        combine
+            ``sum`` or ``mean`` of the genes of a perturbation of several; None leaves such names missing.
+        missing
+            What the others get: ``error`` leaves them missing, ``mean`` is the mean of the table, ``family`` that of the genes with the same
+            stem (HOXA7: of HOXA1, HOXA2 ...), where there are any.
+        """
+        if combine not in COMBINE or missing not in MISSING:
+            raise VcellError(
+                f"perturbation.combine={combine} must be one of {', '.join(str(c or 'null') for c in COMBINE)}, and perturbation.missing={missing} "
+                f"one of {', '.join(MISSING)}"
+            )
+        found: dict[str, Tensor] = {}
+        decisions: list[Decision] = []
+        for name in dict.fromkeys(names):
+            if name not in self.row and (said := self._understood(name, combine, missing)) is not None:
+                found[name] = said[0]
+                decisions.append(Decision(name, *said[1:]))
+        if not found:
+            return self
+        vectors = torch.cat([self.vectors, torch.stack(list(found.values()))])
+        return PerturbationTable([*self.names, *found], vectors, self.origin, (*self.decisions, *decisions))
+
+    def _understood(self, name: str, combine: str | None, missing: str) -> tuple[Tensor, str, str] | None:
+        known = gene_names()
+        if not self.is_one_hot and (row := self._row_of(name)) is not None:
+            return self.vectors[row], "by name", self.names[row]
+        genes = known.parts(name, self._known)
+        rows = [self._row_of(gene) for gene in genes]
+        if len(genes) == 1 and rows[0] is not None and not self.is_one_hot:
+            return self.vectors[rows[0]], "by name", self.names[rows[0]]
+        if len(genes) > 1 and combine is not None and all(row is not None for row in rows):
+            parts = self.vectors[[row for row in rows if row is not None]]
+            return parts.sum(0) if combine == "sum" else parts.mean(0), f"{combine} of", "+".join(genes)
+        if missing == "family" and (kin := self._family(name)):
+            return self.vectors[[self.row[one] for one in kin]].mean(0), "family", shortlist(kin, 4)
+        if missing == "error" or self.is_one_hot:
+            return None
+        return self.vectors.mean(0), "mean", "the whole table"
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.names)
+
+    @cached_property
+    def _by_symbol(self) -> dict[str, list[int]]:
+        """Rows by the approved symbol that their names mean."""
+        found: dict[str, list[int]] = {}
+        for row, name in enumerate(self.names):
+            if symbol := gene_names().meaning(name).symbol:
+                found.setdefault(symbol, []).append(row)
+        return found
+
+    def _row_of(self, gene: str) -> int | None:
+        """The row of a gene under its name, or under another name of it."""
+        if gene in self.row:
+            return self.row[gene]
+        symbol = gene_names().meaning(gene).symbol
+        rows = self._by_symbol.get(symbol, []) if symbol else []
+        return rows[0] if len(rows) == 1 else None
+
+    def _family(self, name: str) -> list[str]:
+        stem = STEM.match(name)
+        return [] if stem is None else [n for n in self.names if (m := STEM.match(n)) and m[1] == stem[1]]
+
+
+def table_for(
+    perturbation: Mapping[str, Any],
+    trained: Sequence[str],
+    held_out: Sequence[str],
+    of_cells: Callable[[], PerturbationTable] | None = None,
+) -> PerturbationTable:
+    """The table that a configuration asks for, with the rows that a run's perturbations need: of a file, of several joined, or one-hot.
+
+    Parameters
+    ----------
+    perturbation
+        The keys of the configuration's `perturbation`; checkpoints from before lack some.
+    trained, held_out
+        Perturbations of the run. A one-hot table has a column for each gene among the trained ones: of ``A+B``, one for A and one for B.
+    of_cells
+        Makes the table that `CELLS` stands for.
+
+    Raises
+    ------
+    VcellError
+        If a table cannot be read, or `CELLS` is asked for where no cells are at hand.
+    """
+    every = sorted({*trained, *held_out})
+    path = perturbation["path"]
+    if path is None:
+        return _one_hot(perturbation.get("combine"), trained, held_out, every)
+    paths = [path] if isinstance(path, str) else list(path)
+    return joined([_one_table(str(one), perturbation, every, of_cells) for one in paths], every)
+
+
+def _one_hot(
+    combine: str | None, trained: Sequence[str], held_out: Sequence[str], every: Sequence[str]
+) -> PerturbationTable:
+    if combine is None:
+        return PerturbationTable.one_hot(trained, held_out)
+
+    def genes_of(names: Sequence[str]) -> list[str]:
+        several = {name: gene_names().parts(name, frozenset(every)) for name in names}
+        return [gene for name, genes in several.items() for gene in (genes if len(genes) > 1 else (name,))]
+
+    return PerturbationTable.one_hot(genes_of(trained), genes_of(held_out)).covering(every, combine)
+
+
+def _one_table(
+    path: str, perturbation: Mapping[str, Any], every: Sequence[str], of_cells: Callable[[], PerturbationTable] | None
+) -> PerturbationTable:
+    if path == CELLS and of_cells is None:
         raise VcellError(
-            f"{path} holds more than tensors, and loading it could run code. Save a plain dict from gene "
-            "to tensor: torch.save({gene: tensor, ...}, path)"
-        ) from error
-    except Exception as error:
-        raise VcellError(f"{path} cannot be read as a torch file ({type(error).__name__}: {error})") from error
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise VcellError(f"{path} must contain a dict from gene to tensor; it contains {type(content).__name__}")
-    lengths = sorted({v.numel() for v in content.values()})
-    if len(lengths) > 1:
-        raise VcellError(f"the vectors of {path} differ in length: {shortlist(map(str, lengths))}")
-    vectors = [v.reshape(-1).float() for v in content.values()]
-    return [str(k) for k in content], torch.stack(vectors) if vectors else torch.empty(0, 0)
+            "this run's perturbation table was made of its control cells, and is too large for its checkpoint: train again with fewer genes"
+        )
+    table = of_cells() if path == CELLS and of_cells is not None else PerturbationTable.load(path)
+    if (seed := perturbation.get("shuffle")) is not None:
+        table = table.shuffled(int(seed))
+    table = table.standardised() if perturbation["standardise"] else table
+    aliases = {k: v for k, v in (perturbation["aliases"] or {}).items() if path != CELLS or v in table.row}
+    return table.with_aliases(aliases).covering(
+        every, perturbation.get("combine"), perturbation.get("missing") or "error"
+    )
 
 
-def _read_npz(path: Path) -> tuple[list[str], Tensor]:
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            return content["genes"].astype(str).tolist(), torch.from_numpy(content["emb"].astype(np.float32))
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise VcellError(
-            f"{path} must contain the arrays 'genes' and 'emb' without pickled objects: {error}"
-        ) from error
+def joined(tables: Sequence[PerturbationTable], wanted: Sequence[str] = ()) -> PerturbationTable:
+    """One table whose vectors are those of several, one after the other. A name that some lack gets their mean there.
+
+    Parameters
+    ----------
+    wanted
+        Names for which it is reported.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    names = list(dict.fromkeys(name for table in tables for name in table.names))
+    parts = []
+    for table in tables:
+        mean = table.vectors.mean(0)
+        parts.append(torch.stack([table.vectors[table.row[name]] if name in table.row else mean for name in names]))
+    known = {name for name in wanted if any(name in table.row for table in tables)}
+    lacking = [Decision(n, "mean in", t.origin) for t in tables for n in sorted(known) if n not in t.row]
+    decisions = [decision for table in tables for decision in table.decisions] + lacking
+    return PerturbationTable(names, torch.cat(parts, 1), " + ".join(t.origin for t in tables), tuple(decisions))
+
+
+def decision_lines(decisions: Sequence[Decision]) -> list[str]:
+    """What was done with names that a table lacks, a line for each way."""
+    lines = []
+    for how, said in HOW.items():
+        if some := [
+            d.name if d.of == d.name else f"{d.name} {'is' if how == 'by name' else '='} {d.of}"
+            for d in decisions
+            if d.how == how
+        ]:
+            lines.append(f"{len(some):,} {said}: {shortlist(some, 4)}")
+    return lines

@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from vcell.data.batch import CellSetBatch
+from vcell.effects.model import EffectModel
 from vcell.errors import VcellError
 from vcell.model.checkpoint import Identity, make_model, read_checkpoint, table_of
+from vcell.model.lora import merged
+from vcell.model.negative_binomial import CountLaw, draw
+from vcell.model.predictor import prior_of
 from vcell.model.table import PerturbationTable
 
 
@@ -33,6 +37,22 @@ class TrainedModel:
     table: PerturbationTable
     identity: Identity
     _vectors: Tensor | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self._share_table()
+
+    def cover(self, perturbations: Sequence[str]) -> None:
+        """Gives the table a row for each of these that it can say something of: other names of genes that it has, genes in combination."""
+        asked = self.identity.config.get("perturbation") or {}
+        table = self.table.covering(perturbations, asked.get("combine"), asked.get("missing") or "error")
+        if table is not self.table:
+            self.table, self._vectors = table, None
+            self._share_table()
+
+    def _share_table(self) -> None:
+        for one in (self.model, prior_of(self.model)):
+            if isinstance(one, EffectModel):
+                one.use_table(self.table)
 
     @classmethod
     def load(
@@ -70,24 +90,53 @@ class TrainedModel:
             weights = {
                 k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")
             }
+            weights = merged(weights, identity.config)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise VcellError(
                 f"the checkpoint {path} has a damaged description of its model ({type(error).__name__}: {error})"
             ) from error
         try:
             network.load_state_dict(weights)
+            if (prior := prior_of(network)) is not None:
+                prior.set_extra_state(identity.prior)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # of a model that keeps names and effects
+            raise VcellError(
+                f"the checkpoint {path} has a damaged model ({type(error).__name__}: {error}); train it again"
+            ) from error
         except RuntimeError as error:
             raise VcellError(f"the weights in {path} do not fit the model it names: {error}") from error
         return cls(network.eval(), table, identity)
 
     def predict(self, batch: CellSetBatch) -> Tensor:
         """Predicted cells, log1p of counts per target sum, ``(sets, cells, genes)``."""
-        control_SCG = batch.control_SCG
+        if isinstance(self.model, EffectModel):
+            return self.model.predict(batch)
+        control_SCG = self._start(batch)
+        said = self._say(batch, control_SCG)
+        predicted_SCG: Tensor = draw(said, batch) if isinstance(said, CountLaw) else said
+        prior = prior_of(self.model)
+        if prior is not None and prior.amplitude != "error" and not self.model.training:
+            # the network has learnt what to add at the prior's usual amplitude
+            predicted_SCG = (predicted_SCG + (prior.predict(batch) - control_SCG)).relu()
+        return predicted_SCG
+
+    def say(self, batch: CellSetBatch) -> Tensor | CountLaw:
+        """What the network says of a batch: predicted cells, or the law that their counts follow."""
+        return self._say(batch, self._start(batch))
+
+    def _say(self, batch: CellSetBatch, control_SCG: Tensor) -> Tensor | CountLaw:
         vectors_SP = self._lookup(batch.perturbations, control_SCG.device)
-        predicted_SCG: Tensor = self.model(
+        said: Tensor | CountLaw = self.model(
             control_SCG, vectors_SP, batch.embedding_SCE, batch.context_S, batch.batch_SC
         )
-        return predicted_SCG
+        return said
+
+    def _start(self, batch: CellSetBatch) -> Tensor:
+        """The cells that the network changes: control cells, or its prior's."""
+        prior = prior_of(self.model)
+        if prior is None:
+            return batch.control_SCG
+        return prior.training_start(batch) if self.model.training else prior.predict(batch, "error")
 
     def to(self, device: torch.device | str) -> TrainedModel:
         """Moves the network to `device`; gives the same object."""

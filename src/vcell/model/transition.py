@@ -16,10 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vcell.effects.make import BASELINES
+from vcell.effects.model import EffectModel
 from vcell.errors import VcellError, nearest
 from vcell.model.layers import Block, Covariate, RMSNorm, mlp
+from vcell.model.negative_binomial import CountLaw
 
-HEADS = ("expression", "state_hidden", "state_bottleneck")
+HEADS = ("expression", "nb", "state_hidden", "state_bottleneck")
+LARGEST_CHANGE = 8.0  # of the logarithm of a mean count
+LOG_FLOOR = -5.0  # of counts per target sum, before it is learnt
 COVARIATES = ("context", "batch")
 
 
@@ -38,11 +43,15 @@ class TransitionModel(nn.Module):
     dropout
         Between those layers.
     head
-        ``expression``: the decoder's output is a change of log1p expression, 0 at the start. ``state_hidden``: STATE's head for
+        ``expression``: the decoder's output is a change of log1p expression, 0 at the start. ``nb``: of the logarithm of the mean count,
+        beside a dispersion for each gene; trained by the likelihood of the counts, which predictions are drawn from. ``state_hidden``: STATE's head for
         HVG, whose residual is added to the encoded cell before the decoder. ``state_bottleneck``: STATE's head for all genes,
         whose sum of decoder and control passes a bottleneck of an eighth of the genes.
     covariates
         Of ``context`` and ``batch``, those that are embedded and added. One never trained on gets the mean embedding.
+    prior
+        A predictor made of effects (``transfer``, or another of `effects.make.BASELINES`) from whose cells the network starts in place of
+        control cells. It is fitted before training, and kept in the checkpoint.
     checkpoint_activations
         Computes each block's activations again in the backward pass instead of keeping them: less memory, more time.
     """
@@ -63,6 +72,7 @@ class TransitionModel(nn.Module):
         dropout: float = 0.1,
         head: str = "expression",
         covariates: Sequence[str] = (),
+        prior: str | None = None,
         checkpoint_activations: bool = False,
         input_width: int | None = None,
         seen_genes: Sequence[int] | None = None,
@@ -74,7 +84,13 @@ class TransitionModel(nn.Module):
             raise VcellError(f"model.head={head} must be one of {', '.join(HEADS)}.{nearest(head, HEADS)}")
         if unknown := sorted(set(covariates) - set(COVARIATES)):
             raise VcellError(f"model.covariates names {unknown[0]!r}; there are {', '.join(COVARIATES)}")
+        if prior is not None and prior not in BASELINES:
+            raise VcellError(
+                f"model.prior={prior} must be null or one of {', '.join(BASELINES)}.{nearest(prior, BASELINES)}"
+            )
         self.n_genes, self.input_width, self.head = n_genes, input_width, head
+        # in a list, for it is no part of the weights
+        self._prior: list[EffectModel] = [] if prior is None else [BASELINES[prior](n_genes)]
         self.checkpoint_activations = checkpoint_activations
         self.register_buffer(
             "seen_genes", None if seen_genes is None else torch.as_tensor(seen_genes), persistent=False
@@ -88,11 +104,21 @@ class TransitionModel(nn.Module):
         self.norm = RMSNorm(hidden)
         self.decoder = mlp(hidden, hidden, n_genes, decoder_layers, dropout)
         self.bottleneck = mlp(n_genes, n_genes // 8, n_genes, 2, 0.0) if head == "state_bottleneck" else None
-        if head == "expression":
+        if head == "nb":
+            self.shape_head = nn.Linear(hidden, n_genes)
+            self.log_floor_G = nn.Parameter(torch.zeros(n_genes))
+            nn.init.zeros_(self.shape_head.weight)
+            nn.init.zeros_(self.shape_head.bias)
+        if head in ("expression", "nb"):
             last = self.decoder[-1]
             assert isinstance(last, nn.Linear)
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
+
+    @property
+    def prior(self) -> EffectModel | None:
+        """What the network starts from, where it is not control cells."""
+        return self._prior[0] if self._prior else None
 
     @property
     def covariates(self) -> tuple[str, ...]:
@@ -104,6 +130,8 @@ class TransitionModel(nn.Module):
         """What the entries of its parameters stand for, where it has one for each gene, table column, context or batch."""
         last = len(self.decoder) - 1
         found = {f"decoder.{last}.weight": {0: "genes"}, f"decoder.{last}.bias": {0: "genes"}}
+        if self.head == "nb":
+            found |= {"shape_head.weight": {0: "genes"}, "shape_head.bias": {0: "genes"}, "log_floor_G": {0: "genes"}}
         if self.input_width is None:
             found["cell_encoder.0.weight"] = {1: "input genes"}
         return found | {
@@ -119,13 +147,13 @@ class TransitionModel(nn.Module):
         embedding_SCE: Tensor | None = None,
         context_S: Tensor | None = None,
         batch_SC: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor | CountLaw:
         """Predicted cells.
 
         Parameters
         ----------
         control_SCG
-            Control cells, log1p of counts, ``(sets, cells, genes)``.
+            Control cells, log1p of counts, ``(sets, cells, genes)``; with a prior, its cells.
         perturbation_SP
             One vector per set, ``(sets, perturbation_width)``.
         embedding_SCE
@@ -136,8 +164,8 @@ class TransitionModel(nn.Module):
 
         Returns
         -------
-        log1p of counts on the same scale, ``(sets, cells, genes)``, not negative. Permuting the cells of a set
-        permutes the output the same way.
+        log1p of counts on the same scale, ``(sets, cells, genes)``, not negative. Permuting the cells of a set permutes the output
+        the same way. With ``head=nb``: the law that the counts of the set's cells follow.
         """
         encoded_SCD = self.cell_encoder(self._seen(control_SCG, embedding_SCE))
         hidden_SCD = encoded_SCD + self.perturbation_encoder(perturbation_SP).unsqueeze(1)
@@ -158,10 +186,20 @@ class TransitionModel(nn.Module):
             return embedding_SCE
         return control_SCG if self.seen_genes is None else control_SCG.index_select(2, self.seen_genes)
 
-    def _decode(self, hidden_SCD: Tensor, encoded_SCD: Tensor, control_SCG: Tensor) -> Tensor:
+    def _decode(self, hidden_SCD: Tensor, encoded_SCD: Tensor, control_SCG: Tensor) -> Tensor | CountLaw:
+        if self.head == "nb":
+            return self._law(hidden_SCD, control_SCG)
         if self.head == "state_hidden":
             return self.decoder(hidden_SCD + encoded_SCD).float().relu()
         cells_SCG = control_SCG + self.decoder(hidden_SCD).float()
         if self.bottleneck is not None:
             cells_SCG = self.bottleneck(cells_SCG).float()
         return cells_SCG.relu()
+
+    def _law(self, hidden_SCD: Tensor, control_SCG: Tensor) -> CountLaw:
+        """Rates as those of the set's control cells, changed by the decoder; a gene that they do not show has a small one that is learnt."""
+        summary_SD = hidden_SCD.mean(1)
+        change_SG = self.decoder(summary_SD).float().clamp(-LARGEST_CHANGE, LARGEST_CHANGE)
+        base_SG = torch.expm1(control_SCG.float()).mean(1)
+        floor_G = (self.log_floor_G.float() + LOG_FLOOR).exp()
+        return CountLaw((base_SG + floor_G) * change_SG.exp(), self.shape_head(summary_SD).float())

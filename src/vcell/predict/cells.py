@@ -23,6 +23,8 @@ from vcell.data.files.normalize import change_target_sum
 from vcell.data.gather import Gather
 from vcell.data.sampler import COUNTS, ControlPool
 from vcell.data.store.store import Cells, SparseCells
+from vcell.effects.model import EffectModel
+from vcell.effects.own_gene import OwnGenes
 from vcell.errors import VcellError
 from vcell.model.predictor import Predictor
 from vcell.predict.counts import CountModel, again
@@ -79,19 +81,29 @@ class CellMaker(Protocol):
 
 
 @dataclass(frozen=True)
-class ExpectedCells:
-    """What the predictor says of each control cell. Genes that it does not predict keep the control cell's value."""
+class PredictedCells:
+    """Base of makers whose cells are the predictor's own, one for each control cell."""
 
     predictor: Predictor
     source: Source
     layout: Layout
     device: torch.device | str = "cpu"
 
+    def predicted(self, wanted: Sequence[Wanted]) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Set by set: control cells, and what is predicted from them, ``(cells, genes)`` of the predictor, finite."""
+        for number, controls, _, predicted_CP in predicted_sets(self.predictor, self.source, wanted, self.device):
+            check_finite(predicted_CP, wanted[number])
+            yield controls, predicted_CP
+
+
+@dataclass(frozen=True)
+class ExpectedCells(PredictedCells):
+    """What the predictor says of each control cell. Genes that it does not predict keep the control cell's value."""
+
     def cells(self, wanted: Sequence[Wanted]) -> Iterator[sparse.csr_matrix]:
         source, predicted_genes = self.source, self.source.predicted_genes
         whole = Gather(source.store, source.gather.target_sum)
-        for number, controls, _, predicted_CP in predicted_sets(self.predictor, source, wanted, self.device):
-            check_finite(predicted_CP, wanted[number])
+        for controls, predicted_CP in self.predicted(wanted):
             if source.gather.store.genes == source.store.genes:
                 cells_CG = predicted_CP
             else:
@@ -101,6 +113,25 @@ class ExpectedCells:
             yield self.layout.of_log1p(
                 change_target_sum(cells_CG, source.gather.target_sum, self.layout.target_sum).cpu().numpy()
             )
+
+
+@dataclass(frozen=True)
+class CountedCells(PredictedCells):
+    """Whole counts of a predictor whose cells are draws of counts already. Genes that it does not predict keep the control cell's."""
+
+    def cells(self, wanted: Sequence[Wanted]) -> Iterator[sparse.csr_matrix]:
+        source, predicted_genes = self.source, self.source.predicted_genes
+        known = np.flatnonzero(predicted_genes >= 0)
+        for controls, predicted_CP in self.predicted(wanted):
+            rows = source.store.rows(controls)
+            size_C1 = rows.library_size.astype(np.float64)[:, None] / source.gather.target_sum
+            counts_CG = as_csr(rows, source.store.n_genes).toarray().astype(np.int64)
+            before_C = counts_CG.sum(1)
+            counts_CG[:, predicted_genes[known]] = np.rint(
+                np.expm1(predicted_CP.double().cpu().numpy()[:, known]) * size_C1
+            )
+            library_C = rows.library_size + counts_CG.sum(1) - before_C
+            yield self.layout.of_counts(sparse.csr_matrix(counts_CG), library_C)
 
 
 class Effects(Protocol):
@@ -136,6 +167,32 @@ class PredictedEffects:
         return found
 
 
+@dataclass(frozen=True)
+class MeasuredEffects:
+    """Rates as a predictor made of effects gives them, relative to the control cells of the context."""
+
+    model: EffectModel
+    source: Source
+    models: CountModels
+    calls: bool = False  # whether fold changes of called genes matter most
+    own: OwnGenes | None = None
+
+    def rates(self, wanted: Sequence[Wanted]) -> list[np.ndarray]:
+        predicted_genes = self.source.predicted_genes
+        known = predicted_genes >= 0
+        found = []
+        for group in wanted:
+            rate_G = self.models.of(group.context).rate_G.copy()
+            ratio_P = self.model.ratios(group.context, [group.perturbation], self.calls)[0]
+            if not np.isfinite(ratio_P).all():
+                raise VcellError(f"the prediction of {group.perturbation} in {group.context} holds NaN or infinity")
+            if self.own is not None:
+                self.own.set_rates(group.context, group.perturbation, ratio_P, np.ones_like(ratio_P))
+            rate_G[predicted_genes[known]] *= ratio_P[known]
+            found.append(rate_G)
+        return found
+
+
 class CountModels:
     """The count model of each context, fitted when first asked for."""
 
@@ -157,6 +214,7 @@ class DrawnCells:
     source: Source
     layout: Layout
     models: CountModels
+    matched: bool = False  # whether each gene's sum over the cells is made what its rate says
 
     def cells(self, wanted: Sequence[Wanted]) -> Iterator[sparse.csr_matrix]:
         tasks = []
@@ -173,7 +231,10 @@ class DrawnCells:
         name = f"{group.context}\t{group.perturbation}\t{start}"
         rng = np.random.default_rng([self.source.seed, COUNTS, *name.encode()])
         rows = self.source.store.rows(cells)
-        counts = self.models.of(group.context).draw(rows, rate_G, rng, again_C)
+        model = self.models.of(group.context)
+        counts = model.draw(rows, rate_G, rng, again_C)
+        if self.matched and (rate_G != model.rate_G).any():  # with no effect, cells are the control cells themselves
+            counts = model.matched(counts, rows.library_size.astype(np.float64), rate_G, rng)
         before_C = np.bincount(np.repeat(np.arange(len(cells)), np.diff(rows.indptr)), rows.values, len(cells))
         library_C = rows.library_size + np.asarray(counts.sum(axis=1)).ravel() - before_C
         return self.layout.of_counts(counts, library_C)

@@ -173,6 +173,46 @@ class CountModel:
         counts.sort_indices()
         return counts
 
+    def matched(
+        self, counts: sparse.csr_matrix, library_C: np.ndarray, rate_G: np.ndarray, rng: np.random.Generator
+    ) -> sparse.csr_matrix:
+        """The same cells, with molecules added or taken away until each gene's sum over them is what its rate says, to the molecule.
+
+        Drawn cells are a sample: their mean strays from the rate as that of any few cells does, and beside a weak effect that is most of
+        what a scorer sees. Molecules that are taken away are spread evenly over those there; added ones fall on cells by library size.
+
+        Parameters
+        ----------
+        counts
+            Cells as drawn, ``(cells, genes)``.
+        library_C
+            Library sizes of the control cells behind them.
+        rate_G
+            Wanted shares of a library, ``(genes)``.
+        """
+        wanted_G = np.floor(rate_G * library_C.sum() + rng.random(len(rate_G))).astype(np.int64)
+        shuffled = rng.permutation(counts.shape[0])
+        columns = counts[shuffled].tocsc()
+        before = np.concatenate([[0], np.cumsum(columns.data)])
+        sum_G = before[columns.indptr[1:]] - before[columns.indptr[:-1]]
+        # every molecule of a gene stays with the same probability: the numbers up to each cell are scaled and rounded down
+        gene = row_of(columns.indptr)
+        within = before[1:] - before[columns.indptr[:-1]][gene]
+        reached = within * np.minimum(wanted_G, sum_G)[gene] // sum_G[gene]
+        columns.data = np.diff(reached, prepend=0)
+        first = columns.indptr[:-1][np.diff(columns.indptr) > 0]
+        columns.data[first] = reached[first]
+        missing_G = np.maximum(wanted_G - sum_G, 0)
+        cell = np.searchsorted(
+            np.cumsum(library_C[shuffled]) / library_C.sum(), rng.random(int(missing_G.sum())), side="right"
+        )
+        place = np.minimum(cell, len(library_C) - 1), np.repeat(np.arange(len(rate_G)), missing_G)
+        added = sparse.csr_matrix((np.ones(len(cell), np.int64), place), columns.shape)
+        total = sparse.csr_matrix(columns.tocsr() + added)[np.argsort(shuffled)]
+        total.eliminate_zeros()
+        total.sort_indices()
+        return total
+
     def _other_cells(
         self, counts: sparse.csr_matrix, library_C: np.ndarray, again_C: np.ndarray, rng: np.random.Generator
     ) -> sparse.csr_matrix:

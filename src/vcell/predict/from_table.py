@@ -14,7 +14,7 @@ from vcell.data.gather import Gather
 from vcell.data.sampler import ControlPool
 from vcell.data.store.store import Cells, CellStore
 from vcell.errors import VcellError, shortlist
-from vcell.model.baselines import MeanEffect
+from vcell.model.mean_effect import MeanEffect
 from vcell.predict.cells import CellMaker, CountModels, DrawnCells, ExpectedCells, Source
 from vcell.predict.controls import control_store, joined_genes
 from vcell.predict.options import PredictOptions

@@ -13,11 +13,26 @@ from vcell.data.gather import Gather
 from vcell.data.sampler import ControlPool
 from vcell.data.store.store import Cells
 from vcell.data.store.view import with_genes
+from vcell.effects.baselines import CopiedControls
+from vcell.effects.model import EffectModel
+from vcell.effects.own_gene import OwnGenes, WithOwnGenes, own_genes
 from vcell.errors import VcellError, shortlist
+from vcell.model.blend import Blend
 from vcell.model.checkpoint import Identity
 from vcell.model.predictor import Predictor, covariates_of
+from vcell.model.table import decision_lines
 from vcell.model.trained import TrainedModel
-from vcell.predict.cells import CountModels, DrawnCells, ExpectedCells, PredictedEffects, Source
+from vcell.predict.cells import (
+    CellMaker,
+    CountedCells,
+    CountModels,
+    DrawnCells,
+    Effects,
+    ExpectedCells,
+    MeasuredEffects,
+    PredictedEffects,
+    Source,
+)
 from vcell.predict.controls import is_store, open_controls, store_of
 from vcell.predict.layout import Layout
 from vcell.predict.options import PredictOptions
@@ -25,9 +40,12 @@ from vcell.predict.parts import PartsFolder
 from vcell.predict.plan import PredictionPlan, make_layout, plan
 from vcell.predict.predictors import (
     check_predictors,
+    effect_models,
     label_of,
     make_predictor,
     predictors_of,
+    priors,
+    show_controls,
     table_in_place_of_its_own,
 )
 from vcell.predict.request import Wanted, requested
@@ -111,9 +129,11 @@ def plan_model(
         return None
     store = open_controls(options, identity, ckpt, genes, place)
     uses_model = "model" in predictors_of(options.predictor)
-    known_targets = model.table.names if uses_model else [p for _, p, _ in identity.split]
+    network = uses_model and not isinstance(model.model, EffectModel)
+    known_targets = model.table.names if network else [*model.table.names, *(p for _, p, _ in identity.split)]
     request = requested(options, identity, store, known_targets)
-    if uses_model:
+    model.cover([w.perturbation for w in request])
+    if network:
         model.table.require([w.perturbation for w in request])
     challenge.phase(w.context for w in request)
     challenge.check_labels({(w.context, w.perturbation): w.n_cells for w in request}, None)
@@ -122,16 +142,29 @@ def plan_model(
         source.plan(group)  # batches that cannot be had are found before the first cell is predicted
     layout = make_layout(options, genes, source, request)
     predictor = make_predictor(options, model, source.gather, ckpt, device)
+    show_controls(predictor, source)
+    for one in (*effect_models(predictor), *priors(predictor)):
+        one.amplitude = options.known_amplitude
+        one.recentred = not any(w.batches for w in request)
     notes = fallback_notes(predictors_of(options.predictor), identity, request)
-    if uses_model:
+    notes += [*unknown_targets(predictor, model, request), *decision_lines(model.table.decisions)]
+    if network:
         notes += [note for note in (unknown_covariates(model, source), silent_targets(model, request)) if note]
     origin = {
-        "ckpt": str(ckpt.resolve()), "predictor": label_of(options.predictor), "seed": options.seed,
+        "ckpt": str(ckpt.resolve()), "predictor": label_of(options.predictor), "seed": options.seed, "knockdown": options.knockdown,
+        "counts": options.counts, "amplitude": options.known_amplitude,
         "store": [str(Path(p).resolve()) for p in store_of(options.store, identity)],
     }  # fmt: skip
     unseen = len({w.perturbation for w in request} - {p for _, p in identity.trained})
     said = [f"checkpoint   {ckpt}{chosen_for(identity)}", f"targets      {unseen:,} of them never trained on"]
-    maker = make_maker(predictor, source, layout, device, options.drawn)
+    models = effect_models(predictor)
+    copied = bool(models) and all(
+        isinstance(model, CopiedControls) for model in models
+    )  # no effect at all is asked for
+    knockdown = "off" if copied else options.knockdown
+    own, line = own_genes(knockdown, identity.own_gene, source.gather.store.genes, store.control)
+    said += [line] if line else []
+    maker = make_maker(predictor, source, layout, device, options.drawn, options.counts, challenge.scores_calls, own)
     planned = plan(options, request, source, layout, maker, origin, said, notes)
     return planned if from_files or claim() else None
 
@@ -144,13 +177,36 @@ def make_source(store: Cells, identity: Identity, contexts: set[str], sets_per_s
 
 
 def make_maker(
-    predictor: Predictor, source: Source, layout: Layout, device: torch.device, drawn: bool
-) -> ExpectedCells | DrawnCells:
+    predictor: Predictor,
+    source: Source,
+    layout: Layout,
+    device: torch.device,
+    drawn: bool,
+    counts: str = "auto",
+    calls: bool = False,
+    own: OwnGenes | None = None,
+) -> CellMaker:
     """Cells as the predictor expects them, or drawn around what it predicts."""
+    whole = effect_models(predictor)
+    shown = predictor if own is None else WithOwnGenes(predictor, own)
     if not drawn:
-        return ExpectedCells(predictor, source, layout, device)
+        return ExpectedCells(shown, source, layout, device)
+    if draws_counts(predictor):
+        return CountedCells(shown, source, layout, device)
     models = CountModels(source.store, source.gather.target_sum)
-    return DrawnCells(PredictedEffects(predictor, source, models, device), source, layout, models)
+    effects: Effects
+    if len(whole) == 1 and not isinstance(predictor, Blend) and layout.values == "counts":
+        effects = MeasuredEffects(whole[0], source, models, calls, own)
+    else:
+        effects = PredictedEffects(shown, source, models, device)
+    return DrawnCells(
+        effects, source, layout, models, matched=counts == "moments" or (counts == "auto" and bool(whole))
+    )
+
+
+def draws_counts(predictor: Predictor) -> bool:
+    """Whether a predictor's cells are draws of whole counts already."""
+    return isinstance(predictor, TrainedModel) and getattr(predictor.model, "head", None) == "nb"
 
 
 def fallback_notes(names: Collection[str], identity: Identity, request: Sequence[Wanted]) -> list[str]:
@@ -168,6 +224,22 @@ def fallback_notes(names: Collection[str], identity: Identity, request: Sequence
             f"no cells of {shortlist(new)} were trained on: the mean of all contexts is used instead of the context mean"
         )
     return notes
+
+
+def unknown_targets(predictor: Predictor, model: TrainedModel, request: Sequence[Wanted]) -> list[str]:
+    """Targets of which a predictor made of effects knows nothing: neither effects in another context nor a vector."""
+    models = [m for m in effect_models(predictor) if m.uses_vectors]
+    if not models:
+        return []
+    targets = dict.fromkeys(w.perturbation for w in request)
+    measured, vectors = set(models[0].known_targets()), models[0].vectors
+    unknown = [t for t in targets if t not in measured and not vectors.knows([t])[0]]
+    if not unknown:
+        return []
+    return [
+        f"{len(unknown):,} targets were measured in no training cells and have no vector in the table {model.table.origin}: they all get "
+        f"the mean response ({shortlist(unknown)})"
+    ]
 
 
 def silent_targets(model: TrainedModel, request: Sequence[Wanted]) -> str | None:

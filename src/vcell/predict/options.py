@@ -9,7 +9,10 @@ from typing import Any
 from vcell.challenge import Challenge
 from vcell.config import build, plain
 from vcell.data.files.paths import read_gene_list
+from vcell.errors import VcellError, nearest
 from vcell.model.predictor import Predictor
+
+AMPLITUDES = ("auto", "error", "ranks")
 
 
 def any_challenge() -> Challenge:
@@ -45,6 +48,15 @@ class PredictOptions:
         ``model``, a baseline, a checkpoint, a class by its path; several with weights; or an object (`model.predictor.Predictor`).
     draw
         Whether cells are drawn as whole counts around the prediction; None: as the challenge says.
+    counts
+        How whole counts are drawn: ``donors``, control cells whose molecules are changed; ``moments``, the same with each gene's sum over
+        a target's cells made exactly what was predicted; ``auto``: moments where the predictor is made of measured effects.
+    knockdown
+        What targets keep of their own gene's expression: ``auto``, as measured in training; ``off``, as predicted; or a fraction.
+    amplitude
+        How large the changes of a predictor made of measured effects are: ``error``, nearest to the truth; ``ranks``, so that targets are
+        told apart best by L1 distance, as the scores of 2025 do (larger, chosen by leaving out contexts); ``auto``: as suits the
+        challenge's scores, and ``error`` where there is no challenge.
     target_sum
         Counts per cell of log1p values; None: as the challenge says, or as in training.
     max_controls
@@ -70,6 +82,9 @@ class PredictOptions:
     perturbation: str | None = None
     predictor: str | Mapping[str, Any] | Predictor = "model"
     draw: bool | None = None
+    counts: str = "auto"
+    knockdown: str | float = "auto"
+    amplitude: str = "auto"
     target_sum: float | None = None
     max_controls: int | None = None
     sets_per_step: int = 8
@@ -79,6 +94,12 @@ class PredictOptions:
     trust: Sequence[str] = ()
     pred_kind: str = "auto"
     pred_target_sum: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.amplitude not in AMPLITUDES:
+            raise VcellError(
+                f"amplitude={self.amplitude} must be one of {', '.join(AMPLITUDES)}.{nearest(self.amplitude, AMPLITUDES)}"
+            )
 
     @classmethod
     def of(cls, config: Any) -> PredictOptions:
@@ -101,6 +122,13 @@ class PredictOptions:
         genes = read_gene_list(self.genes, "genes") if isinstance(self.genes, str) else [str(g) for g in self.genes]
         self.challenge.check_genes(genes, f"{self.genes if isinstance(self.genes, str) else 'the list'} has")
         return genes
+
+    @property
+    def known_amplitude(self) -> str:
+        """``error`` or ``ranks``."""
+        if self.amplitude != "auto":
+            return self.amplitude
+        return "error" if self.challenge.name == "none" else self.challenge.amplitude
 
     @property
     def drawn(self) -> bool:

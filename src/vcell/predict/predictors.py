@@ -11,24 +11,25 @@ import torch
 from vcell.config import build
 from vcell.data.gather import Gather
 from vcell.data.store.view import with_genes
+from vcell.effects.make import BASELINES, make_baselines, observed
+from vcell.effects.model import EffectModel
 from vcell.errors import VcellError, nearest
-from vcell.model.baselines import make_baselines
 from vcell.model.blend import Blend
-from vcell.model.checkpoint import Identity, load_table, read_identity
+from vcell.model.checkpoint import Identity, read_identity
 from vcell.model.find import find_checkpoint
-from vcell.model.predictor import Predictor
-from vcell.model.table import PerturbationTable
+from vcell.model.predictor import Predictor, prior_of
+from vcell.model.table import PerturbationTable, table_for
 from vcell.model.trained import TrainedModel
+from vcell.predict.cells import Source
 from vcell.predict.controls import open_run_store
 from vcell.predict.options import PredictOptions
 
-BASELINES = ("copied_controls", "context_mean", "perturbation_mean")
 PREDICTORS = ("model", *BASELINES)
 Asked = str | Mapping[str, Any] | Predictor  # a name; names and weights, or a class with its arguments; an object
 
 
 def is_own(asked: Asked) -> bool:
-    """Whether this is a predictor that is custom: an object, a class with its arguments, or the path of a class."""
+    """Whether this is a custom predictor: an object, a class with its arguments, or the path of a class."""
     if isinstance(asked, str):
         return "." in asked and "/" not in asked and not asked.endswith(".ckpt") and not Path(asked).exists()
     return not isinstance(asked, Mapping) or "_target_" in asked
@@ -68,7 +69,7 @@ def make_predictor(
     weights = predictors_of(options.predictor)
     baselines: dict[str, Predictor] = {}
     if set(weights) & set(BASELINES):
-        baselines = _baselines(options, model.identity, gather, ckpt, set(weights))
+        baselines = dict(_baselines(options, model, gather, ckpt, set(weights)))
     found: list[Predictor] = []
     for name in weights:
         if name == "model":
@@ -79,7 +80,7 @@ def make_predictor(
 
 
 def _own(options: PredictOptions, identity: Identity, gather: Gather, ckpt: Path) -> Predictor:
-    """A predictor that is custom, made where its class is named; it learns from the run's training cells if it can."""
+    """A custom predictor, made where its class is named; it learns from the run's training cells if it can."""
     asked: Any = options.predictor
     made = (
         build({"_target_": asked} if isinstance(asked, str) else dict(asked))
@@ -103,12 +104,43 @@ def _training_gather(options: PredictOptions, identity: Identity, gather: Gather
 
 
 def _baselines(
-    options: PredictOptions, identity: Identity, gather: Gather, ckpt: Path, names: set[str]
-) -> dict[str, Predictor]:
+    options: PredictOptions, model: TrainedModel, gather: Gather, ckpt: Path, names: set[str]
+) -> dict[str, EffectModel]:
     """Baselines; their effects are those of the run's training cells."""
-    if names & set(BASELINES) == {"copied_controls"}:
-        return make_baselines(gather, {})[0]
-    return make_baselines(_training_gather(options, identity, gather, ckpt), identity.assigned)[0]
+    chosen = names & set(BASELINES)
+    if chosen == {"copied_controls"}:
+        return make_baselines(gather, {}, names=chosen)
+    training = _training_gather(options, model.identity, gather, ckpt)
+    return make_baselines(training, model.identity.assigned, model.table, chosen)
+
+
+def effect_models(predictor: Predictor) -> list[EffectModel]:
+    """Those that a predictor is, or is made of."""
+    if isinstance(predictor, EffectModel):
+        return [predictor]
+    if isinstance(predictor, TrainedModel):
+        return [predictor.model] if isinstance(predictor.model, EffectModel) else []
+    return (
+        [one for member in predictor.predictors for one in effect_models(member)]
+        if isinstance(predictor, Blend)
+        else []
+    )
+
+
+def priors(predictor: Predictor) -> list[EffectModel]:
+    """What the networks that a predictor is, or is made of, start from."""
+    members = predictor.predictors if isinstance(predictor, Blend) else [predictor]
+    found = [prior_of(member.model) for member in members if isinstance(member, TrainedModel)]
+    return [prior for prior in found if prior is not None]
+
+
+def show_controls(predictor: Predictor, source: Source) -> None:
+    """Lets predictors that are made of effects see the control cells that they will be asked about."""
+    models = [*effect_models(predictor), *priors(predictor)]
+    if models:
+        controls = observed(source.gather, source.pool.of_context)
+        for model in models:
+            model.observe(controls)
 
 
 def _other_model(name: str, model: TrainedModel, options: PredictOptions) -> TrainedModel:
@@ -126,4 +158,4 @@ def table_in_place_of_its_own(path: str | None, ckpt: Path) -> PerturbationTable
     """The embedding table given for a checkpoint, read as the run has read its own."""
     if path is None:
         return None
-    return load_table({**read_identity(ckpt).config["perturbation"], "path": path}, [], [])
+    return table_for({**read_identity(ckpt).config["perturbation"], "path": path}, [], [])

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from vcell.data.store.part import target_columns
 from vcell.errors import VcellError, shortlist
 from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import Metric
@@ -74,6 +75,34 @@ def library_note(pair: Pair) -> str | None:
         f"{where}predicted cells have {sizes[0]:,.0f} counts per cell (median), measured ones {sizes[1]:,.0f}. The scores scale both to "
         "one total, but cells with fewer counts are noisier, which changes the called genes"
     )
+
+
+def own_gene_note(pair: Pair) -> str | None:
+    """What the perturbations did to their own genes, measured and predicted; None where no target is a gene of the files."""
+    columns = target_columns(pair.pred.targets, list(pair.pred.genes), pair.pred.control)
+    sides = {"measured": pair.real, "predicted": pair.pred}
+    left: dict[str, list[float]] = {side: [] for side in sides}
+    controls = {side: _mean_counts(cells.controls, pair.target_sum) for side, cells in sides.items()}
+    for target, genes in zip(pair.pred.targets, columns, strict=True):
+        for gene in genes[genes >= 0].tolist():
+            if min(control_G[gene] for control_G in controls.values()) <= 0:
+                continue
+            for side, cells in sides.items():
+                column = cells.cells[target][:, [gene]]
+                left[side].append(float(_mean_counts(column, pair.target_sum)[0] / controls[side][gene]))
+    if not left["measured"]:
+        return None
+    measured, predicted = (float(np.median(left[side])) for side in sides)
+    return (
+        f"{pair.context + ': ' if pair.context else ''}own genes of {len(left['measured']):,} targets keep {measured:.2f} of the controls' "
+        f"expression as measured, {predicted:.2f} as predicted (medians)"
+    )
+
+
+def _mean_counts(cells: sparse.csr_matrix, target_sum: float | None) -> np.ndarray:
+    """Mean of counts, or of counts per target sum where cells are log1p, ``(genes)``."""
+    linear = cells if target_sum is None else cells.expm1()
+    return np.asarray(linear.mean(axis=0), dtype=np.float64).ravel()
 
 
 def _median_total(cells: GroupedCells) -> float:

@@ -23,6 +23,7 @@ from vcell.predict.infer import infer
 from vcell.predict.key import key_of
 from vcell.predict.options import PredictOptions
 from vcell.predict.parts import PartsFolder
+from vcell.score import ablation
 from vcell.score.cells import Columns
 from vcell.score.evaluation import evaluate
 from vcell.score.options import CrossvalOptions, ScoreOptions
@@ -32,7 +33,19 @@ PLAN = "crossval.yaml"
 
 
 def crossval(options: CrossvalOptions) -> None:
-    """The folds asked for, one after the other; once all are scored, mean and spread over them."""
+    """The folds asked for, one after the other; once all are scored, mean and spread over them. With `options.ablate` all of it again without that
+    part, and the difference."""
+    if options.ablate is None:
+        run_folds(options)
+        return
+    without = ablation.without_table(options)
+    whole = [run_folds(options), run_folds(without)]
+    if all(whole):
+        ablation.report(options)
+
+
+def run_folds(options: CrossvalOptions) -> bool:
+    """Whether all folds have been scored, and summarised, after those asked for."""
     started = time.monotonic()
     Folds(options.folds, 0, options.by, options.within)  # refuses what means nothing before the first fold
     keep_plan(options)
@@ -48,8 +61,9 @@ def crossval(options: CrossvalOptions) -> None:
             f"folds still missing: {', '.join(map(str, missing))}; the last one to finish writes the summary",
             flush=True,
         )
-    else:
-        summarise(options)
+        return False
+    summarise(options)
+    return True
 
 
 def keep_plan(options: CrossvalOptions) -> None:
@@ -84,7 +98,13 @@ def run_fold(options: CrossvalOptions, fold: int) -> None:
         return
     identity = read_identity(ckpt)
     if not newer(pred, ckpt):
-        what = PredictOptions(options.challenge, draw=options.draw, seed=options.seed, trust=options.trust)
+        what = PredictOptions(
+            options.challenge,
+            draw=options.draw,
+            amplitude=options.challenge.amplitude,
+            seed=options.seed,
+            trust=options.trust,
+        )
         key = key_of(
             "infer", {"challenge": asdict(options.challenge), "draw": options.draw, "seed": options.seed}, (), ckpt
         )

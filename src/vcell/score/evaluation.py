@@ -13,9 +13,10 @@ from vcell import __version__
 from vcell.config import RECORD, wandb_id
 from vcell.data.store.ensure import verified
 from vcell.data.store.view import open_stores
+from vcell.effects.make import BASELINES
 from vcell.errors import VcellError
 from vcell.predict.controls import is_store
-from vcell.score import caveats, figures
+from vcell.score import caveats, figures, strata
 from vcell.score.cells import CellFile, Columns, ReadCells, StoreCells
 from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import summary
@@ -29,9 +30,7 @@ from vcell.system import choose_device, cores
 
 MISSING = object()
 # rows of the table that another prediction's file must not be named like
-RESERVED = {"model", "prediction", "copied_controls", "context_mean", "perturbation_mean", "wrong_target", CEILING} | {
-    scorer.floor for scorer in SCORERS.values()
-}
+RESERVED = {"model", "prediction", *BASELINES, CEILING} | {scorer.floor for scorer in SCORERS.values()}
 
 
 @dataclass
@@ -44,6 +43,8 @@ class Evaluation:
         Of the prediction in the tables.
     others
         Names of the predictions it is compared with.
+    genes_seen
+        Of targets of several genes, how many were seen in training (`strata.genes_seen`).
     """
 
     scorer: Scorer
@@ -52,6 +53,7 @@ class Evaluation:
     contexts: list[ContextScores] = field(default_factory=list)
     pictures: list[figures.Shown] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    genes_seen: dict[str, str] = field(default_factory=dict)
 
     def predictors(self) -> list[str]:
         """Those scored in every context: the predictions first, then references, the split halves last."""
@@ -123,6 +125,9 @@ class Evaluation:
         ]
         table = pd.concat(tables, ignore_index=True)
         first = ["predictor", "context", "perturbation"]
+        if self.genes_seen:
+            table.insert(0, "genes_seen", table["perturbation"].map(self.genes_seen))
+            first.append("genes_seen")
         return table[[*first, *(c for c in table if c not in first)]]
 
 
@@ -202,7 +207,7 @@ def run_evaluation(options: ScoreOptions) -> tuple[Evaluation, References, dict[
             notes.append(
                 f"{len(chosen):,} scored targets are those the run was validated on, by which its checkpoint was chosen"
             )
-        notes += [n for n in (caveats.control_note(pair), caveats.library_note(pair)) if n]
+        notes += [n for n in (caveats.control_note(pair), caveats.library_note(pair), caveats.own_gene_note(pair)) if n]
         baselines, threads = references.predictions(pair), options.threads or cores()
         scores, side, judge = score_context(pair, made, baselines, found.name, scorer, options.engine, threads, device)
         found.contexts.append(scores)
@@ -212,6 +217,10 @@ def run_evaluation(options: ScoreOptions) -> tuple[Evaluation, References, dict[
             found.pictures.append(figures.collect(pair, side, judge, options.show))
         target_sums[pair.context] = pair.target_sum
         del pair, made, side, judge  # before the next context is read
+    trained = {target for (_, target), split in references.split.items() if split == "train"}
+    if trained:
+        found.genes_seen = strata.genes_seen({t for c in found.contexts for t in c.tables[found.name].index}, trained)
+        notes += strata.notes([c.tables[found.name] for c in found.contexts], found.genes_seen, scorer.metrics)
     notes += references.notes()
     notes += remarks(found, options.pds_subset)
     return found, references, {"target_sum": target_sums, "prediction": about}

@@ -12,11 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from vcell.challenge import Challenge
 from vcell.config import build, plain
 from vcell.data.splits import Group
-from vcell.errors import VcellError
+from vcell.effects.make import BASELINES
+from vcell.errors import VcellError, nearest
 from vcell.score.cells import Columns
 
 # keys of vcell.crossval itself; all others are those of vcell.train
-CROSSVAL_KEYS = ("challenge", "folds", "by", "within", "fold", "use", "draw", "engine", "threads", "trust")
+CROSSVAL_KEYS = ("challenge", "folds", "by", "within", "fold", "use", "draw", "engine", "threads", "trust", "ablate")
 # rules of a whole submission, which a fold of some targets need not keep
 RELAXED = ("n_genes", "n_targets", "cells", "max_cells", "max_stored")
 
@@ -49,6 +50,8 @@ class ScoreOptions:
         Score targets that the run was trained on all the same.
     pds_subset
         Say what the discrimination score would be among this many targets.
+    baselines
+        Which baselines to make of the run's training cells; None: all that can be made.
     pictures, show
         Whether to draw, and which targets.
     device, threads
@@ -75,6 +78,7 @@ class ScoreOptions:
     real_groups: Sequence[Group] | None = None
     allow_leaks: bool = False
     pds_subset: int | None = None
+    baselines: Sequence[str] | None = None
     pictures: bool = True
     show: Sequence[str] | None = None
     device: str = "cpu"
@@ -91,6 +95,14 @@ class ScoreOptions:
                     "specify what was measured: python -m vcell.evaluate pred=PRED.h5ad real=MEASURED.h5ad"
                 )
         given = plain(config.against) or []
+        baselines = plain(config.baselines)
+        if isinstance(baselines, str) and baselines != "all":
+            baselines = [baselines]
+        for name in baselines if isinstance(baselines, list) else []:
+            if name not in BASELINES:
+                raise VcellError(
+                    f"baselines names {name!r}, which is none of {', '.join(BASELINES)}.{nearest(name, BASELINES)}"
+                )
         named = {
             name: plain(config[name])
             for name in ("engine", "ckpt", "store", "real_matrix", "allow_leaks", "pds_subset", "pictures", "show", "device", "threads", "runs")
@@ -102,6 +114,7 @@ class ScoreOptions:
             columns=Columns(config.columns.perturbation, config.columns.context, config.control),
             against=[Path(p) for p in ([given] if isinstance(given, str) else given)],
             out=Path(config.out) if config.out else None,
+            baselines=None if baselines in ("all", None) else baselines,
             real_perturbation=config.real_columns.perturbation,
             real_context=config.real_columns.context,
             recorded=plain(config),
@@ -134,6 +147,8 @@ class CrossvalOptions:
         Of the scores.
     training
         The configuration of vcell.train, to be completed for each fold.
+    ablate
+        ``table``: everything also with a shuffled perturbation table; None: not.
     """
 
     name: str
@@ -152,6 +167,7 @@ class CrossvalOptions:
     overwrite: bool
     plan: Mapping[str, Any]
     training: Mapping[str, Any]
+    ablate: str | None = None
 
     @classmethod
     def of(cls, config: Any) -> CrossvalOptions:
@@ -161,12 +177,14 @@ class CrossvalOptions:
         if config.fold is not None and not (isinstance(config.fold, int) and 0 <= config.fold < config.folds):
             raise VcellError(f"fold={config.fold} must be from 0 to {config.folds - 1}, or null for all of them")
         rules = {**plain(config.challenge), **dict.fromkeys(RELAXED), "contexts": []}
-        named = {name: plain(config[name]) for name in ("name", "folds", "by", "within", "fold", "use", "draw", "seed", "trust", "engine", "threads", "overwrite")}  # fmt: skip
+        named = {name: plain(config[name]) for name in ("name", "folds", "by", "within", "fold", "use", "draw", "seed", "trust", "engine", "threads", "overwrite", "ablate")}  # fmt: skip
         whole: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
         return cls(
             folder=Path(config.run_dir),
             challenge=build(rules),
-            plan={key: plain(config[key]) for key in CROSSVAL_KEYS if key not in ("fold", "threads", "trust")},
+            plan={
+                key: plain(config[key]) for key in CROSSVAL_KEYS if key not in ("fold", "threads", "trust", "ablate")
+            },
             # references stay: where checkpoints and logs go depends on the fold
             training={key: value for key, value in whole.items() if key not in CROSSVAL_KEYS},
             **named,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import torch
 from scipy import sparse
 
 from vcell.data.splits import Group
+from vcell.effects.make import fallbacks, make_baselines
+from vcell.effects.model import EffectModel
+from vcell.effects.own_gene import OwnGenes, own_genes
 from vcell.errors import VcellError, shortlist
-from vcell.model.baselines import TrainingDeltas, make_baselines
-from vcell.model.checkpoint import read_identity
+from vcell.model.checkpoint import read_identity, table_of
 from vcell.model.find import find_checkpoint
-from vcell.model.predictor import Predictor
 from vcell.predict.cells import Source
 from vcell.predict.controls import open_run_store
 from vcell.predict.infer import make_maker, make_source
@@ -29,10 +30,15 @@ from vcell.score.pairs import Pair
 class References:
     """Baselines from the training cells of a run, or copied controls only where no run is at hand."""
 
-    def __init__(self, seed: int, drawn: bool) -> None:
+    def __init__(self, seed: int, drawn: bool, calls: bool = False) -> None:
         self.seed, self.drawn = seed, drawn  # cells are made as those of the prediction were
-        self.predictors: dict[str, Predictor] = {}
-        self.deltas: TrainingDeltas | None = None
+        self.counts = "auto"  # how they are drawn
+        self.calls = calls  # whether fold changes of called genes matter most
+        self.predictors: dict[str, EffectModel] = {}
+        self.own: OwnGenes | None = None  # what is done to targets' own genes, as in the prediction
+        self.own_measured: Mapping[str, Any] | None = None
+        self.asked: set[Group] = set()  # groups that baselines were made for
+        self.remarks: list[str] = []
         self.source: Source | None = None
         self.run_folder: Path | None = None
         self.split: dict[Group, str] = {}
@@ -41,27 +47,44 @@ class References:
     @classmethod
     def find(cls, options: ScoreOptions, about: dict[str, Any]) -> tuple[References, list[str]]:
         """From the run that made the prediction, or the one given; and a note where there is none."""
-        references = cls(int(about.get("seed", 0)), bool(about.get("drawn", False)))
+        references = cls(int(about.get("seed", 0)), bool(about.get("drawn", False)), options.challenge.scores_calls)
+        references.counts = str(about.get("counts", "auto"))
         ckpt = options.ckpt or about.get("ckpt")
         if ckpt is None:
             return references, [
                 "context mean and perturbation mean need training cells: set ckpt=FILE.ckpt of a run on them"
             ]
         try:
-            references._train(find_checkpoint(str(ckpt), options.runs), options.store or about.get("store"))
+            references._train(
+                find_checkpoint(str(ckpt), options.runs), options.store or about.get("store"), options.baselines
+            )
+            references._take_own_genes(about.get("knockdown", "off"))
+            for predictor in references.predictors.values():
+                predictor.amplitude = str(about.get("amplitude", "error"))
         except VcellError as error:
             if options.ckpt is not None:
                 raise
             return references, [f"context mean and perturbation mean are left out: {error}"]
         return references, []
 
-    def _train(self, ckpt: Path, store_path: str | Sequence[str] | None) -> None:
+    def _train(self, ckpt: Path, store_path: str | Sequence[str] | None, names: Sequence[str] | None) -> None:
         identity = read_identity(ckpt)
-        self.split = identity.assigned
+        self.split, self.own_measured = identity.assigned, identity.own_gene
         store = open_run_store(store_path, identity, ckpt)
         self.source = make_source(store, identity, set(store.control_contexts), 8, self.seed)
-        self.predictors, self.deltas = make_baselines(self.source.gather, identity.assigned)
+        try:
+            table = table_of(identity, None, ckpt)
+        except VcellError as error:
+            table = None
+            self.remarks.append(f"ridge and nearest are made without an embedding table: {error}")
+        made = make_baselines(self.source.gather, identity.assigned, table, names, self.source.pool.of_context)
+        self.predictors = {name: model for name, model in made.items() if name != "copied_controls"}
         self.run_folder = ckpt.resolve().parents[1] if ckpt.resolve().parent.name == "checkpoints" else None
+
+    def _take_own_genes(self, asked: Any) -> None:
+        """Has baselines do to targets' own genes what the prediction did."""
+        assert self.source is not None
+        self.own, _ = own_genes(asked, self.own_measured, self.source.gather.store.genes, self.source.store.control)
 
     def predictions(self, pair: Pair) -> Iterator[tuple[str, GroupedCells]]:
         """Each baseline's cells and its name, one at a time: as many of every target as predicted, with the prediction's controls."""
@@ -81,10 +104,11 @@ class References:
         layout = Layout.of(pair.pred.genes, self.source.store, values, pair.target_sum or self.source.gather.target_sum)
         request = [Wanted(context, target, number) for target, number in numbers.items()]
         drawn = self.drawn or values == "counts"
+        self.asked |= {(context, target) for target in numbers}
         for name, predictor in self.predictors.items():
-            if name == "copied_controls":
-                continue
-            blocks = make_maker(predictor, self.source, layout, torch.device("cpu"), drawn).cells(request)
+            blocks = make_maker(
+                predictor, self.source, layout, torch.device("cpu"), drawn, self.counts, self.calls, self.own
+            ).cells(request)
             made = sparse.csr_matrix(sparse.vstack(list(blocks), format="csr"))
             ends = np.cumsum(list(numbers.values()))
             cells = {t: made[e - n : e] for (t, n), e in zip(numbers.items(), ends, strict=True)}
@@ -103,12 +127,18 @@ class References:
         return contexts[0] if len(contexts) == 1 else None
 
     def notes(self) -> list[str]:
-        fallbacks = self.deltas.fallbacks if self.deltas else {}
-        instead = {"context mean": "the mean of all contexts", "perturbation mean": "the context mean"}
-        notes = [
-            f"{name}: {len(groups):,} targets have none in training; {instead[name]} is used instead"
-            for name, groups in fallbacks.items()
-        ]
+        evidence = next((m.evidence for m in self.predictors.values() if m.known_targets()), None)
+        notes = list(self.remarks)
+        if evidence is not None and self.asked:
+            new_contexts, new_targets = fallbacks(evidence, sorted(self.asked))
+            if new_targets:
+                notes.append(
+                    f"perturbation mean: {len(new_targets):,} targets have none in training; the context mean is used instead"
+                )
+            if new_contexts:
+                notes.append(
+                    f"context mean: {len(new_contexts):,} targets have none in training; the mean of all contexts is used instead"
+                )
         if self.without:
             notes.append(
                 f"context mean and perturbation mean are left out for {shortlist(sorted(self.without))}: the run's store "

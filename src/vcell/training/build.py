@@ -27,11 +27,13 @@ from vcell.data.store.ensure import ensure_store
 from vcell.data.store.options import StoreOptions
 from vcell.data.store.store import Cells
 from vcell.data.store.view import with_genes
+from vcell.effects.model import EffectModel
 from vcell.errors import VcellError
-from vcell.model.checkpoint import load_table, make_identity, sizes_for
+from vcell.model.checkpoint import make_identity, sizes_for
 from vcell.model.checkpoint_io import AtomicCheckpointIO
+from vcell.model.coexpression import coexpression_table
 from vcell.model.losses import Loss
-from vcell.model.table import PerturbationTable
+from vcell.model.table import PerturbationTable, table_for
 from vcell.model.trained import TrainedModel
 from vcell.training.cost import batch_flops
 from vcell.training.environment import check_wandb, cluster_environment
@@ -40,7 +42,7 @@ from vcell.training.module import TransitionModule
 
 @dataclass(frozen=True)
 class Own:
-    """Objects that is custom, in place of what the configuration names.
+    """Objects that take the place of what the configuration names.
 
     Parameters
     ----------
@@ -68,6 +70,7 @@ class RunSettings:
     overwrite: bool
     check: bool
     init_from: str | None
+    finetune: str | None  # how the weights of init_from are changed: None, wholly; or lora
     max_steps: int
     accumulated: int  # batches of a step
     validated_every: int
@@ -86,6 +89,7 @@ class RunSettings:
             overwrite=config.overwrite,
             check=config.check,
             init_from=config.init_from,
+            finetune=config.finetune,
             max_steps=trainer.max_steps,
             accumulated=trainer.accumulate_grad_batches,
             validated_every=trainer.val_check_interval,
@@ -159,17 +163,29 @@ def _covariates(config: DictConfig, own: Own | None) -> bool:
     return bool(asked) if isinstance(asked, Sequence) else asked is not None
 
 
+def make_table(config: DictConfig, data: CellSetDataModule) -> PerturbationTable:
+    """The perturbation table of a run; it need not have every perturbation."""
+    trained = sorted({p for _, p in data.groups("train")})
+    held_out = sorted({p for _, p in data.assigned} - set(trained))
+    contexts = sorted({context for context, _ in data.groups("train")})
+    return table_for(plain(config.perturbation), trained, held_out, lambda: coexpression_table(data.gather, contexts))
+
+
 def make_module(
     config: DictConfig, resolved: dict[str, Any], data: CellSetDataModule, own: Own | None = None
 ) -> TransitionModule:
     """The model in training, with its loss, optimiser and validation."""
     own = own or Own()
-    trained = sorted({p for _, p in data.groups("train")})
-    held_out = sorted({p for _, p in data.assigned} - set(trained))
-    table = load_table(config.perturbation, trained, held_out)
-    table.require([*trained, *held_out])
+    table = make_table(config, data)
+    table.require(sorted({p for _, p in data.assigned}))
     sizes = model_sizes(config, data, table)
     model = make_network(config, sizes, own)
+    fractions = [path for path, scale in data.store.scales.items() if not scale.recoverable]
+    if getattr(model, "head", None) == "nb" and fractions:
+        raise VcellError(
+            f"model.head=nb is trained by the likelihood of whole counts, and {fractions[0]} holds none "
+            f"({data.store.scales[fractions[0]].words}). Use model.head=expression, or files with raw counts"
+        )
     if config.compile:
         model.compile(mode=None if config.compile is True else config.compile)
     identity = make_identity(resolved, data.gather, data.assigned, table, sizes)
@@ -187,6 +203,28 @@ def make_module(
             data.set_size,
         ),
     )
+
+
+def is_fitted(config: DictConfig) -> bool:
+    """Whether the configured model is fitted to effects in one go, instead of trained step by step."""
+    try:
+        found = get_class(config.model["_target_"])
+    except (ImportError, ValueError, AttributeError):
+        return False  # said where it is built
+    return issubclass(found, EffectModel)
+
+
+def make_effect_model(
+    config: DictConfig, data: CellSetDataModule
+) -> tuple[EffectModel, PerturbationTable, dict[str, Any]]:
+    """A model that is fitted to effects, the perturbation table and the sizes.
+
+    Targets that the table lacks are allowed: of them effects may be known all the same.
+    """
+    table = make_table(config, data)
+    sizes = model_sizes(config, data, table)
+    model: EffectModel = build(config.model, **sizes_for(get_class(config.model["_target_"]), sizes))
+    return model, table, sizes
 
 
 def make_network(config: DictConfig, sizes: dict[str, Any], own: Own, copied: bool = False) -> nn.Module:
@@ -271,7 +309,7 @@ def make_trainer(config: DictConfig, callbacks: Sequence[Callback] = ()) -> Trai
         options,
         precision=precision(options),
         logger=loggers,
-        callbacks=[*(build(callback) for callback in (config.callbacks or {}).values()), *callbacks],
+        callbacks=[*(build(callback) for callback in (config.callbacks or {}).values() if callback), *callbacks],
         plugins=plugins,
     )
 

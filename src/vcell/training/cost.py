@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 BYTES_PER_PARAMETER = 16  # float32: weight, gradient, and AdamW's two moments
@@ -15,7 +15,7 @@ BYTES_PER_PARAMETER = 16  # float32: weight, gradient, and AdamW's two moments
 def batch_flops(make: Callable[[], nn.Module], sizes: Mapping[str, Any], sets: int, cells: int) -> int:
     """FLOPs of a network for a batch, forward and backward, without those that save memory by computing again.
 
-    `make` is called with a device that holds no values; 0 for a network that is custom that cannot do without them.
+    `make` is called with a device that holds no values; 0 for a custom network that cannot do without them.
     """
     try:
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
@@ -26,7 +26,8 @@ def batch_flops(make: Callable[[], nn.Module], sizes: Mapping[str, Any], sets: i
             context_S = torch.zeros(sets, dtype=torch.int64)
             batch_SC = torch.zeros(sets, cells, dtype=torch.int64)
             vectors_SP = torch.empty(sets, sizes["perturbation_width"])
-            model(control_SCG, vectors_SP, embedding_SCE, context_S, batch_SC).sum().backward()
+            said = model(control_SCG, vectors_SP, embedding_SCE, context_S, batch_SC)
+            torch.stack([part.sum() for part in ((said,) if isinstance(said, Tensor) else said)]).sum().backward()
         return int(counter.get_total_flops())
     except (RuntimeError, NotImplementedError):
         return 0

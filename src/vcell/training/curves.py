@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -97,17 +98,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Curves(Callback):
-    """`curves.png` in the run's folder: every logged metric over steps, redrawn after each validation.
+    """`curves.png` in the run's folder: every logged metric over steps, redrawn after a validation and at the end.
 
-    It is drawn in a thread; training does not wait for it.
+    It is drawn in a thread, and `every_seconds` at most: on a CPU, drawing takes a second from training.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str, every_seconds: float = 30.0) -> None:
+        self.folder, self.every_seconds = Path(folder), every_seconds
         self.artist: Thread | None = None
+        self.drawn = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.is_global_zero and (self.artist is None or not self.artist.is_alive()):
+        idle = self.artist is None or not self.artist.is_alive()
+        if trainer.is_global_zero and idle and time.monotonic() - self.drawn >= self.every_seconds:
+            self.drawn = time.monotonic()
             self.artist = Thread(target=_draw, args=(self.folder / "metrics.csv", self.folder / "curves.png"))
             self.artist.start()
 
@@ -135,7 +139,10 @@ def plot_curves(metrics: Path, out: Path) -> None:
 
     columns = min(3, len(panels))
     rows_of_panels = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.0 * rows_of_panels), layout="constrained")
+    width, height = 4.2 * columns, 3.0 * rows_of_panels
+    figure = Figure(figsize=(width, height))
+    # margins in inches: finding them from the text takes as long as drawing
+    figure.subplots_adjust(0.65 / width, 0.5 / height, 1 - 0.15 / width, 1 - 0.35 / height, wspace=0.28, hspace=0.5)
     axes = figure.subplots(rows_of_panels, columns, squeeze=False).ravel()
     for axis in axes[len(panels) :]:
         axis.remove()

@@ -65,7 +65,7 @@ def fit(
     overwrite: bool = False,
     verbose: bool = False,
 ) -> Run:
-    """Trains a transition model on a cell store, or continues the run of the same name.
+    """Trains a transition model on a cell store, or continues the run of the same name: ``vcell train experiment=perturb_seq``.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def fit(
         f"model={model if isinstance(model, str) else 'tiny'}",
         f"loss={loss if isinstance(loss, str) else 'energy'}",
     ]
-    config = compose("train", ["data=perturb_seq", f"trainer={trainer}", *groups])
+    config = compose("train", ["experiment=perturb_seq", f"trainer={trainer}", *groups])
     every = validate_every or max(1, max_steps // 10)
     values: dict[str, Any] = {
         "name": name, "seed": seed, "overwrite": overwrite, "data.path": None, "data.stores": stores,

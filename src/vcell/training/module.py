@@ -15,6 +15,8 @@ from vcell.data.batch import CellSetBatch
 from vcell.data.permute import key
 from vcell.model.checkpoint import Identity
 from vcell.model.losses import Loss
+from vcell.model.negative_binomial import CountLaw, likelihood_loss
+from vcell.model.predictor import prior_of
 from vcell.model.table import PerturbationTable
 from vcell.model.trained import TrainedModel
 from vcell.training.guard import Guard
@@ -104,7 +106,8 @@ class TransitionModule(LightningModule):
 
     def training_step(self, batch: CellSetBatch, batch_idx: int) -> Tensor:
         assert self.loss is not None
-        terms = self.loss(self.predict(batch), batch)
+        said = self.trained.say(batch)
+        terms = likelihood_loss(said, batch) if isinstance(said, CountLaw) else self.loss(said, batch)
         self.guard.loss(terms["loss"], batch)
         if self._logs_now():
             means = {f"train/{name}": value_S.detach().mean() for name, value_S in terms.items()}
@@ -148,13 +151,16 @@ class TransitionModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         assert self.optimizer is not None and self.schedule is not None
-        optimizer, schedule, trainer = self.optimizer(self.parameters()), self.schedule, self.trainer
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer, schedule, trainer = self.optimizer(trained), self.schedule, self.trainer
         course = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.factor(step, trainer.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": course, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.guard.check(wait=True)  # weights that are not finite are never written
-        checkpoint["vcell"] = replace(self.identity, chosen_for=self.chosen_for).plain()
+        prior = prior_of(self.model)
+        fitted = None if prior is None else prior.get_extra_state()
+        checkpoint["vcell"] = replace(self.identity, chosen_for=self.chosen_for, prior=fitted).plain()
 
 
 def seed_device(device: torch.device, seed: int) -> None:

@@ -28,10 +28,15 @@ from vcell.errors import VcellError
 from vcell.lock import locked
 from vcell.model.checkpoint import read_checkpoint
 from vcell.model.find import find_checkpoint
+from vcell.model.lora import add_lora
+from vcell.model.table import decision_lines
+from vcell.training import effects
 from vcell.training.build import (
     Own,
     RunSettings,
+    is_fitted,
     make_data,
+    make_effect_model,
     make_module,
     make_short_trainer,
     make_store,
@@ -42,9 +47,10 @@ from vcell.training.cost import words
 from vcell.training.curves import read_metrics
 from vcell.training.estimate import STEPS, Stopwatch, estimate, out_of_memory
 from vcell.training.guard import NotFiniteError
+from vcell.training.guidance import guidance
 from vcell.training.module import TransitionModule
 from vcell.training.run_folder import RunFolder
-from vcell.training.warmstart import warm_start
+from vcell.training.warmstart import carry_over
 
 SAY_AFTER_S = 60.0  # that ranks wait for the store
 # what gloo and NCCL say when a process they talk to is gone
@@ -83,12 +89,18 @@ def _train(config: DictConfig, run: RunSettings, own: Own | None, folder: RunFol
     store.check_one_scale(run.reconcile)
     assigned, notes = split_of(config, store)
     data = make_data(config, store, assigned, own)
+    if is_fitted(config) and not (own and own.model):
+        if rank == 0:
+            _fit_effects(config, run, data, folder, checkpoint, notes)
+        return
     module = make_module(config, run.plain, data, own)
+    about_prior = effects.fit_prior(run, data, module.trained)
+    if rank == 0 and about_prior:
+        print("\n".join(about_prior), flush=True)
     if run.check:
         check(config, run, data, module, notes, rank)
         return
-    if run.init_from is not None and checkpoint is None:
-        notes += warm_start(module, find_checkpoint(run.init_from))
+    notes += start_from_another(run, module, continues=checkpoint is not None)
     trainer = make_trainer(config)  # what it refuses leaves no folder
     if rank == 0:
         if checkpoint is None:
@@ -111,6 +123,56 @@ def _train(config: DictConfig, run: RunSettings, own: Own | None, folder: RunFol
         print(f"run folder   {folder.path}\ncheckpoint   {folder.checkpoints / 'last.ckpt'}", flush=True)
 
 
+def start_from_another(run: RunSettings, module: TransitionModule, continues: bool) -> list[str]:
+    """Takes over the weights that the run starts from, and makes them ready for fine-tuning; gives notes.
+
+    A continued run has weights of its own, but what of them is trained is settled by those it has started from.
+    """
+    if run.finetune not in (None, "lora"):
+        raise VcellError(f"finetune={run.finetune} must be lora, or null to train all weights")
+    if run.init_from is None:
+        if run.finetune is not None:
+            raise VcellError(
+                "finetune=lora changes the weights of another run: name its checkpoint, init_from=FILE.ckpt"
+            )
+        return []
+    if continues and run.finetune is None:
+        return []
+    notes, untrained = carry_over(module, find_checkpoint(run.init_from))
+    if run.finetune is not None:
+        notes.append(add_lora(module.model, run.plain["lora"]["rank"], run.plain["lora"]["alpha"], untrained))
+    return [] if continues else notes
+
+
+def _fit_effects(
+    config: DictConfig,
+    run: RunSettings,
+    data: CellSetDataModule,
+    folder: RunFolder,
+    checkpoint: Path | None,
+    notes: list[str],
+) -> None:
+    """The same for a model that is fitted in one go."""
+    effects.check_no_warm_start(run)
+    model, table, sizes = make_effect_model(config, data)
+    say(effects.summary(run, data, model, table), notes)
+    if run.check:
+        print("\n".join(guidance(data, table)), flush=True)
+        return
+    if checkpoint is not None:
+        check_split(folder.path / "split.json", data.assigned, data.store.fingerprint)
+        effects.finished(checkpoint)
+        return
+    folder.begin(run.plain, run.overwrite)
+    try:
+        write_split(folder.path / "split.json", data.assigned, data.store.groups, data.store.fingerprint)
+        path = effects.fit_effects(run, data, folder, model, table, sizes)
+    except BaseException:
+        folder.discard_if_empty()
+        raise
+    print(f"run folder   {folder.path}\ncheckpoint   {path}", flush=True)
+
+
 def check(
     config: DictConfig, run: RunSettings, data: CellSetDataModule, module: TransitionModule, notes: list[str], rank: int
 ) -> None:
@@ -121,7 +183,7 @@ def check(
         watch = Stopwatch()
         found = estimate(make_short_trainer(config, watch, STEPS, place), run, data, module, watch)
     if rank == 0:
-        print(found, flush=True)
+        print("\n".join([str(found), *guidance(data, module.table)]), flush=True)
 
 
 def say(summary: str, notes: list[str]) -> None:
@@ -194,6 +256,7 @@ def summary(run: RunSettings, data: CellSetDataModule, module: TransitionModule)
         describe(data.assigned, data.store.groups),
         f"sets         {data.sets_per_step} × {data.set_size} cells per step, {sampler.sets_per_epoch:,} sets per epoch",
         f"table        {module.table.origin}: {len(module.table.names):,} perturbations × {module.table.width}",
+        *(f"  {line}" for line in decision_lines(module.table.decisions)),
         f"model        {parameters:,} parameters, {words(module.flops)}FLOP per step (forward and backward)",
     ]
     if data.store.known is not None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vcell.errors import VcellError, shortlist
 from vcell.model.checkpoint import Identity, read_checkpoint
+from vcell.model.lora import merged
 from vcell.model.predictor import axes_of
 from vcell.model.table import ONE_HOT
 from vcell.training.module import TransitionModule
@@ -36,8 +37,8 @@ class Axis:
         return [i for i, _ in common], [j for _, j in common]
 
 
-def warm_start(module: TransitionModule, path: Path) -> list[str]:
-    """Fills `module` with the weights in the checkpoint `path`, and reports what was carried over and what starts untrained.
+def carry_over(module: TransitionModule, path: Path) -> tuple[list[str], set[str]]:
+    """Fills `module` with the weights in the checkpoint `path`; reports what was carried over, and names parameters with entries that begin untrained.
 
     Entries of genes, one-hot perturbations, contexts and batches are matched by name; those that are new begin at 0, so that they
     change nothing until they are learnt (their biases and embeddings begin as in any new model). The optimiser starts fresh.
@@ -50,6 +51,7 @@ def warm_start(module: TransitionModule, path: Path) -> list[str]:
     checkpoint = read_checkpoint(path)
     then, now = Identity.of(checkpoint["vcell"], path), module.identity
     before = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+    before = merged(before, then.config)
     axes = {axis.what: axis for axis in (*_gene_axes(then, now), *_covariate_axes(then, now))}
     table, note = _table_axis(then.table, now.table)
     if table is not None:
@@ -60,6 +62,7 @@ def warm_start(module: TransitionModule, path: Path) -> list[str]:
     of_table = {name for name, what in meaning.items() if "table columns" in what}
     state = module.model.state_dict()  # the weights themselves: writing here is loading
     fresh, wrong = [], []
+    partly = {name for name, axes in named.items() if any(len(a.matches()[0]) < len(a.now) for a in axes.values())}
     for name, weight in state.items():
         old = before.get(name)
         if old is None or (name in of_table and table is None):
@@ -85,7 +88,7 @@ def warm_start(module: TransitionModule, path: Path) -> list[str]:
         lines.append(f"untrained: {shortlist(fresh, 6)}")
     if lost:
         lines.append(f"left out: {shortlist(lost, 6)}")
-    return lines
+    return lines, {*fresh, *partly}
 
 
 def _gene_axes(then: Identity, now: Identity) -> list[Axis]:

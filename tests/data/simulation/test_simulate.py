@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import SMALL_SCREEN
+from vcell.data.simulation.field import Field
 from vcell.data.simulation.screen import SHARES, Screen, Truth
 from vcell.data.simulation.write import ensure_screen, simulate
 from vcell.errors import VcellError
@@ -121,3 +122,44 @@ def test_another_screen_in_the_folder_is_not_taken_for_this_one(tmp_path: Path):
     assert ensure_screen(folder, SMALL_SCREEN) == folder
     with pytest.raises(VcellError, match=r"seed \(0 then, 5 now\)"):
         ensure_screen(folder, replace(SMALL_SCREEN, seed=5))
+
+
+def field_screen(**changes: object) -> Screen:
+    return Screen(genes=600, targets=80, test_targets=0, contexts=("A", "B", "C"), field=Field(**changes))  # type: ignore[arg-type]
+
+
+def test_field_effects_are_heavy_tailed_and_weakly_shared():
+    truth = Truth(field_screen())
+    effects = np.array([[truth.effect(c, t) for t in range(80)] for c in range(3)])
+    norms = np.linalg.norm(effects, axis=2)
+    assert 4 < np.percentile(norms, 90) / np.percentile(norms, 10) < 25
+    centred = effects - effects.mean(1, keepdims=True)
+    likeness = [np.corrcoef(centred[0, t], centred[1, t])[0, 1] for t in range(80)]
+    wrong = [np.corrcoef(centred[0, t], centred[1, t - 1])[0, 1] for t in range(80)]
+    assert 0.08 < np.mean(likeness) < 0.35 and abs(np.mean(wrong)) < 0.05
+
+
+def test_contexts_of_a_lineage_are_more_alike():
+    truth = Truth(field_screen(lineages=2, lineage_share=0.8, null_targets=0.0))
+    effects = np.array([[truth.effect(c, t) for t in range(80)] for c in range(3)])
+    centred = effects - effects.mean(1, keepdims=True)
+    near, far = ([np.corrcoef(centred[0, t], centred[c, t])[0, 1] for t in range(80)] for c in (2, 1))
+    assert np.mean(near) > np.mean(far) + 0.3
+
+
+def test_a_field_screen_is_written_with_its_parts_and_poorer_sources(tmp_path: Path):
+    screen = replace(
+        field_screen(), genes=200, targets=20, cells_per_target=20, controls_per_context=40, library_size=2000.0
+    )
+    simulate(tmp_path / "f", screen)
+    truth = ad.read_h5ad(tmp_path / "f" / "truth" / "effects.h5ad")
+    assert set(truth.layers) == set(screen.parts)
+    source, last = (ad.read_h5ad(tmp_path / "f" / f"{c}.h5ad") for c in ("A", "C"))
+    assert source.X.sum(1).mean() < 0.7 * last.X.sum(1).mean() and source.n_obs < last.n_obs
+    assert (np.asarray(source.X.sum(0)).ravel() == 0).sum() > (np.asarray(last.X.sum(0)).ravel() == 0).sum()
+
+
+@pytest.mark.parametrize("change", [{"panel": 0.0}, {"guide_failures": 2.0}, {"programmes": 0}])
+def test_impossible_fields_are_refused(change: dict):
+    with pytest.raises(VcellError, match=r"field\."):
+        Field(**change)

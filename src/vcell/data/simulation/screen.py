@@ -14,11 +14,13 @@ whose variance shares are those measured in real screens:
     noise     19 %  neither: no model can know it
 
 `shared` and `specific` are functions of a latent vector of the target gene, of which the embedding table is a noisy
-linear view: the table says something about targets never measured.
+linear view: the table says something about targets never measured. With a `field` (`simulation.field`) the effects, studies and
+guides are those of a real screen instead, and as hard to predict.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,6 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from vcell.data.simulation.field import PARTS, Field, FieldResponses
 from vcell.errors import VcellError
 
 SHARES = {"common": 0.28, "shared": 0.29, "specific": 0.24, "noise": 0.19}
@@ -67,6 +70,9 @@ class Screen:
         Standard deviation of the table's noise, as a fraction of its signal's.
     seed
         Of everything.
+    field
+        What makes the screen as hard as a real one (`simulation.field.Field`); None: equally strong, dense effects, equally well
+        measured in every context.
     """
 
     genes: int = 1000
@@ -88,9 +94,12 @@ class Screen:
     embedding: int = 64
     embedding_noise: float = 0.2
     seed: int = 0
+    field: Field | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "contexts", tuple(self.contexts))
+        if isinstance(self.field, Mapping):
+            object.__setattr__(self, "field", Field(**self.field))
         positive = ("genes", "targets", "cells_per_target", "controls_per_context", "batches", "guides", "latent")
         for name in positive:
             if getattr(self, name) < 1:
@@ -103,6 +112,11 @@ class Screen:
             raise VcellError(f"contexts={list(self.contexts)} must be one or more different names")
         if not 0 < self.guide_efficiency < 1:
             raise VcellError(f"guide_efficiency={self.guide_efficiency} must lie between 0 and 1")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts of an effect."""
+        return tuple(SHARES) if self.field is None else PARTS
 
     @property
     def block(self) -> int:
@@ -130,11 +144,14 @@ class Truth:
         )
         self.latent_GL = rng.standard_normal((screen.genes, screen.latent))
         self.loadings_LG = self._loadings(len(screen.contexts))
+        self.field = None if screen.field is None else FieldResponses(self, screen.field)
         self._log_mean = lru_cache(maxsize=len(screen.contexts) * screen.batches)(self._log_mean_of)
         self._effect = lru_cache(maxsize=64)(lambda c, t: np.sum(list(self.effect_parts(c, t).values()), axis=0))
 
     def effect_parts(self, context: int, target: int) -> dict[str, np.ndarray]:
-        """The four parts of ``effect[context, target]``, each ``(genes)``; 0 at the target's own gene."""
+        """The parts of ``effect[context, target]`` by name, each ``(genes)``; 0 at the target's own gene."""
+        if self.field is not None:
+            return self.field.effect_parts(context, target)
         screen, gene = self.screen, self.target_genes[target]
         # tanh of a standard normal has standard deviation 0.628
         features = np.tanh(self.latent_GL[gene]) / 0.628
@@ -157,6 +174,9 @@ class Truth:
     def table(self) -> dict[str, torch.Tensor]:
         """The embedding table: gene to float32 vector, for every gene."""
         screen, rng = self.screen, self.rng(TABLE)
+        if self.field is not None:
+            rows = torch.from_numpy(self.field.table().astype(np.float32))
+            return {name: rows[i].clone() for i, name in enumerate(self.gene_names)}
         view_LE = rng.standard_normal((screen.latent, screen.embedding)) / np.sqrt(screen.latent)
         noise = screen.embedding_noise * rng.standard_normal((screen.genes, screen.embedding))
         vectors = torch.from_numpy((self.latent_GL @ view_LE + noise).astype(np.float32))
@@ -166,20 +186,41 @@ class Truth:
         """``(targets, guides)``: a guide silences as well in every batch of a context, but guides differ."""
         mean, spread = self.screen.guide_efficiency, 12.0
         shape = (self.screen.targets, self.screen.guides)
-        return self.rng(CONTEXT, context, 2).beta(mean * spread, (1 - mean) * spread, shape)
+        rng = self.rng(CONTEXT, context, 2)
+        found = rng.beta(mean * spread, (1 - mean) * spread, shape)
+        if self.field is not None:
+            found[rng.random(shape) < self.field.field.guide_failures] *= 0.05
+        return found
 
     def counts(self, context: int, cells: pd.DataFrame, block: int) -> np.ndarray:
         """Negative-binomial counts, ``(cells, genes)``."""
         screen, rng = self.screen, self.rng(COUNTS, context, block)
         log_mean = np.stack([self._log_mean(context, b) for b in cells["batch_number"]])
         log_mean += rng.standard_normal((len(cells), 1)) * self.cycle_G
+        if self.field is not None:
+            log_mean += self._states(context, cells, rng) @ self.field.states_DG
         for row, (target, efficiency) in enumerate(zip(cells["target_number"], cells["efficiency"], strict=True)):
             if target >= 0:
                 log_mean[row] += efficiency * self.effect(context, target)
                 log_mean[row, self.target_genes[target]] += np.log1p(-efficiency)
         mean = np.exp(log_mean)
+        if self.field is not None:
+            mean *= self.field.panel(context)
         mean *= (cells["library_size"].to_numpy() / mean.sum(axis=1))[:, None]
         return rng.poisson(rng.standard_gamma(screen.dispersion, mean.shape) * (mean / screen.dispersion))
+
+    def _states(self, context: int, cells: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
+        """Where cells lie along the directions in which controls vary, ``(cells, directions)``: with their batch, group and library."""
+        assert self.field is not None
+        means = {b: self.field.batch_means(context, b) for b in set(cells["batch_number"])}
+        groups = {t: self.field.group_means(context, t) if t >= 0 else 0.0 for t in set(cells["target_number"])}
+        log_library = np.log(cells["library_size"].to_numpy())
+        larger = (log_library - log_library.mean()) / max(self.screen.library_sd, 1e-9)
+        own = [means[b] + groups[t] for b, t in zip(cells["batch_number"], cells["target_number"], strict=True)]
+        found: np.ndarray = (
+            np.stack(own) + rng.standard_normal((len(cells), len(self.field.states_DG))) + 0.3 * larger[:, None]
+        )
+        return found
 
     def _log_mean_of(self, context: int, batch: int) -> np.ndarray:
         screen = self.screen

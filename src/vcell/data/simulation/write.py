@@ -14,7 +14,7 @@ from scipy import sparse
 
 from vcell.atomic import written_folder
 from vcell.data.files.writer import H5adWriter
-from vcell.data.simulation.screen import CELLS, CONTROL, SHARES, Screen, Truth
+from vcell.data.simulation.screen import CELLS, CONTROL, Screen, Truth
 from vcell.errors import VcellError, shortlist
 from vcell.progress import progress_bar
 
@@ -52,7 +52,7 @@ def simulate(out: Path, screen: Screen) -> Path:
     truth/CONTEXT_test.h5ad
         Of the last context: its test targets, withheld from the file above, and the same controls.
     truth/effects.h5ad
-        Effects, one row per (context, target), natural-log fold change; layers hold the four parts.
+        Effects, one row per (context, target), natural-log fold change; layers hold their parts.
     """
     if out.exists():
         raise VcellError(f"{out} exists already; remove it, or choose another folder with out=FOLDER")
@@ -78,7 +78,12 @@ def simulate(out: Path, screen: Screen) -> Path:
 def _cell_table(truth: Truth, context: int) -> pd.DataFrame:
     """Every cell of a context but its counts, ordered by batch and target."""
     screen, rng = truth.screen, truth.rng(CELLS, context)
-    sizes = np.maximum(1, rng.poisson(screen.cells_per_target * rng.uniform(0.6, 1.4, screen.targets)))
+    field = truth.field
+    more, deeper = (1.0, 1.0) if field is None else field.study(context)
+    wanted = screen.cells_per_target * more * rng.uniform(0.6, 1.4, screen.targets)
+    if field is not None:
+        wanted = wanted / (1 + field.field.depletion * field.relative_T)
+    sizes = np.maximum(1, rng.poisson(wanted))
     target = np.concatenate([np.repeat(-1, screen.controls_per_context), np.repeat(np.arange(screen.targets), sizes)])
     n = len(target)
     guide = rng.integers(0, screen.guides, n)
@@ -90,9 +95,16 @@ def _cell_table(truth: Truth, context: int) -> pd.DataFrame:
             "batch_number": rng.integers(0, screen.batches, n),
             "target_number": target,
             "efficiency": np.where(target < 0, 0.0, truth.guide_efficiencies(context)[target, guide]),
-            "library_size": screen.library_size * np.exp(screen.library_sd * rng.standard_normal(n)),
+            "library_size": screen.library_size * deeper * np.exp(screen.library_sd * rng.standard_normal(n)),
         }
     )
+    if field is not None:
+        shares = {t: field.batches_of(context, t) for t in range(screen.targets)}
+        number = [
+            rng.choice(screen.batches, p=shares[t]) if t >= 0 else b
+            for t, b in zip(target, table["batch_number"], strict=True)
+        ]
+        table["batch_number"] = number
     table["batch"] = [f"{screen.contexts[context]}_b{b + 1}" for b in table["batch_number"]]
     table["cell_type"] = screen.contexts[context]
     table = table.sort_values(["batch_number", "target_number"], kind="stable", ignore_index=True)
@@ -140,7 +152,7 @@ def _write_truth(path: Path, truth: Truth) -> None:
     with H5adWriter(path, obs, truth.gene_names) as writer:
         layers = writer.file["layers"]
         shape, chunk = (len(keys), screen.genes), (1, screen.genes)
-        datasets = {name: layers.create_dataset(name, shape, np.float32, chunks=chunk) for name in SHARES}
+        datasets = {name: layers.create_dataset(name, shape, np.float32, chunks=chunk) for name in screen.parts}
         for dataset in datasets.values():
             dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         for row, (c, t) in enumerate(keys):

@@ -21,7 +21,7 @@ class Filters:
     ----------
     residual_expression
         Perturbations of a context that leave this fraction, or more, of their target's mean control expression are
-        left out; 0.30 is `cell-load`'s threshold. For knock-down screens only: an activating guide raises its target.
+        left out; 0.30 is `cell-load`'s threshold. For knockdown screens only: an activating guide raises its target.
     cell_residual_expression
         So are single cells of the others at this fraction, or more; 0.50 there.
     min_cells

@@ -1,0 +1,288 @@
+"""Baselines: what any other predictor has to beat. Each is fitted to the run's training effects, and makes a full submission.
+
+Shape legend: T targets, G genes, F features of a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from vcell.data.files.genes import gene_names
+from vcell.effects.bank import SPACES, mean_known
+from vcell.effects.evidence import Evidence
+from vcell.effects.features import Features, ridge_of
+from vcell.effects.linear import likeness
+from vcell.effects.model import EffectModel
+
+FEWEST_TARGETS = 3  # of a context, for a fit of its own
+NEIGHBOURS = (1, 3, 5, 10, 20, 50)
+
+# by context: its targets' rows, and by space their effects as predicted without them
+LeftOut = dict[str, tuple[dict[str, int], dict[str, np.ndarray]]]
+
+
+class CopiedControls(EffectModel):
+    """No effect: the control cells themselves."""
+
+    def effect(self, space: str, context: str, targets: Sequence[str]) -> np.ndarray:
+        return np.zeros((len(targets), self.n_genes), np.float32)
+
+
+class ContextMean(EffectModel):
+    """The mean effect of the context's training targets, for every target; of a new context, that over all others."""
+
+    def effect(self, space: str, context: str, targets: Sequence[str]) -> np.ndarray:
+        return np.repeat(self.known.mean_effect(space, context)[None], len(targets), 0)
+
+
+class PerturbationMean(EffectModel):
+    """The mean of a target's effects elsewhere; the context mean where it was measured nowhere else."""
+
+    def effect(self, space: str, context: str, targets: Sequence[str]) -> np.ndarray:
+        known = self.known
+        found = np.repeat(known.mean_effect(space, context)[None], len(targets), 0)
+        for row, target in enumerate(targets):
+            rows = known.usable(target, context)
+            if len(rows):
+                mean_G = mean_known(known.effects_of(space, rows), np.nan)
+                found[row] = np.where(np.isnan(mean_G), found[row], mean_G)
+        return found
+
+
+class Additive(EffectModel):
+    """The context mean, and on top what the target does elsewhere beyond the means there."""
+
+    def effect(self, space: str, context: str, targets: Sequence[str]) -> np.ndarray:
+        return self.known.fused(space, targets, context) + self.known.mean_effect(space, context)
+
+
+class SumOfSingles(PerturbationMean):
+    """Of a target of several genes the sum of its genes' own effects, each as measured alone in the context, or else the mean of it elsewhere; a gene
+    measured nowhere alone adds nothing. Other targets get their mean elsewhere."""
+
+    def effect(self, space: str, context: str, targets: Sequence[str]) -> np.ndarray:
+        found = super().effect(space, context, targets)
+        for row, target in enumerate(targets):
+            if (total_G := self.summed(space, context, target)) is not None:
+                found[row] = total_G
+        return found
+
+    def summed(self, space: str, context: str, target: str) -> np.ndarray | None:
+        """The sum for a target of several genes, ``(G)``; None for others, and where none of its genes was measured alone."""
+        genes = gene_names().parts(target, self._known_genes)
+        rows = [one for gene in genes if len(one := self._alone(gene, context))] if len(genes) > 1 else []
+        if not rows:
+            return None
+        found: np.ndarray = np.sum([mean_known(self.known.effects_of(space, one), 0.0) for one in rows], axis=0)
+        return found
+
+    @cached_property
+    def _known_genes(self) -> frozenset[str]:
+        return frozenset(self.known.rows_of)
+
+    def _alone(self, gene: str, context: str) -> np.ndarray:
+        """Rows of a gene's effects: of the context itself where it was measured there, of all others where not."""
+        everywhere, elsewhere = self.known.usable(gene, None), self.known.usable(gene, context)
+        here = np.setdiff1d(everywhere, elsewhere)
+        return here if len(here) else elsewhere
+
+
+class WrongTarget(Additive):
+    """`Additive` with the targets exchanged: a control, from which nothing specific to a target can be learnt."""
+
+    def effect(self, space: str, context: str, targets: Sequence[str]) -> np.ndarray:
+        names = sorted(self.known.rows_of)
+        place = {name: i for i, name in enumerate(names)}
+        other = [names[(place[t] + 1 + len(names) // 2) % len(names)] if t in place else t for t in targets]
+        return super().effect(space, context, other)
+
+
+class Featured(EffectModel):
+    """Base of predictors that go by what is known of a target: its vector in the table, and its effects in other contexts."""
+
+    uses_vectors = True
+
+    def __init__(self, n_genes: int) -> None:
+        super().__init__(n_genes)
+        self._features: Features | None = None
+
+    def fit(self, evidence: Evidence) -> list[str]:
+        """Fits each training context by itself, and then new contexts, "", to the means over all."""
+        super().fit(evidence)
+        self._features = Features.of(evidence, self.vectors)
+        self.fitted = {"features": self._features.plain(), "contexts": {}}
+        lines = []
+        for context in [*evidence.context_names, ""]:
+            targets, effects = training_effects(evidence, context)
+            matrix = self.features.matrix(context, targets, self.vectors)
+            if len(targets) >= FEWEST_TARGETS and matrix.any():
+                self.fitted["contexts"][context], line = self.fit_context(context, targets, matrix, effects)
+                lines.append(line)
+        return lines
+
+    def fit_context(
+        self, context: str, targets: list[str], matrix_TF: np.ndarray, effects: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, Any], str]:
+        """What is learnt of the targets of a context, and a line for the log."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        super().forget()
+        self._features = None
+
+    @property
+    def features(self) -> Features:
+        """Of every target that was measured in some context."""
+        if self._features is None:
+            self._features = Features.of_plain(self.fitted["features"])
+        return self._features
+
+    def fitted_for(self, context: str) -> str | None:
+        """The context whose fit serves a context: its own, or that of new ones; None where there is neither."""
+        return next((one for one in (context, "") if one in self.fitted["contexts"]), None)
+
+
+class Ridge(Featured):
+    """Ridge regression from what is known of a target to its effect beyond the context's mean.
+
+    The penalty is chosen by leaving out one target at a time; for a new context, effects are the means over contexts, and only vectors
+    are used.
+    """
+
+    def __init__(self, n_genes: int) -> None:
+        super().__init__(n_genes)
+        self.left_out: LeftOut = {}  # only after `fit`
+
+    def fit_context(
+        self, context: str, targets: list[str], matrix_TF: np.ndarray, effects: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, Any], str]:
+        found = ridge_of(matrix_TF, effects)
+        assert found is not None  # for some feature says something
+        rows = {target: row for row, target in enumerate(targets)}
+        self.left_out[context] = rows, {space: found.left_out(effects[space]) for space in SPACES}
+        name = context or "new contexts"
+        return {"weights": found.weights}, (
+            f"ridge        {name}: {len(targets):,} targets, explains {found.explained:.3f} of left-out ones"
+        )
+
+    def beyond_mean(self, space: str, context: str, targets: Sequence[str]) -> np.ndarray:
+        """Predicted effects beyond the context's mean, ``(T, G)``; 0 where nothing is known of a target."""
+        known = self.fitted_for(context)
+        if known is None:
+            return np.zeros((len(targets), self.n_genes), np.float32)
+        weights = self.fitted["contexts"][known]["weights"]
+        found: np.ndarray = self.features.matrix(known, targets, self.vectors) @ weights[space]
+        return found
+
+    def beyond_mean_without(self, space: str, context: str, targets: Sequence[str]) -> np.ndarray:
+        """The same where each target that the regression was fitted to is left out of it, ``(T, G)``; only after `fit`."""
+        found = self.beyond_mean(space, context, targets)
+        rows, left_out = self.left_out.get(self.fitted_for(context) or "", ({}, {}))
+        for number, target in enumerate(targets):
+            if target in rows:
+                found[number] = left_out[space][rows[target]]
+        return found
+
+    def effect(self, space: str, context: str, targets: Sequence[str]) -> np.ndarray:
+        return self.beyond_mean(space, context, targets) + self.known.mean_effect(space, context)
+
+
+class Nearest(Featured):
+    """The mean effect of the targets most like a target; how many, and their scale, by leaving out one at a time."""
+
+    def fit_context(
+        self, context: str, targets: list[str], matrix_TF: np.ndarray, effects: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, Any], str]:
+        alike = likeness(matrix_TF, matrix_TF)
+        np.fill_diagonal(alike, -2.0)
+        truth = effects["bulk"]
+        errors, scales = {}, {}
+        for number in (n for n in NEIGHBOURS if n < len(targets)):
+            predicted = _top(alike, number) @ truth
+            scales[number] = float(np.clip((predicted * truth).sum() / max((predicted**2).sum(), 1e-12), 0, 1))
+            errors[number] = float(((scales[number] * predicted - truth) ** 2).sum())
+        best = min(errors, key=errors.__getitem__)
+        name = context or "new contexts"
+        return {"number": best, "scale": scales[best], "targets": targets}, (
+            f"nearest      {name}: {best} of {len(targets):,} targets, times {scales[best]:.2f}"
+        )
+
+    def effect(self, space: str, context: str, targets: Sequence[str]) -> np.ndarray:
+        mean = self.known.mean_effect(space, context)
+        known = self.fitted_for(context)
+        if known is None:
+            return np.repeat(mean[None], len(targets), 0)
+        here = self.fitted["contexts"][known]
+        alike = likeness(*(self.features.matrix(known, names, self.vectors) for names in (targets, here["targets"])))
+        for row, target in enumerate(targets):  # a target is no neighbour of itself
+            if target in here["targets"]:
+                alike[row, here["targets"].index(target)] = -2.0
+        _, effects = training_effects(self.known, known, here["targets"])
+        found: np.ndarray = here["scale"] * (_top(alike, here["number"]) @ effects[space]) + mean
+        return found
+
+
+class Covariance(EffectModel):
+    """The response read off the control cells: proportional to how each gene varies with the target's own gene among them.
+
+    Fluctuation and response: near a steady state, what a small push does to a gene is proportional to its covariance with what is
+    pushed. No perturbed cell is needed but for the amplitude, one number for each space, fitted to the training effects.
+    """
+
+    def fit(self, evidence: Evidence) -> list[str]:
+        super().fit(evidence)
+        self.fitted = {"genes": evidence.genes, "amplitude": {}}
+        for space in SPACES:
+            above = below = 0.0
+            for context in evidence.context_names:
+                targets, truth = evidence.measured(space, context)
+                row = self._rows(context, targets)
+                size = max(float((truth**2).sum()), 1e-12)
+                above, below = above + float((row * truth).sum()) / size, below + float((row**2).sum()) / size
+            self.fitted["amplitude"][space] = above / below if below > 0 else 0.0
+        self.evidence = evidence.only(np.zeros(0, np.int64))  # of which nothing else is used
+        return ["covariance   amplitude " + ", ".join(f"{s} {a:.3f}" for s, a in self.fitted["amplitude"].items())]
+
+    def _rows(self, context: str, targets: Sequence[str]) -> np.ndarray:
+        place = {gene: i for i, gene in enumerate(self.fitted["genes"])}
+        controls = self.controls.get(context)
+        genes = np.array([place.get(t, -1) for t in targets], np.int64)
+        if controls is None or not len(controls.cells_CG):
+            return np.zeros((len(targets), self.n_genes), np.float32)
+        variance_G = controls.variance_G
+        own = np.where(genes >= 0, variance_G[genes], 0) + variance_G.mean()
+        found = -controls.covariance(genes) / own[:, None]
+        known = np.flatnonzero(genes >= 0)
+        found[known, genes[known]] = 0
+        return found
+
+    def effect(self, space: str, context: str, targets: Sequence[str]) -> np.ndarray:
+        return np.float32(self.fitted["amplitude"][space]) * self._rows(context, targets)
+
+
+def training_effects(
+    evidence: Evidence, context: str, targets: Sequence[str] | None = None
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Targets and their centred effects by space: of a context, or for "" the means over all contexts."""
+    if context:
+        place: dict[str, int] = {}
+        for number, (target, where) in enumerate(zip(evidence.targets, evidence.contexts, strict=True)):
+            if where == context:
+                place.setdefault(target, number)
+        chosen = list(place) if targets is None else list(targets)
+        rows = np.array([place[t] for t in chosen], np.int64)
+        return chosen, {space: evidence.centred[space][rows] for space in SPACES}
+    chosen = list(evidence.rows_of) if targets is None else list(targets)
+    return chosen, {space: evidence.fused(space, chosen) for space in SPACES}
+
+
+def _top(likeness_TU: np.ndarray, number: int) -> np.ndarray:
+    """Equal weights on the most alike of each row, ``(T, U)``."""
+    order = np.argsort(-likeness_TU, axis=1, kind="stable")[:, :number]
+    weights = np.zeros(likeness_TU.shape, np.float32)
+    np.put_along_axis(weights, order, np.float32(1 / number), 1)
+    return weights

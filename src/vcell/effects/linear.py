@@ -1,0 +1,54 @@
+"""Rows of numbers compared, scaled and reduced: what several predictors need of linear algebra.
+
+Shape legend: T and U rows, G columns, K components.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+SMALLEST = 1e-12
+
+
+def likeness(one_TG: np.ndarray, other_UG: np.ndarray) -> np.ndarray:
+    """Cosine of every row with every other, ``(T, U)``; 0 for rows of zeros."""
+    one, other = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), SMALLEST) for x in (one_TG, other_UG))
+    found: np.ndarray = one @ other.T
+    return found
+
+
+def cosine(one_TG: np.ndarray, other_TG: np.ndarray) -> np.ndarray:
+    """Cosine of rows with their like, ``(T)``; 0 for rows of zeros."""
+    size = np.sqrt((one_TG**2).sum(1) * (other_TG**2).sum(1))
+    return np.divide((one_TG * other_TG).sum(1), size, out=np.zeros_like(size), where=size > 0)
+
+
+def discrimination_by_target(predicted_TG: np.ndarray, truth_TG: np.ndarray) -> np.ndarray:
+    """1 - rank / (targets - 1) of the own truth among all, by cosine, ``(T)``; equals share their places."""
+    similarity = likeness(predicted_TG, truth_TG)
+    own = np.diag(similarity)[:, None]
+    rank = (similarity > own).sum(1) + ((similarity == own).sum(1) - 1) / 2
+    found: np.ndarray = 1 - rank / max(len(truth_TG) - 1, 1)
+    return found
+
+
+def discrimination(predicted_TG: np.ndarray, truth_TG: np.ndarray) -> float:
+    """The mean of `discrimination_by_target`."""
+    return float(discrimination_by_target(predicted_TG, truth_TG).mean())
+
+
+def with_norms_of(found_TG: np.ndarray, like_TG: np.ndarray) -> np.ndarray:
+    """Rows scaled to the norms of other rows; rows of zeros stay."""
+    before, after = (np.sqrt((x**2).sum(1, keepdims=True)) for x in (like_TG, found_TG))
+    return found_TG * np.divide(before, after, out=np.zeros_like(after), where=after > 0)
+
+
+def main_directions(x_TG: np.ndarray, number: int, least: float = 1e-9) -> tuple[np.ndarray, np.ndarray]:
+    """The first principal directions of rows, uncentred, in the space of rows: ``(T, K)``, and their squared sizes ``(K)``.
+
+    Those of a smaller squared size than `least` of the largest are left out.
+    """
+    values, vectors = np.linalg.eigh((x_TG @ x_TG.T).astype(np.float64))
+    keep = np.argsort(values)[::-1][:number]
+    keep = keep[values[keep] > least * max(float(values.max(initial=0.0)), SMALLEST)]
+    return vectors[:, keep], values[keep]

@@ -1,0 +1,130 @@
+"""Predictors made of effects, by the names that configurations and `predictor=` give them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vcell.data.files.genes import gene_names
+from vcell.data.gather import Gather
+from vcell.data.splits import Group
+from vcell.effects.bank import EffectBank
+from vcell.effects.baselines import (
+    Additive,
+    ContextMean,
+    CopiedControls,
+    Covariance,
+    Nearest,
+    PerturbationMean,
+    Ridge,
+    SumOfSingles,
+    WrongTarget,
+)
+from vcell.effects.controls import ContextControls
+from vcell.effects.evidence import Evidence
+from vcell.effects.model import EffectModel, Table
+from vcell.effects.residual import TransferResidual
+from vcell.effects.transfer import Transfer
+from vcell.errors import VcellError
+
+# made of a run's training cells, by the names they have in `predictor=`
+BASELINES: dict[str, type[EffectModel]] = {
+    "copied_controls": CopiedControls,
+    "context_mean": ContextMean,
+    "perturbation_mean": PerturbationMean,
+    "additive": Additive,
+    "sum_of_singles": SumOfSingles,
+    "ridge": Ridge,
+    "nearest": Nearest,
+    "covariance": Covariance,
+    "wrong_target": WrongTarget,
+    "transfer": Transfer,
+}
+FITTED: list[type[EffectModel]] = [*BASELINES.values(), TransferResidual]  # what a checkpoint may hold
+
+
+@dataclass(frozen=True)
+class GivenEffects:
+    """log2 fold changes from elsewhere, ``(targets, genes)``, as a study of their own."""
+
+    study: str
+    targets: list[str]
+    genes: list[str]
+    fold_TG: np.ndarray
+
+
+def training_evidence(gather: Gather, assigned: Mapping[Group, str], tables: Sequence[GivenEffects] = ()) -> Evidence:
+    """The effects of a run's training groups, and of `tables` from elsewhere.
+
+    Raises
+    ------
+    VcellError
+        If there are none.
+    """
+    groups = [group for group, split in assigned.items() if split == "train" and group in gather.store.groups]
+    if not groups:
+        raise VcellError("there are no training groups to take effects from")
+    bank = EffectBank.measure(gather, groups)
+    for table in tables:
+        bank = bank.joined(table.study, table.targets, table.genes, table.fold_TG)
+    return Evidence.of(bank)
+
+
+def observed(gather: Gather, contexts: Iterable[str]) -> dict[str, ContextControls]:
+    """The control cells of some contexts, where the store has them."""
+    known = set(gather.store.control_contexts)
+    return {c: ContextControls.measure(gather, gather.store.controls_of(c)) for c in contexts if c in known}
+
+
+def fit_model(
+    model: EffectModel, evidence: Evidence, controls: Mapping[str, ContextControls], table: Table | None
+) -> list[str]:
+    """Fits a predictor to the effects of training groups; gives lines for the log."""
+    model.use_table(table)
+    model.observe(controls)
+    return model.fit(evidence)
+
+
+def make_baselines(
+    gather: Gather,
+    assigned: Mapping[Group, str],
+    table: Table | None = None,
+    names: Collection[str] | None = None,
+    contexts: Iterable[str] = (),
+) -> dict[str, EffectModel]:
+    """Baselines fitted to a run's training cells, by name.
+
+    Parameters
+    ----------
+    names
+        Those wanted; None: all but `wrong_target` that can say something of their own here.
+    contexts
+        Those that will be predicted from control cells of the same store: they are shown to the baselines.
+    """
+    wanted = [name for name in BASELINES if (name != "wrong_target" if names is None else name in names)]
+    if set(wanted) <= {"copied_controls"}:
+        return {name: BASELINES[name](gather.store.n_genes) for name in wanted}
+    evidence = training_evidence(gather, assigned)
+    controls = observed(gather, dict.fromkeys([*evidence.context_names, *contexts]))
+    useful = table is not None and not table.is_one_hot
+    if names is None and len(evidence.context_names) < 2:
+        wanted = [n for n in wanted if n not in ("additive", "transfer")]
+        wanted = wanted if useful else [n for n in wanted if n not in ("ridge", "nearest")]
+    if names is None and not any(len(gene_names().parts(target)) > 1 for _, target in assigned):
+        wanted.remove("sum_of_singles")
+    found = {}
+    for name in wanted:
+        found[name] = BASELINES[name](gather.store.n_genes)
+        fit_model(found[name], evidence, controls, table)
+    return found
+
+
+def fallbacks(evidence: Evidence | None, groups: Iterable[Group]) -> tuple[list[Group], list[Group]]:
+    """Of some groups, those whose context has no training effects, and those whose target has none in another context."""
+    groups = list(groups)
+    if evidence is None:
+        return groups, groups
+    contexts = set(evidence.context_names)
+    return [g for g in groups if g[0] not in contexts], [g for g in groups if not len(evidence.usable(g[1], g[0]))]

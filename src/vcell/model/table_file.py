@@ -1,0 +1,200 @@
+"""Perturbation tables as files: the challenge's ``.pt``, ``.npz``, tables of text, Parquet, h5ad, word2vec text (gene2vec) and GenePT's pickle.
+
+Nothing but tensors, arrays, numbers and text is ever loaded: a file that would run code is refused without being run.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from vcell.atomic import check_zip
+from vcell.errors import VcellError, shortlist
+
+Named = tuple[list[str], Tensor]
+# what a pickle of vectors may name: how numpy rebuilds an array
+ALLOWED = {
+    ("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"), ("numpy.core.numeric", "_frombuffer"),
+    ("numpy._core.numeric", "_frombuffer"), ("collections", "OrderedDict"), ("_codecs", "encode"),
+}  # fmt: skip
+
+
+def read_table_file(path: Path) -> Named:
+    """Names and vectors ``(names, width)`` of a file, float32, whatever its kind.
+
+    Raises
+    ------
+    VcellError
+        If it is absent, empty, of no kind that is known, or would run code.
+    """
+    if not path.is_file():
+        raise VcellError(f"no such perturbation table: {path} (looked from {Path.cwd()}). Set perturbation.path")
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise VcellError(
+            f"{path} is no perturbation table that vcell reads: {', '.join(sorted(READERS))}, with genes as rows or a dict from gene to vector"
+        )
+    names, vectors = reader(path)
+    if not names:
+        raise VcellError(f"the perturbation table {path} is empty")
+    if vectors.ndim != 2 or vectors.shape[1] == 0:
+        raise VcellError(f"the perturbation table {path} holds no vectors: {len(names):,} names, no numbers")
+    return names, vectors
+
+
+def _read_pt(path: Path) -> Named:
+    try:
+        check_zip(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise VcellError(f"no permission to read {path}. Ask its owner for it: chmod a+r {path}") from error
+    except pickle.UnpicklingError as error:
+        raise VcellError(
+            f"{path} holds more than tensors, and loading it could run code. Save a plain dict from gene "
+            "to tensor: torch.save({gene: tensor, ...}, path)"
+        ) from error
+    except Exception as error:
+        raise VcellError(f"{path} cannot be read as a torch file ({type(error).__name__}: {error})") from error
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise VcellError(f"{path} must contain a dict from gene to tensor; it contains {type(content).__name__}")
+    return _of_mapping(path, {str(k): v.reshape(-1).float().numpy() for k, v in content.items()})
+
+
+def _read_npz(path: Path) -> Named:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return content["genes"].astype(str).tolist(), torch.from_numpy(content["emb"].astype(np.float32))
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise VcellError(
+            f"{path} must contain the arrays 'genes' and 'emb' without pickled objects: {error}"
+        ) from error
+
+
+def _read_pickle(path: Path) -> Named:
+    """A dict from gene to a list or array of numbers, as GenePT publishes its embeddings."""
+    try:
+        content = _Plain(io.BytesIO(path.read_bytes())).load()
+    except VcellError:
+        raise
+    except Exception as error:
+        raise VcellError(f"{path} cannot be read as a pickle ({type(error).__name__}: {error})") from error
+    if not isinstance(content, Mapping):
+        raise VcellError(f"{path} must contain a dict from gene to vector; it contains {type(content).__name__}")
+    try:
+        return _of_mapping(path, {str(k): np.asarray(v, np.float32).reshape(-1) for k, v in content.items()})
+    except (TypeError, ValueError) as error:
+        raise VcellError(f"{path} must contain a dict from gene to numbers: {error}") from error
+
+
+class _Plain(pickle.Unpickler):
+    """Reads arrays, numbers, text and dicts of these; anything else a pickle names is refused, not called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ALLOWED:
+            raise VcellError(
+                f"the pickle asks for {module}.{name}, and loading it could run code. Save a plain dict from gene to tensor instead: "
+                "torch.save({gene: tensor, ...}, path)"
+            )
+        return super().find_class(module, name)
+
+
+def _of_mapping(path: Path, vectors: Mapping[str, np.ndarray]) -> Named:
+    lengths = sorted({v.size for v in vectors.values()})
+    if len(lengths) > 1:
+        raise VcellError(f"the vectors of {path} differ in length: {shortlist(map(str, lengths))}")
+    stacked = np.stack(list(vectors.values())) if vectors else np.empty((0, 0), np.float32)
+    return list(vectors), torch.from_numpy(stacked.astype(np.float32))
+
+
+def _read_text(path: Path) -> Named:
+    """A table of text: names in the first column, numbers in the others; also word2vec's format, which begins with the table's size."""
+    from vcell.data.files.lists import HEADERS, numbers, read_rows
+
+    rows = read_rows(path, "perturbation.path")
+    first = " ".join(rows[0]).split() if rows else []
+    if len(first) == 2 and all(word.isdigit() for word in first):
+        return _of_words(path, [" ".join(row) for row in rows[1:]], int(first[0]), int(first[1]))
+    corner = rows[0][0].lower() if rows else ""
+    if rows and (
+        len(rows[0]) < len(rows[-1]) or corner in {"", *HEADERS} or numbers(pd.Series(rows[0][1:])).isna().any()
+    ):
+        rows = rows[1:]  # names of the columns
+    if uneven := [row[0] for row in rows if len(row) != len(rows[0])]:
+        raise VcellError(f"{path}: the vector of {uneven[0]} is not as long as that of {rows[0][0]}")
+    columns = [numbers(pd.Series(column)) for column in list(zip(*rows, strict=True))[1:]]
+    for column in columns:
+        if column.isna().all():
+            raise VcellError(
+                f"{path} holds text where numbers are expected: genes in the first column, their vectors in the others"
+            )
+    vectors = np.array(columns, np.float32).T if columns else np.empty((len(rows), 0), np.float32)
+    return [row[0] for row in rows], torch.from_numpy(np.ascontiguousarray(vectors))
+
+
+def _of_words(path: Path, lines: Sequence[str], number: int, width: int) -> Named:
+    rows = [line.split() for line in lines if line.strip()]
+    bad = next((row for row in rows if len(row) != width + 1), None)
+    if len(rows) != number or bad is not None:
+        found = f"a row of {len(bad) - 1}" if bad is not None else f"{len(rows):,} rows"
+        raise VcellError(f"{path} promises {number:,} vectors of {width} in its first line, and has {found}")
+    try:
+        return [row[0] for row in rows], torch.from_numpy(np.array([row[1:] for row in rows], np.float32))
+    except ValueError as error:
+        raise VcellError(f"{path} holds vectors that are no numbers: {error}") from error
+
+
+def _read_frame(path: Path) -> Named:
+    try:
+        frame = pd.read_parquet(path)
+    except Exception as error:
+        raise VcellError(f"{path} cannot be read as Parquet ({type(error).__name__}: {error})") from error
+    named = [column for column in frame.columns if not pd.api.types.is_numeric_dtype(frame[column])]
+    if len(named) > 1 or (named and not isinstance(frame.index, pd.RangeIndex)):
+        raise VcellError(
+            f"{path} has several columns that are no numbers: {shortlist(map(str, named))}. Keep one, with the genes"
+        )
+    if named:
+        frame = frame.set_index(named[0])
+    return [str(name) for name in frame.index], torch.from_numpy(frame.to_numpy(np.float32))
+
+
+def _read_h5ad(path: Path) -> Named:
+    """Genes as rows (obs), their vectors in X."""
+    import anndata as ad
+    from scipy import sparse
+
+    from vcell.data.files.h5ad import open_h5ad
+
+    with open_h5ad(path):  # says what is wrong with a file that is none
+        pass
+    content = ad.read_h5ad(path)
+    x = content.X
+    if x is None:
+        raise VcellError(f"{path} has no X: a table of vectors has genes as rows and their vectors in X")
+    dense = x.toarray() if sparse.issparse(x) else np.asarray(x)
+    return [str(name) for name in content.obs_names], torch.from_numpy(dense.astype(np.float32))
+
+
+READERS: dict[str, Callable[[Path], Named]] = {
+    ".pt": _read_pt,
+    ".pth": _read_pt,
+    ".npz": _read_npz,
+    ".pickle": _read_pickle,
+    ".pkl": _read_pickle,
+    ".csv": _read_text,
+    ".tsv": _read_text,
+    ".txt": _read_text,
+    ".gz": _read_text,
+    ".parquet": _read_frame,
+    ".h5ad": _read_h5ad,
+}

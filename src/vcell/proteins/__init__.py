@@ -1,0 +1,1 @@
+"""Proteins to vectors of genes."""

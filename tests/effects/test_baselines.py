@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from vcell.data.batch import CellSetBatch
+from vcell.data.gather import Gather
+from vcell.data.store.store import CellStore
+from vcell.effects.bank import EffectBank
+from vcell.effects.evidence import Evidence
+from vcell.effects.make import BASELINES, fallbacks, make_baselines
+from vcell.effects.model import EffectModel
+
+pytestmark = pytest.mark.numeric
+
+
+@pytest.fixture(scope="module")
+def gather(store: CellStore) -> Gather:
+    return Gather(store, 1000.0)
+
+
+@pytest.fixture(scope="module")
+def assigned(store: CellStore) -> dict:
+    groups = [g for g in store.groups if g[1] != store.control]
+    held_out = groups[0][1]
+    return {g: "test" if g[1] == held_out or g[0] == "simB" else "train" for g in groups}
+
+
+@pytest.fixture(scope="module")
+def bank(gather: Gather, assigned: dict) -> EffectBank:
+    return EffectBank.measure(gather, [g for g, split in assigned.items() if split == "train"])
+
+
+@pytest.fixture(scope="module")
+def baselines(gather: Gather, assigned: dict) -> dict[str, EffectModel]:
+    return make_baselines(gather, assigned, None, list(BASELINES))
+
+
+def raw(bank: EffectBank, space: str, context: str, target: str | None = None) -> np.ndarray:
+    """Mean of the measured effects of a context, or of one target elsewhere."""
+    rows = [
+        i for i, (c, p) in enumerate(zip(bank.contexts, bank.perturbations, strict=True))
+        if (c == context if target is None else c != context and p == target)
+    ]  # fmt: skip
+    effect = bank.effects(space)[rows]
+    number = (~np.isnan(effect)).sum(0)
+    return np.divide(np.nansum(effect, axis=0), number, out=np.full(effect.shape[1], 0.0), where=number > 0)
+
+
+def test_effects_are_batch_matched_differences_of_means(gather: Gather, bank: EffectBank):
+    store, (context, perturbation) = gather.store, (bank.contexts[0], bank.perturbations[0])
+    cells, controls = store.groups[context, perturbation], store.controls_of(context)
+    batch = store.obs["batch"].astype(str).to_numpy()
+    expected = gather.log1p(cells).double().mean(0).numpy()
+    for label in np.unique(batch[cells]):
+        weight = (batch[cells] == label).mean()
+        expected = expected - weight * gather.log1p(controls[batch[controls] == label]).double().mean(0).numpy()
+    own = store.genes.index(perturbation)
+    assert np.isnan(bank.effects("cell")[0, own]) and np.isfinite(bank.own_effects("cell")[0])
+    np.testing.assert_allclose(np.delete(bank.effects("cell")[0], own), np.delete(expected, own), atol=1e-5)
+
+
+def test_pseudobulks_are_sums_scaled_to_one_total(gather: Gather, bank: EffectBank):
+    rows = gather.store.rows(gather.store.groups[bank.contexts[0], bank.perturbations[0]])
+    total = np.bincount(rows.indices, rows.values, gather.store.n_genes)
+    expected = np.log1p(50_000 * total / rows.library_size.sum())
+    np.testing.assert_allclose(bank.profiles.value("bulk")[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_standard_errors_are_what_resampling_cells_gives(gather: Gather, bank: EffectBank):
+    store, rng = gather.store, np.random.default_rng(0)
+    cells = store.groups[bank.contexts[0], bank.perturbations[0]]
+    rows = store.rows(cells)
+    cpm = np.zeros((len(cells), store.n_genes))
+    cpm[np.repeat(np.arange(len(cells)), np.diff(rows.indptr)), rows.indices] = rows.values * 1e6 / np.repeat(rows.library_size, np.diff(rows.indptr))  # fmt: skip
+    drawn = [np.log2(cpm[rng.integers(0, len(cells), len(cells))].mean(0) + 10) for _ in range(200)]
+    expected = np.std(drawn, axis=0)
+    often = cpm.mean(0) > 200  # where the mean is far from 0, so that its logarithm is near normal
+    ratio = np.sqrt(bank.profiles.variance("fold")[0][often]) / expected[often]
+    assert 0.8 < np.median(ratio) < 1.25
+
+
+def test_a_bank_comes_back_from_its_folder(bank: EffectBank, tmp_path):
+    bank.save(tmp_path / "bank")
+    again = EffectBank.open(tmp_path / "bank")
+    for space in ("fold", "bulk", "cell"):
+        np.testing.assert_array_equal(again.effects(space), bank.effects(space))
+    assert (again.genes, again.perturbations, again.studies) == (bank.genes, bank.perturbations, bank.studies)
+
+
+def test_held_out_groups_are_in_no_mean(baselines: dict[str, EffectModel], assigned: dict):
+    known = baselines["additive"].known
+    assert set(zip(known.contexts, known.targets, strict=True)) <= {
+        g for g, split in assigned.items() if split == "train"
+    }
+
+
+@pytest.mark.parametrize("space", ["fold", "bulk", "cell"])
+def test_means_and_their_fallbacks(bank: EffectBank, baselines: dict[str, EffectModel], space: str):
+    target = next(
+        t
+        for c, t in zip(bank.contexts, bank.perturbations, strict=True)
+        if c == "simA" and t in raw_targets(bank, "simC")
+    )
+    of_context = baselines["context_mean"].effect(space, "simA", [target, "unseen"])
+    np.testing.assert_allclose(of_context, np.repeat(raw(bank, space, "simA")[None], 2, 0), atol=1e-5)
+    elsewhere = baselines["perturbation_mean"].effect(space, "simA", [target, "unseen"])
+    own = bank.genes.index(target)  # a gene masked everywhere falls back to the context mean
+    np.testing.assert_allclose(
+        np.delete(elsewhere[0], own), np.delete(raw(bank, space, "simA", target), own), atol=1e-5
+    )
+    np.testing.assert_allclose(elsewhere[1], of_context[1], atol=1e-6)
+
+
+def raw_targets(bank: EffectBank, context: str) -> list[str]:
+    return [p for c, p in zip(bank.contexts, bank.perturbations, strict=True) if c == context]
+
+
+def test_what_is_known_of_no_training_cells(baselines: dict[str, EffectModel]):
+    known = baselines["additive"].known
+    new_contexts, new_targets = fallbacks(known, [("simB", "unseen"), ("simA", known.targets_in("simC")[0])])
+    assert (new_contexts, new_targets) == ([("simB", "unseen")], [("simB", "unseen")])
+
+
+def test_predictors_shift_controls_by_their_effect(gather: Gather, baselines: dict[str, EffectModel]):
+    context, target = baselines["additive"].known.contexts[0], baselines["additive"].known.targets[0]
+    control_SCG = gather.log1p(gather.store.controls_of(context)[:8]).view(2, 4, -1)
+    batch = CellSetBatch([context] * 2, [target] * 2, control_SCG, None)
+    assert torch.equal(baselines["copied_controls"].predict(batch), control_SCG)
+    model = baselines["perturbation_mean"]
+    shift = torch.from_numpy(model.effect("cell", context, [target]))
+    # the few cells of a set are moved to the mean of all control cells of the context, plus the effect
+    mean = torch.from_numpy(model.controls[context].profile.log1p[0])
+    expected = (control_SCG - control_SCG.mean(1, keepdim=True) + mean + shift).relu()
+    torch.testing.assert_close(model.predict(batch), expected, atol=1e-5, rtol=1e-5)
+    # but where cells of certain batches are asked for, they keep what sets those apart
+    model.recentred = False
+    torch.testing.assert_close(model.predict(batch), (control_SCG + shift).relu(), atol=1e-5, rtol=1e-5)
+    model.recentred = True
+    elsewhere = CellSetBatch(["a context never shown"] * 2, [target] * 2, control_SCG, None)
+    shift = torch.from_numpy(model.effect("cell", "a context never shown", [target]))
+    torch.testing.assert_close(model.predict(elsewhere), (control_SCG + shift).relu(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_a_fitted_predictor_is_the_same_from_its_state(baselines: dict[str, EffectModel], name: str):
+    model = baselines[name]
+    again = type(model)(model.n_genes)
+    again.load_state_dict(model.state_dict())
+    again.vectors, again.controls = model.vectors, model.controls
+    targets = baselines["additive"].known.targets_in("simA")[:5]
+    for space in ("fold", "bulk", "cell"):
+        np.testing.assert_array_equal(again.effect(space, "simA", targets), model.effect(space, "simA", targets))
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_the_effect_of_a_target_does_not_depend_on_what_else_is_asked(baselines: dict[str, EffectModel], name: str):
+    targets = baselines["additive"].known.targets_in("simA")[:6]
+    together = baselines[name].effect("bulk", "simB", targets)
+    alone = np.concatenate([baselines[name].effect("bulk", "simB", [t]) for t in targets])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["additive", "perturbation_mean"])
+def test_a_prediction_ignores_what_its_own_context_measured_of_the_target(gather: Gather, bank: EffectBank, name: str):
+    evidence = Evidence.of(bank)
+    target = next(t for t in evidence.targets_in("simA") if t in evidence.targets_in("simC"))
+    rows = [i for i in range(len(evidence)) if (evidence.contexts[i], evidence.targets[i]) != ("simA", target)]
+    effects = []
+    for one in (evidence, evidence.only(np.array(rows))):
+        model = BASELINES[name](gather.store.n_genes)
+        model.fit(one)
+        effects.append(model.effect("bulk", "simA", [target]))
+    np.testing.assert_allclose(effects[0], effects[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("space", ["bulk", "cell"])
+def test_effects_of_several_genes_are_the_sum_of_those_of_each(
+    space: str, baselines: dict[str, EffectModel], bank: EffectBank
+):
+    model, (a, b) = baselines["sum_of_singles"], sorted(set(bank.perturbations))[:2]
+
+    def alone(target: str, context: str) -> np.ndarray:
+        rows = [
+            i
+            for i, group in enumerate(zip(bank.contexts, bank.perturbations, strict=True))
+            if group == (context, target)
+        ]
+        return np.nan_to_num(bank.effects(space)[rows]).sum(0)
+
+    here = model.effect(space, "simA", [f"{a}+{b}", f"{b}+{a}", a])
+    np.testing.assert_allclose(here[0], alone(a, "simA") + alone(b, "simA"), atol=1e-5)
+    np.testing.assert_array_equal(here[0], here[1])
+    np.testing.assert_array_equal(here[2], baselines["perturbation_mean"].effect(space, "simA", [a])[0])
+    np.testing.assert_allclose(
+        model.effect(space, "simB", [f"{a}+{b}"])[0],
+        raw(bank, space, "simB", a) + raw(bank, space, "simB", b),
+        atol=1e-5,
+    )  # in a context where neither was measured: what they do elsewhere
+    np.testing.assert_array_equal(baselines["transfer"].effect(space, "simA", [f"{a}+{b}"])[0], here[0])
