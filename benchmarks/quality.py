@@ -1,10 +1,11 @@
 """What predictors score in a context that was never trained on: baselines, the transfer prior, its residual, transformers, arc-state.
 
     python benchmarks/quality.py                      screen=field, three seeds: about 40 minutes on two cores
-    python benchmarks/quality.py --seeds 1 --steps 0  without the transformers
-    python benchmarks/quality.py --large-steps 300 --peer PYTHON     besides, on the first seed, state_sm and arc-state 0.11.1 for as many steps
+    python benchmarks/quality.py --rows effects transfer     without the networks
+    python benchmarks/quality.py --large-steps 1000 --peer PYTHON     besides, state_sm and arc-state 0.11.1 for as many steps: for a GPU
 
 `PYTHON` is that of an environment with arc-state (pip install arc-state==0.11.1), which gets the same cells, table and steps of 16 sets of 128.
+What is found is kept row by row in the folder `--keep`: a benchmark that was stopped goes on there, and rows from several machines join in it.
 
 The last context of each screen is held out whole; everything is fitted, and every setting chosen, on the others. Two tables come of it:
 effects as predicted (differences of pseudobulks, before any cell is drawn), and cells as scored by the six official members of 2026
@@ -23,14 +24,15 @@ import re
 import subprocess
 import tempfile
 import time
-from contextlib import redirect_stdout
-from io import StringIO
+from dataclasses import dataclass
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import scanpy
+import torch
 from ladder import halves
 from scipy import sparse
 from tables import save
@@ -108,15 +110,17 @@ def effect_table(rows: dict[str, pd.DataFrame], minutes: dict[str, float]) -> st
     size = next(iter(rows.values()))["size"]
     third = pd.qcut(size, 3, labels=["weak", "middle", "strong"]).to_numpy()
     lines = [
-        "| effects of | pds (cosine) | weak | middle | strong | cosine | centred cosine | MSE / unchanged | CPU min |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| effects of | pds (cosine) | weak | middle | strong | cosine | centred cosine | MSE / unchanged | weak | middle | strong | CPU min |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, table in rows.items():
-        by = [table["pds"][third == part].mean() for part in ("weak", "middle", "strong")]
+        parts = [table[third == part] for part in ("weak", "middle", "strong")]
+        by = [one["pds"].mean() for one in parts]
+        errors = [one["error"].sum() / one["size"].sum() for one in (table, *parts)]
         spent = "" if np.isnan(minutes.get(name, np.nan)) else f"{minutes[name]:.2f}"
         lines.append(
             f"| {name} | {table['pds'].mean():.3f} | " + " | ".join(f"{b:.2f}" for b in by)
-            + f" | {table['cosine'].mean():.3f} | {table['centred'].mean():.3f} | {table['error'].sum() / table['size'].sum():.3f} | {spent} |"
+            + f" | {table['cosine'].mean():.3f} | {table['centred'].mean():.3f} | " + " | ".join(f"{e:.3f}" for e in errors) + f" | {spent} |"
         )  # fmt: skip
     return "\n".join(lines)
 
@@ -143,6 +147,22 @@ def differences(rows: dict[str, pd.DataFrame], name: str) -> str:
     return "\n".join(lines)
 
 
+def plain_strings(path: Path) -> None:
+    """Rewrites names that pandas 3 has stored as nullable strings, which arc-state cannot read, as plain ones."""
+    with h5py.File(path, "r+") as file:
+        found: list[str] = []
+        file.visititems(
+            lambda name, item: (
+                found.append(name) if item.attrs.get("encoding-type") == "nullable-string-array" else None
+            )
+        )
+        for name in found:
+            values = file[name]["values"][:]
+            del file[name]
+            written = file.create_dataset(name, data=values, dtype=h5py.string_dtype())
+            written.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+
+
 def arc_state(place: Path, contexts: list[str], steps: int, python: str) -> Path:
     """The last context's cells as arc-state predicts them, after training on the other contexts."""
     command, held = Path(python).with_name("state"), contexts[-1]
@@ -154,12 +174,14 @@ def arc_state(place: Path, contexts: list[str], steps: int, python: str) -> Path
         scanpy.pp.log1p(cells)
         cells.obs["cell_type"] = cells.obs["cell_type"].astype("category")
         cells.write_h5ad(folder / f"{context}.h5ad")
+        plain_strings(folder / f"{context}.h5ad")
     controls = np.flatnonzero(cells.obs["target_gene"] == "non-targeting")
     wanted = np.flatnonzero(cells.obs["target_gene"] != "non-targeting")
     template = cells[np.concatenate([controls, np.random.default_rng(0).choice(controls, len(wanted))])].copy()
     template.obs["target_gene"] = ["non-targeting"] * len(controls) + cells.obs["target_gene"].iloc[wanted].tolist()
     template.obs_names_make_unique()
     template.write_h5ad(place / "template.h5ad")
+    plain_strings(place / "template.h5ad")
     (place / "field.toml").write_text(
         f'[datasets]\nfield = "{folder}"\n[training]\nfield = "train"\n[zeroshot]\n"field.{held}" = "test"\n'
     )
@@ -187,137 +209,205 @@ def arc_state(place: Path, contexts: list[str], steps: int, python: str) -> Path
     return place / "peer.h5ad"
 
 
-def official(place: Path, contexts: list[str], options: argparse.Namespace, year: str, first: bool) -> pd.DataFrame:
-    """Scores of every predictor's cells in the last context by the members of a year, and minutes of training."""
-    steps, large = options.steps, options.large_steps if first else 0
-    data = [f"data.path='{place}/sim?.h5ad'", f"perturbation.path={place / 'embedding.pt'}", "data.name=field",
-            f"data.split.test.contexts=[{contexts[-1]}]", "data.split.test.perturbations=0"]  # fmt: skip
-    runs = {
-        "transfer": ["model=transfer", "data.split.val.perturbations=0"],
-        "transfer_residual": ["model=transfer_residual", "data.split.val.perturbations=0"],
-    }
-    several = {"trainer": "trainer=cpu", "loss": "loss=energy_contrastive"}
-    for name, changes, number in (
-        ("tiny", ["model=tiny"], steps), ("tiny, model.prior=transfer", ["model=tiny_transfer"], steps), ("tiny, model.head=nb", ["model=tiny", "model.head=nb"], steps),
-        ("state_sm", ["model=state_sm", *LARGE], large), ("state_sm, model.prior=transfer", ["model=state_sm", "model.prior=transfer", *LARGE], large),
-    ):  # fmt: skip
-        if number:
-            runs[name] = [
-                *several.values(),
-                *changes,
-                f"trainer.max_steps={number}",
-                f"trainer.val_check_interval={number}",
-            ]
-    found = []
-    for number, (name, overrides) in enumerate(runs.items()):
+ROWS = {
+    "transfer": ["model=transfer", "data.split.val.perturbations=0"],
+    "transfer_residual": ["model=transfer_residual", "data.split.val.perturbations=0"],
+    "tiny": ["model=tiny"],
+    "tiny, model.prior=transfer": ["model=tiny_transfer"],
+    "tiny, model.head=nb": ["model=tiny", "model.head=nb"],
+    "state_sm": ["model=state_sm", *LARGE],
+    "state_sm, model.prior=transfer": ["model=state_sm", "model.prior=transfer", *LARGE],
+}
+PEER = "arc-state 0.11.1, state_sm"
+EFFECTS = "effects"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One screen, and what is trained on it.
+
+    Parameters
+    ----------
+    place, contexts
+        The simulated screen; its last context is held out.
+    steps, large_steps
+        Of the small transformers; of state_sm and the peer.
+    peer
+        Python of its environment.
+    """
+
+    place: Path
+    contexts: list[str]
+    steps: int
+    large_steps: int
+    peer: str | None
+
+    @property
+    def held_out(self) -> str:
+        return self.contexts[-1]
+
+    def training(self, name: str) -> list[str]:
+        """What a row is trained with; networks are validated on targets held out in the training contexts."""
+        found = [*ROWS[name], f"data.path='{self.place}/sim?.h5ad'", f"perturbation.path={self.place / 'embedding.pt'}", "data.name=field",
+                 f"data.split.test.contexts=[{self.held_out}]", "data.split.test.perturbations=0"]  # fmt: skip
+        if name.startswith("transfer"):
+            return found
+        steps = self.large_steps if name.startswith("state_sm") else self.steps
+        trainer = "trainer=gpu" if torch.cuda.is_available() else "trainer=cpu"
+        return [trainer, "loss=energy_contrastive", *found, f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"]  # fmt: skip
+
+    def predicted(self, name: str, year: str) -> tuple[Path, float]:
+        """Cells of a row in the held-out context, and minutes of training."""
         run = re.sub(r"\W+", "_", name)
-        pred, out = Path(f"{run}_{year}.h5ad"), Path(f"{run}_{year}")
-        if not Path(f"runs/{run}/checkpoints/last.ckpt").is_file():
+        last, minutes = Path(f"runs/{run}/checkpoints/last.ckpt"), Path(f"runs/{run}/minutes")
+        if not last.is_file():
             start = time.perf_counter()
-            train(compose("train", ["experiment=perturb_seq", f"name={run}", *data, *overrides]))
-            Path(f"runs/{run}/minutes").write_text(str((time.perf_counter() - start) / 60))
-        challenge = [*COUNTS, *NAMES] if year == "2026" else NAMES
-        infer(
-            compose(
-                "infer",
-                [
-                    f"ckpt=runs/{run}/checkpoints/last.ckpt",
-                    f"out={pred}",
-                    "overwrite=true",
-                    f"contexts=[{contexts[-1]}]",
-                    *challenge,
-                    *(["amplitude=ranks"] if year == "2025" else []),
-                ],
-            )
-        )
-        baselines = "all" if number == 0 else "copied_controls"
-        evaluate(compose("evaluate", [f"pred={pred}", f"real={place / contexts[-1]}.h5ad", f"out={out}", "engine=fast", "pictures=false", f"baselines={baselines}", *challenge]))  # fmt: skip
-        scores = pd.read_csv(out / "scores.csv", index_col="predictor")[MEMBERS[year]].rename(index={"model": name})
-        found.append(
-            scores.assign(
-                minutes=np.where(scores.index == name, float(Path(f"runs/{run}/minutes").read_text()), np.nan)
-            )
-        )
+            train(compose("train", ["experiment=perturb_seq", f"name={run}", *self.training(name)]))
+            minutes.write_text(str((time.perf_counter() - start) / 60))
+        amplitude = ["amplitude=ranks"] if year == "2025" else []
+        pred = Path(f"{run}.h5ad")
+        infer(compose("infer", [f"ckpt={last}", f"out={pred}", "overwrite=true", f"contexts=[{self.held_out}]", *challenge(year), *amplitude]))  # fmt: skip
+        return pred, float(minutes.read_text())
+
+    def scores(self, name: str, year: str) -> pd.DataFrame:
+        """Members of a year by predictor: the row's, and with `transfer` those of all baselines."""
+        if name == PEER:
+            start = time.perf_counter()
+            pred = arc_state(self.place, self.contexts, self.large_steps, str(self.peer))
+            minutes = (time.perf_counter() - start) / 60
+        else:
+            pred, minutes = self.predicted(name, year)
+        baselines = "all" if name == "transfer" else "copied_controls"
+        out = f"{pred.stem}_{year}"
+        evaluate(compose("evaluate", [f"pred={pred}", f"real={self.place / self.held_out}.h5ad", f"out={out}", "engine=fast", "pictures=false", f"baselines={baselines}", *challenge(year)]))  # fmt: skip
         pred.unlink()
-    if options.peer and large and year == "2025":
-        start = time.perf_counter()
-        pred = arc_state(place, contexts, large, options.peer)
-        spent = (time.perf_counter() - start) / 60
-        evaluate(compose("evaluate", [f"pred={pred}", f"real={place / contexts[-1]}.h5ad", "out=peer", "engine=fast", "pictures=false", "baselines=copied_controls", *NAMES]))  # fmt: skip
-        scores = pd.read_csv("peer/scores.csv", index_col="predictor").loc[["model"], MEMBERS[year]].rename(index={"model": "arc-state 0.11.1, state_sm"})  # fmt: skip
-        found.append(scores.assign(minutes=spent))
-    joined = pd.concat(found)
-    return joined[~joined.index.duplicated(keep="first")]
+        scores = pd.read_csv(Path(out) / "scores.csv", index_col="predictor")[MEMBERS[year]]
+        scores = scores.rename(index={"model": name, "prediction": name})
+        scores = scores[~scores.index.duplicated()]  # the row itself may be among the baselines
+        kept = scores if name == "transfer" else scores.loc[[name]]
+        return kept.assign(minutes=np.where(kept.index == name, minutes, np.nan))
+
+
+def challenge(year: str) -> list[str]:
+    return [*COUNTS, *NAMES] if year == "2026" else NAMES
+
+
+def years_of(name: str) -> list[str]:
+    """Years by whose members a row is scored: the peer predicts log1p, which 2026 does not take."""
+    return ["2025"] if name == PEER else list(MEMBERS)
+
+
+def measure(seed: int, rows: list[str], options: argparse.Namespace) -> None:
+    """Makes the screen of a seed, and what is missing of its rows."""
+    kept = Path(options.keep).resolve()
+    missing = [(row, year) for row in rows for year in (years_of(row) if row != EFFECTS else [""]) if not part(kept, seed, row, year).exists()]  # fmt: skip
+    if not missing:
+        return
+    screen = screen_of(seed, options)
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chdir(scratch)
+        place = simulate(Path(scratch) / "screen", screen)
+        bench = Bench(place, list(screen.contexts), options.steps, options.large_steps, options.peer)
+        for row, year in missing:
+            found = effects_by_target(bench) if row == EFFECTS else bench.scores(row, year).reset_index()
+            found.to_csv(part(kept, seed, row, year), index=False)
+            print(f"seed {seed}, {row} {year}: done", flush=True)
+        os.chdir("/")
+
+
+def part(kept: Path, seed: int, row: str, year: str) -> Path:
+    return kept / f"{seed}-{re.sub(r'[^a-z0-9]+', '_', row.lower())}{year and '-'}{year}.csv"
+
+
+def screen_of(seed: int, options: argparse.Namespace) -> Screen:
+    config = plain(compose("simulate", ["screen=field", f"seed={seed}", "out=x", *options.set]))
+    return Screen(**{k: v for k, v in config.items() if k != "out"})
+
+
+def effects_by_target(bench: Bench) -> pd.DataFrame:
+    """Per target and predictor: the effects as predicted, against the measured ones."""
+    store = vcell.build_store([bench.place / f"{c}.h5ad" for c in bench.contexts], bench.place / "store")
+    table = PerturbationTable.load(bench.place / "embedding.pt")
+    predicted, truth, minutes = effects_of(store, table, bench.held_out)
+    other = predicted.pop("other half")
+    return pd.concat([
+        per_target(effect, other if name == "half of the cells" else truth).assign(predictor=name, minutes=minutes[name])
+        for name, effect in predicted.items()
+    ])  # fmt: skip
+
+
+def report(kept: Path, seeds: list[int], options: argparse.Namespace) -> str:
+    """The tables of all parts that are there."""
+    screen = screen_of(seeds[0], options)
+    given = {**screen.__dict__, "seed": None}
+    key = hashlib.sha256(json.dumps([given, options.steps, options.large_steps], sort_keys=True, default=str).encode()).hexdigest()[:12]  # fmt: skip
+    sections = [
+        f"`screen=field`, seeds {seeds[0]} to {seeds[-1]}; the last of {len(screen.contexts)} contexts held out, {screen.targets} targets; "
+        f"{options.steps:,} steps of the small transformers, {options.large_steps:,} of the large; settings {key}.\n"
+    ]
+    parts = [pd.read_csv(path) for seed in seeds if (path := part(kept, seed, EFFECTS, "")).exists()]
+    if parts:
+        joined = pd.concat(parts, ignore_index=True)
+        rows = {name: rows.reset_index(drop=True) for name, rows in joined.groupby("predictor", sort=False)}
+        minutes = {name: rows["minutes"].mean() for name, rows in rows.items()}
+        sections += [
+            "## Effects as predicted\n",
+            effect_table(rows, minutes) + "\n",
+            differences(rows, "Transfer") + "\n",
+        ]
+    for year in MEMBERS:
+        if table := score_table(kept, seeds, year):
+            sections.append(f"## Cells as scored in {year} (mean and standard deviation over seeds)\n\n{table}\n")
+    return "\n".join(sections)
+
+
+def score_table(kept: Path, seeds: list[int], year: str) -> str:
+    parts = [
+        pd.read_csv(path).assign(seed=seed) for seed in seeds for row in (*ROWS, PEER) if (path := part(kept, seed, row, year)).exists()
+    ]  # fmt: skip
+    if not parts:
+        return ""
+    found = pd.concat(parts).groupby("predictor", sort=False)
+    mean, spread, number = found.mean(), found["SCORE"].std(), found["SCORE"].count()
+    names = [*MEMBERS[year], "minutes"]
+    lines = ["| predictor | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for name in mean.sort_values("SCORE", ascending=False).index:
+        few = "" if number[name] == len(seeds) else f" ({number[name]} of {len(seeds)} seeds)"
+        first = f"{mean.loc[name, 'SCORE']:.3f}" + (f" ± {spread[name]:.3f}" if number[name] > 1 else "") + few
+        values = [f"{mean.loc[name, key]:.3f}" for key in names[1:-1]]
+        spent = mean.loc[name, "minutes"]
+        lines.append(
+            f"| {name} | {first} | " + " | ".join(values) + f" | {'' if np.isnan(spent) else f'{spent:.1f}'} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[100, 101, 102])
+    parser.add_argument("--rows", nargs="*", help=f"of {EFFECTS}, {', '.join(ROWS)}, peer [all that have steps]")
     parser.add_argument("--steps", type=int, default=1500, help="of the small transformers; 0 leaves them out")
-    parser.add_argument(
-        "--large-steps", type=int, default=0, help="of state_sm and arc-state on the first seed; 0 leaves them out"
-    )
+    parser.add_argument("--large-steps", type=int, default=0, help="of state_sm and arc-state; 0 leaves them out")
     parser.add_argument("--peer", help="Python of an environment with arc-state [none]")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the screen")
+    parser.add_argument("--keep", default="runs/quality", help="folder of what is found [%(default)s]")
     parser.add_argument("--name", default="quality", help="of the table in benchmarks/results")
     options = parser.parse_args()
-    effects: dict[str, list[pd.DataFrame]] = {}
-    minutes: dict[str, list[float]] = {}
-    scores: dict[str, list[pd.DataFrame]] = {"2026": [], "2025": []}
-    for seed in range(100, 100 + options.seeds):
-        given = {
-            k: v
-            for k, v in plain(compose("simulate", ["screen=field", f"seed={seed}", "out=x", *options.set])).items()
-            if k != "out"
-        }
-        screen = Screen(**given)
-        with tempfile.TemporaryDirectory() as scratch, redirect_stdout(StringIO()):
-            os.chdir(scratch)
-            place = simulate(Path(scratch) / "screen", screen)
-            store = vcell.build_store([place / f"{c}.h5ad" for c in screen.contexts], place / "store")
-            predicted, truth, spent = effects_of(
-                store, PerturbationTable.load(place / "embedding.pt"), screen.contexts[-1]
-            )
-            other = predicted.pop("other half")
-            for name, effect in predicted.items():
-                effects.setdefault(name, []).append(per_target(effect, other if name == "half of the cells" else truth))
-                minutes.setdefault(name, []).append(spent[name])
-            for year in scores:
-                scores[year].append(official(place, list(screen.contexts), options, year, seed == 100))
-            os.chdir("/")
-        print(f"seed {seed}: prior pds {effects['Transfer'][-1]['pds'].mean():.3f}", flush=True)
-    joined = {name: pd.concat(tables, ignore_index=True) for name, tables in effects.items()}
-    key = hashlib.sha256(
-        json.dumps([given, options.steps, options.large_steps], sort_keys=True, default=str).encode()
-    ).hexdigest()[:12]
-    sections = [
-        f"`screen=field`, {options.seeds} seeds from 100 ({len(joined['Transfer'])} targets in all); the last of {len(screen.contexts)} contexts held out; settings {key}.\n",
-        "## Effects as predicted\n", effect_table(joined, {n: float(np.mean(m)) for n, m in minutes.items()}) + "\n",
-        differences(joined, "Transfer") + "\n",
-    ]  # fmt: skip
-    for year, tables in scores.items():
-        mean = pd.concat(tables).groupby(level=0, sort=False).mean()
-        spread = pd.concat(tables).groupby(level=0, sort=False).std()
-        lines = [
-            f"## Cells as scored in {year} (mean over seeds, standard deviation of SCORE)\n",
-            "| predictor | " + " | ".join(mean) + " |",
-            "|---|" + "---|" * len(mean.columns),
-        ]
-        for name in mean.sort_values("SCORE", ascending=False).index:
-            known = not np.isnan(spread.loc[name, "SCORE"])
-            first = f"{mean.loc[name, 'SCORE']:.3f}" + (
-                f" ± {spread.loc[name, 'SCORE']:.3f}" if known else " (one seed)"
-            )
-            values = [
-                "" if np.isnan(v) else f"{v:.1f}" if key == "minutes" else f"{v:.3f}"
-                for key, v in mean.loc[name].iloc[1:].items()
-            ]
-            lines.append(f"| {name} | {first} | " + " | ".join(values) + " |")
-        sections.append("\n".join(lines) + "\n")
+    steps = {"tiny": options.steps, "state_sm": options.large_steps}
+    known = [EFFECTS, *(row for row in ROWS if steps.get(row.split(",")[0], 1)), *([PEER] if options.peer and options.large_steps else [])]  # fmt: skip
+    asked = [PEER if row == "peer" else row for row in options.rows or known]
+    if unknown := set(asked) - set(known):
+        parser.error(f"there is no row {unknown.pop()!r}, or it has no steps; rows are {', '.join(known)}")
+    Path(options.keep).mkdir(parents=True, exist_ok=True)
+    kept = Path(options.keep).resolve()
+    for seed in options.seeds:
+        measure(seed, asked, options)
+    given = f"--steps {options.steps} --large-steps {options.large_steps}" + " --peer PYTHON" * bool(options.peer)
+    settings = f" --set {' '.join(options.set)}" if options.set else ""
     save(
         options.name,
-        f"python benchmarks/quality.py --seeds {options.seeds} --steps {options.steps} --large-steps {options.large_steps} {'--peer PYTHON ' if options.peer else ''}--set {' '.join(options.set)} --name {options.name}",
-        "\n".join(sections),
+        f"python benchmarks/quality.py {given}{settings} --name {options.name}",
+        report(kept, options.seeds, options),
     )
 
 

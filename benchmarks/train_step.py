@@ -148,6 +148,8 @@ def split_of_time(trainer: Trainer, module: Any, data: Any, steps: int) -> dict[
     device = trainer.strategy.root_device
     module.to(device).train()
     (optimizer,) = trainer.optimizers
+    for state in optimizer.state.values():  # the trainer has taken them off the GPU
+        state.update({key: value.to(device) for key, value in state.items() if torch.is_tensor(value)})
     sampler, times = data.sampler("train"), {part: [] for part in PARTS}
 
     def timed(part: str, run: Callable[[], Any]) -> Any:

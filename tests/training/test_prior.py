@@ -23,6 +23,7 @@ from vcell.model.checkpoint import read_checkpoint
 from vcell.model.trained import TrainedModel
 from vcell.model.transition import TransitionModel
 from vcell.training.train import train
+from vcell.training.validation import Validated, worth_keeping
 
 LAST = Path("runs/demo/checkpoints/last.ckpt")
 # effects that few cells show
@@ -98,3 +99,41 @@ def test_in_training_it_starts_from_what_others_say_of_a_target():
 def test_an_unknown_prior_is_refused():
     with pytest.raises(VcellError, match=r"model.prior=transfr must be null or one of .*Did you mean 'transfer'"):
         TransitionModel(10, 3, 8, 1, 1, 8, 8, 1, 1, prior="transfr")
+
+
+def test_what_the_network_adds_is_kept_by_as_much_as_validation_found(folder: Path, capsys: pytest.CaptureFixture[str]):
+    train_here(*WITH_PRIOR, "trainer.max_steps=6", "optimizer.lr=0.01")
+    kept = read_checkpoint(LAST)["vcell"]["addition"]
+    assert 0 <= kept <= 1 and f"{kept:.2f} of what the network adds to it is kept" in capsys.readouterr().out
+    network = TrainedModel.load(LAST)
+    batch = batch_of(network, network.identity.trained[:2])
+    predicted = {}
+    with torch.inference_mode():
+        start = network.start(batch)
+        for network.addition in (0.0, 0.25, 1.0, None):
+            predicted[network.addition] = network.predict(batch)
+    assert torch.equal(predicted[0.0], start) and not torch.equal(predicted[1.0], start)
+    torch.testing.assert_close(predicted[0.25], torch.lerp(start, predicted[1.0], 0.25))
+    torch.testing.assert_close(predicted[None], torch.lerp(start, predicted[1.0], kept))
+
+
+def test_with_nothing_added_whole_counts_are_the_priors(folder: Path):
+    small = [key for key in SMALL if not key.startswith("model.")]
+    train(compose("train", ["experiment=demo", "trainer=cpu", *small, *CLEAR, "model=transfer", "name=alone"]))
+    train_here(*WITH_PRIOR, "trainer.max_steps=6", "optimizer.lr=0.01")
+    counts = {}
+    for name, ckpt, addition in (("alone", "runs/alone/checkpoints/last.ckpt", 1), ("none", LAST, 0), ("all", LAST, 1)):
+        infer_here(f"ckpt={ckpt}", f"out={name}.h5ad", f"addition={addition}", "challenge.values=counts", "draw=true")
+        counts[name] = ad.read_h5ad(f"{name}.h5ad").X
+    assert (counts["alone"] != counts["none"]).nnz == 0 and (counts["all"] != counts["none"]).nnz > 0
+    with pytest.raises(VcellError, match="addition=2 must be auto, or lie between 0"):
+        infer_here(f"ckpt={LAST}", "out=x.h5ad", "addition=2")
+
+
+def test_noise_that_a_network_has_learnt_is_not_kept():
+    rng = np.random.default_rng(0)
+    start, effect, noise = (torch.from_numpy(rng.normal(size=(20, 500))) for _ in range(3))
+    right = [Validated({}, s + e, s + e + n, None, 0.0, None, s) for s, e, n in zip(start, effect, noise, strict=True)]
+    wrong = [Validated({}, s + e, s + n, None, 0.0, None, s) for s, e, n in zip(start, effect, noise, strict=True)]
+    chance = 4 / np.sqrt(20 * 500)  # four standard deviations of the mean product of two such draws
+    assert worth_keeping(right) > 1 - chance and worth_keeping(wrong) < chance

@@ -65,6 +65,8 @@ class Identity:
         By training context, the expression that targets keep of their own gene (`effects.own_gene`); None in checkpoints from before.
     prior
         What the predictor that the network starts from was fitted to, and has found; None for a network that starts from control cells.
+    addition
+        How much of what the network adds to its prior is kept, 0 to 1, as the last validation has found; None where it never was.
     """
 
     vcell: str
@@ -80,6 +82,7 @@ class Identity:
     chosen_for: Mapping[str, Any] | None = None
     own_gene: Mapping[str, Any] | None = None
     prior: Mapping[str, Any] | None = None
+    addition: float | None = None
 
     @classmethod
     def of(cls, plain: Any, path: Path) -> Identity:
@@ -94,6 +97,7 @@ class Identity:
             found = cls(**{field.name: plain[field.name] for field in fields(cls) if field.name in plain})
             found.set_size, found.columns, found.embedding, found.request, found.covariate_names  # noqa: B018  # they are there
             wrong = [] if _are_ratios(found.own_gene) else ["own_gene"]
+            wrong += [] if found.addition is None or 0 <= found.addition <= 1 else ["addition"]
             wrong += [] if all(len(row) == 3 for row in found.split) else ["split"]
             wrong += [
                 name

@@ -31,11 +31,14 @@ class TrainedModel:
         Vectors of the perturbations.
     identity
         What the checkpoint says of itself.
+    addition
+        How much of what the network adds to its prior is kept, 0 to 1; None: as its validation has found.
     """
 
     model: nn.Module
     table: PerturbationTable
     identity: Identity
+    addition: float | None = None
     _vectors: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -111,18 +114,32 @@ class TrainedModel:
         """Predicted cells, log1p of counts per target sum, ``(sets, cells, genes)``."""
         if isinstance(self.model, EffectModel):
             return self.model.predict(batch)
-        control_SCG = self._start(batch)
-        said = self._say(batch, control_SCG)
-        predicted_SCG: Tensor = draw(said, batch) if isinstance(said, CountLaw) else said
+        start_SCG = self.start(batch)
+        said = self._say(batch, start_SCG)
+        if isinstance(said, CountLaw):
+            return draw(said, batch)
         prior = prior_of(self.model)
-        if prior is not None and prior.amplitude != "error" and not self.model.training:
-            # the network has learnt what to add at the prior's usual amplitude
-            predicted_SCG = (predicted_SCG + (prior.predict(batch) - control_SCG)).relu()
+        if prior is None or self.model.training:
+            return said
+        predicted_SCG = said if self.kept == 1 else torch.lerp(start_SCG, said, self.kept)
+        if prior.amplitude != "error":  # the network has learnt what to add at the prior's usual amplitude
+            predicted_SCG = (predicted_SCG + (prior.predict(batch) - start_SCG)).relu()
         return predicted_SCG
+
+    @property
+    def adds(self) -> bool:
+        """Whether the network adds to a prior's cells, and part of that can be kept: a law of counts is kept whole."""
+        return prior_of(self.model) is not None and getattr(self.model, "head", None) != "nb"
+
+    @property
+    def kept(self) -> float:
+        """How much of what the network adds to its prior is kept."""
+        found = self.identity.addition if self.addition is None else self.addition
+        return 1.0 if found is None else found
 
     def say(self, batch: CellSetBatch) -> Tensor | CountLaw:
         """What the network says of a batch: predicted cells, or the law that their counts follow."""
-        return self._say(batch, self._start(batch))
+        return self._say(batch, self.start(batch))
 
     def _say(self, batch: CellSetBatch, control_SCG: Tensor) -> Tensor | CountLaw:
         vectors_SP = self._lookup(batch.perturbations, control_SCG.device)
@@ -131,7 +148,7 @@ class TrainedModel:
         )
         return said
 
-    def _start(self, batch: CellSetBatch) -> Tensor:
+    def start(self, batch: CellSetBatch) -> Tensor:
         """The cells that the network changes: control cells, or its prior's."""
         prior = prior_of(self.model)
         if prior is None:

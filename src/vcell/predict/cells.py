@@ -193,6 +193,34 @@ class MeasuredEffects:
         return found
 
 
+@dataclass(frozen=True)
+class AddedEffects:
+    """Rates of a network that starts from a prior: the prior's own, times the change that the network makes to them.
+
+    Where nothing of the network is kept, they are the prior's to the bit.
+
+    Parameters
+    ----------
+    prior
+        The prior's rates.
+    without, with_network
+        Rates of the mean log1p that the prior, and the network on top of it, give to the same control cells.
+    """
+
+    prior: MeasuredEffects
+    without: PredictedEffects
+    with_network: PredictedEffects
+
+    def rates(self, wanted: Sequence[Wanted]) -> list[np.ndarray]:
+        found = []
+        for start_G, before_G, after_G in zip(
+            self.prior.rates(wanted), self.without.rates(wanted), self.with_network.rates(wanted), strict=True
+        ):
+            changed_G = np.divide(after_G, before_G, out=np.ones_like(after_G), where=before_G > 0)
+            found.append(np.where(before_G > 0, start_G * changed_G, after_G))
+        return found
+
+
 class CountModels:
     """The count model of each context, fitted when first asked for."""
 

@@ -23,6 +23,7 @@ from vcell.model.predictor import Predictor, covariates_of
 from vcell.model.table import decision_lines
 from vcell.model.trained import TrainedModel
 from vcell.predict.cells import (
+    AddedEffects,
     CellMaker,
     CountedCells,
     CountModels,
@@ -43,6 +44,7 @@ from vcell.predict.predictors import (
     effect_models,
     label_of,
     make_predictor,
+    networks,
     predictors_of,
     priors,
     show_controls,
@@ -143,6 +145,9 @@ def plan_model(
     layout = make_layout(options, genes, source, request)
     predictor = make_predictor(options, model, source.gather, ckpt, device)
     show_controls(predictor, source)
+    members = networks(predictor)
+    for member in members:
+        member.addition = options.known_addition
     for one in (*effect_models(predictor), *priors(predictor)):
         one.amplitude = options.known_amplitude
         one.recentred = not any(w.batches for w in request)
@@ -152,11 +157,12 @@ def plan_model(
         notes += [note for note in (unknown_covariates(model, source), silent_targets(model, request)) if note]
     origin = {
         "ckpt": str(ckpt.resolve()), "predictor": label_of(options.predictor), "seed": options.seed, "knockdown": options.knockdown,
-        "counts": options.counts, "amplitude": options.known_amplitude,
+        "counts": options.counts, "amplitude": options.known_amplitude, "addition": options.addition,
         "store": [str(Path(p).resolve()) for p in store_of(options.store, identity)],
     }  # fmt: skip
     unseen = len({w.perturbation for w in request} - {p for _, p in identity.trained})
     said = [f"checkpoint   {ckpt}{chosen_for(identity)}", f"targets      {unseen:,} of them never trained on"]
+    said += [f"prior        {m.kept:.2f} of what the network adds to it is kept" for m in members if m.adds]
     models = effect_models(predictor)
     copied = bool(models) and all(
         isinstance(model, CopiedControls) for model in models
@@ -197,6 +203,13 @@ def make_maker(
     effects: Effects
     if len(whole) == 1 and not isinstance(predictor, Blend) and layout.values == "counts":
         effects = MeasuredEffects(whole[0], source, models, calls, own)
+    elif isinstance(predictor, TrainedModel) and predictor.adds and layout.values == "counts":
+        whole = priors(predictor)
+        effects = AddedEffects(
+            MeasuredEffects(whole[0], source, models, calls, own),
+            PredictedEffects(whole[0] if own is None else WithOwnGenes(whole[0], own), source, models, device),
+            PredictedEffects(shown, source, models, device),
+        )
     else:
         effects = PredictedEffects(shown, source, models, device)
     return DrawnCells(

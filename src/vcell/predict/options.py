@@ -57,6 +57,8 @@ class PredictOptions:
         How large the changes of a predictor made of measured effects are: ``error``, nearest to the truth; ``ranks``, so that targets are
         told apart best by L1 distance, as the scores of 2025 do (larger, chosen by leaving out contexts); ``auto``: as suits the
         challenge's scores, and ``error`` where there is no challenge.
+    addition
+        How much of what a network adds to its prior is kept: ``auto``, as its validation has found; or 0 to 1.
     target_sum
         Counts per cell of log1p values; None: as the challenge says, or as in training.
     max_controls
@@ -85,6 +87,7 @@ class PredictOptions:
     counts: str = "auto"
     knockdown: str | float = "auto"
     amplitude: str = "auto"
+    addition: str | float = "auto"
     target_sum: float | None = None
     max_controls: int | None = None
     sets_per_step: int = 8
@@ -99,6 +102,10 @@ class PredictOptions:
         if self.amplitude not in AMPLITUDES:
             raise VcellError(
                 f"amplitude={self.amplitude} must be one of {', '.join(AMPLITUDES)}.{nearest(self.amplitude, AMPLITUDES)}"
+            )
+        if self.known_addition is not None and not 0 <= self.known_addition <= 1:
+            raise VcellError(
+                f"addition={self.addition} must be auto, or lie between 0 (the prior alone) and 1 (all that the network adds)"
             )
 
     @classmethod
@@ -129,6 +136,13 @@ class PredictOptions:
         if self.amplitude != "auto":
             return self.amplitude
         return "error" if self.challenge.name == "none" else self.challenge.amplitude
+
+    @property
+    def known_addition(self) -> float | None:
+        """How much of what a network adds to its prior is kept; None: as its validation has found."""
+        if self.addition == "auto":
+            return None
+        return float(self.addition) if isinstance(self.addition, int | float) else -1.0
 
     @property
     def drawn(self) -> bool:

@@ -127,10 +127,15 @@ def effect_models(predictor: Predictor) -> list[EffectModel]:
     )
 
 
+def networks(predictor: Predictor) -> list[TrainedModel]:
+    """The trained models that a predictor is, or is made of."""
+    members = predictor.predictors if isinstance(predictor, Blend) else [predictor]
+    return [member for member in members if isinstance(member, TrainedModel)]
+
+
 def priors(predictor: Predictor) -> list[EffectModel]:
     """What the networks that a predictor is, or is made of, start from."""
-    members = predictor.predictors if isinstance(predictor, Blend) else [predictor]
-    found = [prior_of(member.model) for member in members if isinstance(member, TrainedModel)]
+    found = [prior_of(member.model) for member in networks(predictor)]
     return [prior for prior in found if prior is not None]
 
 

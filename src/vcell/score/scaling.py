@@ -17,12 +17,7 @@ from vcell.score.cells import SAMPLE_CELLS, Columns
 
 def whole_counts(cells: ad.AnnData, path: Path, what: str) -> None:
     """Refuses anything but whole counts, which the scores of 2026 require; counts are recovered from measured log1p counts."""
-    try:
-        scale = scale_of(cells)
-    except VcellError:
-        if what != "the prediction":
-            raise
-        scale = Scale.UNKNOWN
+    scale = scale_of_prediction(cells) if what == "the prediction" else scale_of(cells)
     if scale is not Scale.COUNTS:
         if what == "the prediction" or not scale.recoverable:
             hint = (
@@ -43,6 +38,14 @@ def scale_of(cells: ad.AnnData) -> Scale:
     spread = np.unique(np.linspace(0, cells.n_obs - 1, min(cells.n_obs, SAMPLE_CELLS)).astype(int))
     sample = cells.X[spread]
     return detect_scale(sample.data, sample.indptr)
+
+
+def scale_of_prediction(cells: ad.AnnData) -> Scale:
+    """The same of a prediction, whose control cells may be measured, on a scale, and its other cells what a network says, on none."""
+    try:
+        return scale_of(cells)
+    except VcellError:
+        return Scale.UNKNOWN
 
 
 def log1p_target_sum(cells: ad.AnnData, about: dict[str, Any], columns: Columns) -> float:
@@ -116,7 +119,7 @@ def same_scale(pred: ad.AnnData, real: ad.AnnData, about: dict[str, Any], column
             f"the values of the measured cells are {real_scale.words}: give the file with their raw counts, or log1p of them"
         )
     # predicted log1p values need not come from whole counts
-    pred_scale = None if about.get("scale") == "log1p" else scale_of(pred)
+    pred_scale = None if about.get("scale") == "log1p" else scale_of_prediction(pred)
     if pred_scale is Scale.COUNTS:
         target_sum = float(np.median(np.asarray(pred.X.sum(axis=1)).ravel()))
         counts_to_log1p(pred, Scale.COUNTS, target_sum, "the prediction")

@@ -108,11 +108,16 @@ def overlap(pred: Calls, real: Calls) -> np.ndarray:
 
 
 def _official_order(size: np.ndarray) -> np.ndarray:
-    """The largest first; equal ones as the official package has them, whose rank (polars', of a struct) does not keep their order."""
+    """The largest first; equal ones as the official package has them, whose rank (polars', of a struct) does not keep their order.
+
+    Where polars is not installed, nor then the official package, equal ones keep their order.
+    """
     if len(np.unique(size)) == len(size):
         return np.argsort(-size)
-    import polars
-
+    try:
+        import polars
+    except ModuleNotFoundError:
+        return np.argsort(-size, kind="stable")
     ranks = polars.DataFrame({"size": size}).select(polars.struct("size").rank("ordinal", descending=True))
     return np.argsort(ranks.to_series().to_numpy())
 

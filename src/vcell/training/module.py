@@ -72,6 +72,7 @@ class TransitionModule(LightningModule):
         self.flops = flops
         self.guard = Guard()
         self.chosen_for: dict[str, Any] | None = None  # what a best checkpoint is written for
+        self.addition: float | None = None  # how much of what the network adds to its prior validation would keep
         self._sharded = False
 
     @property
@@ -141,11 +142,13 @@ class TransitionModule(LightningModule):
 
     def validation_step(self, batch: CellSetBatch, batch_idx: int) -> None:
         assert self.loss is not None and self.scores is not None
-        self.scores.add(batch, self.predict(batch), self.loss)
+        start_SCG = self.trained.start(batch) if self.trained.adds else None
+        self.scores.add(batch, self.predict(batch), self.loss, start_SCG)
 
     def on_validation_epoch_end(self) -> None:
         assert self.loss is not None and self.scores is not None
         found = self.scores.compute(self.loss)
+        self.addition = found.get("addition", self.addition)
         # ranks have put their results together already; the mean of equal numbers keeps Lightning from asking for it
         self.log_dict({f"val/{name}": value for name, value in found.items()}, sync_dist=True)
 
@@ -156,11 +159,15 @@ class TransitionModule(LightningModule):
         course = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.factor(step, trainer.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": course, "interval": "step"}}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.addition = checkpoint["vcell"].get("addition")
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.guard.check(wait=True)  # weights that are not finite are never written
         prior = prior_of(self.model)
         fitted = None if prior is None else prior.get_extra_state()
-        checkpoint["vcell"] = replace(self.identity, chosen_for=self.chosen_for, prior=fitted).plain()
+        known = replace(self.identity, chosen_for=self.chosen_for, prior=fitted, addition=self.addition)
+        checkpoint["vcell"] = known.plain()
 
 
 def seed_device(device: torch.device, seed: int) -> None:

@@ -120,6 +120,10 @@ def _train(config: DictConfig, run: RunSettings, own: Own | None, folder: RunFol
         raise
     if rank == 0:
         hand_over(trainer, folder)
+        if module.addition is not None:
+            print(
+                f"prior        {module.addition:.2f} of what the network adds to it is kept, by the last validation (infer addition=1: all)"
+            )
         print(f"run folder   {folder.path}\ncheckpoint   {folder.checkpoints / 'last.ckpt'}", flush=True)
 
 

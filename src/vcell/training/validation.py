@@ -45,6 +45,7 @@ class Validated:
     known_G: Tensor | None
     mae: float
     de_overlap: float | None
+    start_G: Tensor | None = None  # of what the network starts from, where that is a prior
 
 
 @dataclass
@@ -78,7 +79,16 @@ class ValidationScores:
     def names(self, loss: Loss) -> list[str]:
         """What `compute` gives; distinctness only where enough perturbations are held out in one context."""
         overlap = ["de_overlap"] if self.differential_expression else []
-        return ["loss", *weights_of(loss), "discrimination", *overlap, "mae", "delta_correlation", "distinctness"]
+        return [
+            "loss",
+            *weights_of(loss),
+            "discrimination",
+            *overlap,
+            "mae",
+            "delta_correlation",
+            "distinctness",
+            "addition",
+        ]
 
     def check(self, names: Sequence[str], loss: Loss, key: str) -> None:
         """Raises, before training, for one of `names` (``val/mae``), given as `key`, that no validation will give."""
@@ -87,13 +97,14 @@ class ValidationScores:
             if name not in known:
                 raise VcellError(f"{key} names {name!r}; validation gives {', '.join(known)}.{nearest(name, known)}")
 
-    def add(self, batch: CellSetBatch, predicted_SCG: Tensor, loss: Loss) -> None:
-        """Takes in predicted sets."""
+    def add(self, batch: CellSetBatch, predicted_SCG: Tensor, loss: Loss, start_SCG: Tensor | None = None) -> None:
+        """Takes in predicted sets, and the cells that the network started from, where these are a prior's."""
         assert batch.perturbed_SCG is not None
         predicted_SCG, self._device = predicted_SCG.float(), predicted_SCG.device
         terms = loss(predicted_SCG, batch)
         control_SG = batch.control_SCG.mean(1)
         predicted_SG, observed_SG = predicted_SCG.mean(1) - control_SG, batch.perturbed_SCG.mean(1) - control_SG
+        start_SG = None if start_SCG is None else start_SCG.float().mean(1) - control_SG
         for i, group in enumerate(zip(batch.contexts, batch.perturbations, strict=True)):
             known_G = None if batch.known_SG is None else batch.known_SG[i]
             error_G = (predicted_SG[i] - observed_SG[i]).abs()
@@ -112,6 +123,7 @@ class ValidationScores:
                 None if known_G is None else known_G.cpu(),
                 float(error_G.mean() if known_G is None else error_G[known_G].mean()),
                 overlap,
+                None if start_SG is None else start_SG[i].cpu(),
             )
 
     def compute(self, loss: Loss) -> dict[str, float]:
@@ -130,6 +142,8 @@ class ValidationScores:
         known_PG = None if known[0] is None else torch.stack(known).to(self._device)  # type: ignore[arg-type]
         if known_PG is not None:
             predicted_PG, observed_PG = predicted_PG * known_PG, observed_PG * known_PG
+        if rows[0].start_G is not None:
+            scores["addition"] = worth_keeping(rows)
         scores |= self._over_contexts(groups, predicted_PG, observed_PG, known_PG, loss)
         scores["mae"] = _mean([row.mae for row in rows])
         scores["delta_correlation"] = float(delta_correlation(predicted_PG, observed_PG, known_PG).mean())
@@ -175,6 +189,22 @@ class ValidationScores:
         if contrasts:
             scores["contrastive"] = float(torch.cat(contrasts).mean())
         return scores
+
+
+def worth_keeping(rows: Sequence[Validated]) -> float:
+    """How much of what a network adds to its prior brings predictions nearest to the measured groups, 0 to 1.
+
+    By least squares over the mean log1p of all groups. A network that has learnt the noise of its training cells adds what is in no other
+    cells: there this is about 0, and the prior stands.
+    """
+    along = length = 0.0
+    for row in rows:
+        assert row.start_G is not None
+        known_G = slice(None) if row.known_G is None else row.known_G
+        added_G = (row.predicted_G - row.start_G)[known_G].double()
+        along += float(added_G @ (row.observed_G - row.start_G)[known_G].double())
+        length += float(added_G @ added_G)
+    return min(1.0, max(0.0, along / length)) if length > 0 else 1.0
 
 
 def score_of(trainer: Trainer, name: str, key: str) -> float:
