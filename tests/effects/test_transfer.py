@@ -14,13 +14,17 @@ import torch
 
 from tests.conftest import SMALL, infer_here
 from vcell.config import compose
-from vcell.effects.bank import SPACES, Profiles
+from vcell.data.gather import Gather
+from vcell.data.store.view import open_stores
+from vcell.effects.bank import SPACES, EffectBank, Profiles
 from vcell.effects.controls import ContextControls
 from vcell.effects.evidence import Evidence
 from vcell.effects.linear import cosine, discrimination
 from vcell.effects.loco import LARGEST_RANKED, judged, scale_of_calls, scale_of_ranks, scales, shaped
 from vcell.effects.residual import TransferResidual, chosen_blend
 from vcell.effects.transfer import Transfer
+from vcell.errors import VcellError
+from vcell.model.checkpoint import read_checkpoint
 from vcell.training.train import train
 
 GENES, TARGETS, CONTEXTS = 120, 30, 5
@@ -265,3 +269,22 @@ def test_the_scale_for_ranks_is_the_smallest_that_is_not_clearly_worse():
     assert usual <= found <= LARGEST_RANKED
     noise = [rng.standard_normal(t.shape).astype(np.float32) for t in truth]
     assert scale_of_ranks(noise, means, truth, 0.01, largest) < 0.3
+
+
+def test_a_kept_bank_serves_other_runs_on_the_same_cells(
+    transferred: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(transferred)
+    kept = tmp_path / "bank"
+    small = [key for key in SMALL if not key.startswith("model.")]
+    fit = ["experiment=demo", "trainer=cpu", *small, "model=additive", f"run_dir={tmp_path / 'run'}", "overwrite=true"]
+    train(compose("train", fit))
+    anew = read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["state_dict"]["model._extra_state"]["evidence"]
+    for _ in range(2):  # measured, then read
+        train(compose("train", [*fit, f"bank={kept}"]))
+        found = read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["state_dict"]["model._extra_state"]["evidence"]
+        assert found["targets"] == anew["targets"]
+        assert all(torch.equal(found["centred"][space], anew["centred"][space]) for space in anew["centred"])
+    other = open_stores([Path("data/demo/store")])
+    with pytest.raises(VcellError, match="was measured per another target sum"):
+        EffectBank.kept(kept, Gather(other, 77.0), other.groups)

@@ -36,6 +36,7 @@ SPACES = ("fold", "bulk", "cell")
 PSEUDOCOUNT = 10.0  # counts per million
 BULK_SUM = 50_000.0
 MILLION = 1e6
+ALL = slice(None)
 GIVEN_CELLS = 1_000_000  # that effects from elsewhere count as: none of them is too few
 
 
@@ -86,7 +87,7 @@ class Profiles:
     def arrays(self) -> tuple[np.ndarray, ...]:
         return self.share, self.cpm, self.cpm_variance, self.log1p
 
-    def rows(self, chosen: np.ndarray | Sequence[int]) -> Profiles:
+    def rows(self, chosen: np.ndarray | Sequence[int] | slice) -> Profiles:
         """Those of some groups."""
         return Profiles(self.cells[chosen], *(array[chosen] for array in self.arrays))
 
@@ -153,6 +154,8 @@ class EffectBank:
         Which controls each group is held against, ``(N, B)``: shares of its cells by batch.
     given
         Effects that came as numbers, not as cells: space to ``(N, G)``, NaN for groups with cells.
+    store
+        Fingerprint of the cell store that was measured.
     """
 
     genes: list[str]
@@ -164,6 +167,7 @@ class EffectBank:
     controls: Profiles
     weights: np.ndarray
     given: Mapping[str, np.ndarray] = field(default_factory=dict)
+    store: str = ""
 
     @classmethod
     def measure(cls, gather: Gather, groups: Iterable[Group]) -> EffectBank:
@@ -184,8 +188,34 @@ class EffectBank:
         profiles = Profiles.measure(gather, [cells for _, _, _, cells in measured])
         studies, contexts, perturbations = [g[0] for g in measured], [g[1] for g in measured], [g[2] for g in measured]
         return cls(
-            list(store.genes), float(gather.target_sum), studies, contexts, perturbations, profiles, controls, weights
-        )
+            list(store.genes), float(gather.target_sum), studies, contexts, perturbations, profiles, controls, weights,
+            store=store.fingerprint,
+        )  # fmt: skip
+
+    @classmethod
+    def kept(cls, folder: Path, gather: Gather, groups: Sequence[Group]) -> EffectBank:
+        """That of some groups out of the bank in a folder, which is measured over all groups of the store where it is not there yet.
+
+        Raises
+        ------
+        VcellError
+            If the bank that is there was measured on other cells, in other genes, or on another scale.
+        """
+        store = gather.store
+        if not folder.exists():
+            cls.measure(gather, store.groups).save(folder)
+        bank = cls.open(folder)
+        for what, there, here in (
+            ("on other cells", bank.store, store.fingerprint),
+            ("in other genes", bank.genes, list(store.genes)),
+            ("per another target sum", bank.target_sum, float(gather.target_sum)),
+        ):
+            if there != here:
+                raise VcellError(
+                    f"the effect bank {folder} was measured {what}: give a folder that is not there yet (bank=FOLDER), or remove it"
+                )
+        wanted = set(groups)
+        return bank.only([i for i, g in enumerate(zip(bank.contexts, bank.perturbations, strict=True)) if g in wanted])
 
     def __len__(self) -> int:
         return len(self.perturbations)
@@ -196,11 +226,17 @@ class EffectBank:
         place = {gene: i for i, gene in enumerate(self.genes)}
         return np.array([place.get(name, -1) for name in self.perturbations], np.int64)
 
-    def effects(self, space: str) -> np.ndarray:
-        """Effects in a space, float32 ``(N, G)``; NaN where a gene was not measured, and at a target's own gene."""
-        effect = self._raw_effects(space)
-        rows = np.flatnonzero(self.own_gene >= 0)
-        effect[rows, self.own_gene[rows]] = np.nan
+    def effects(self, space: str, rows: slice = ALL) -> np.ndarray:
+        """Effects in a space, float32 ``(N, G)``; NaN where a gene was not measured, and at a target's own gene.
+
+        Parameters
+        ----------
+        rows
+            The groups wanted.
+        """
+        effect, own_N = self._raw_effects(space, rows), self.own_gene[rows]
+        known = np.flatnonzero(own_N >= 0)
+        effect[known, own_N[known]] = np.nan
         return effect
 
     def own_effects(self, space: str = "fold") -> np.ndarray:
@@ -210,23 +246,24 @@ class EffectBank:
         found[rows] = self._raw_effects(space)[rows, self.own_gene[rows]]
         return found
 
-    def _raw_effects(self, space: str) -> np.ndarray:
+    def _raw_effects(self, space: str, rows: slice = ALL) -> np.ndarray:
         if space not in SPACES:
             raise VcellError(f"there is no space {space!r} of effects; there are {', '.join(SPACES)}")
-        effect = self.profiles.value(space) - self._matched(self.controls.value(space))
+        effect = self.profiles.rows(rows).value(space) - self._matched(self.controls.value(space), rows)
         if space in self.given:
-            known = ~np.isnan(self.given[space])
-            effect[known] = self.given[space][known]
+            given = self.given[space][rows]
+            known = ~np.isnan(given)
+            effect[known] = given[known]
         return effect
 
-    def standard_errors(self, space: str) -> np.ndarray:
+    def standard_errors(self, space: str, rows: slice = ALL) -> np.ndarray:
         """Of `effects`, from the spread between cells, ``(N, G)``; in the space ``cell`` those of ``bulk``."""
-        error = self.profiles.variance(space) + self._matched(self.controls.variance(space), squared=True)
-        return np.sqrt(error)
+        error = self.profiles.rows(rows).variance(space)
+        return np.sqrt(error + self._matched(self.controls.variance(space), rows, squared=True))
 
-    def _matched(self, values_BG: np.ndarray, squared: bool = False) -> np.ndarray:
+    def _matched(self, values_BG: np.ndarray, rows: slice = ALL, squared: bool = False) -> np.ndarray:
         """Values of the batches' controls, weighted as the cells of each group lie in them, ``(N, G)``."""
-        weights = self.weights**2 if squared else self.weights
+        weights = self.weights[rows] ** 2 if squared else self.weights[rows]
         known_BG = ~np.isnan(values_BG)
         total = weights @ np.where(known_BG, values_BG, 0).astype(np.float32)
         if known_BG.all():
@@ -294,7 +331,7 @@ class EffectBank:
         """Writes the bank to the new folder `folder`, whole or not at all."""
         about = {
             "version": VERSION, "genes": self.genes, "target_sum": self.target_sum, "studies": self.studies,
-            "contexts": self.contexts, "perturbations": self.perturbations, "given": sorted(self.given),
+            "contexts": self.contexts, "perturbations": self.perturbations, "given": sorted(self.given), "store": self.store,
         }  # fmt: skip
         with written_folder(folder, "the effect bank") as scratch:
             for name, profiles in (("groups", self.profiles), ("controls", self.controls)):
@@ -339,7 +376,7 @@ class EffectBank:
         return cls(
             about["genes"], about["target_sum"], about["studies"], about["contexts"], about["perturbations"],
             profiles("groups", rows), profiles("controls", batches), array("weights", (rows, batches)),
-            {space: array(f"given.{space}", (rows, len(about["genes"]))) for space in about["given"]},
+            {space: array(f"given.{space}", (rows, len(about["genes"]))) for space in about["given"]}, str(about.get("store", "")),
         )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from scipy import sparse
 from vcell.effects.bank import SPACES, EffectBank, mean_known
 
 CALLED = 3.5  # standard errors by which a fold change stands out: about what a false discovery rate of 5 % asks for
+BLOCK = 256  # groups worked on at a time
 FEWEST_CELLS = 5  # of a group that counts as evidence, where there are groups with more
 
 
@@ -61,34 +62,32 @@ class Evidence:
         enough = np.flatnonzero(bank.profiles.cells >= FEWEST_CELLS)
         if 0 < len(enough) < len(bank):
             bank = bank.only(enough)
-        apart: dict[str, np.ndarray] = {}
-        means: dict[str, dict[str, np.ndarray]] = {}
-        known: np.ndarray | None = None
-        studies = np.asarray(bank.studies)
-        called = np.zeros((len(bank), len(bank.genes)), bool)
-        for space in SPACES:
-            effect_NG = bank.effects(space)
-            if space == "fold":
-                error_NG = bank.standard_errors("fold")
-                with np.errstate(invalid="ignore"):
-                    called = (np.abs(effect_NG) > CALLED * error_NG) & (error_NG > 0)
-            missing = np.isnan(effect_NG)
-            means[space] = _filled(
-                {study: mean_known(effect_NG[studies == study], np.nan) for study in dict.fromkeys(bank.studies)}
-            )
-            for study, mean_G in means[space].items():
-                effect_NG[studies == study] -= mean_G
-            if known is None and missing.any():
-                known = ~missing
-            effect_NG[missing] = 0.0
-            apart[space] = effect_NG.astype(np.float32, copy=False)
-        variance = np.nan_to_num(bank.standard_errors("bulk")) ** 2
+        shape, studies = (len(bank), len(bank.genes)), np.asarray(bank.studies)
+        apart = {space: np.empty(shape, np.float32) for space in SPACES}
+        called, known = np.zeros(shape, bool), np.ones(shape, bool)
+        noise, noise_of = (
+            np.zeros(len(bank)),
+            {study: np.zeros(len(bank.genes)) for study in dict.fromkeys(bank.studies)},
+        )
+        for start in range(0, len(bank), BLOCK):
+            rows = slice(start, start + BLOCK)
+            for space in SPACES:
+                apart[space][rows] = bank.effects(space, rows)
+            error = bank.standard_errors("fold", rows)
+            with np.errstate(invalid="ignore"):
+                called[rows] = (np.abs(apart["fold"][rows]) > CALLED * error) & (error > 0)
+            known[rows] = ~np.isnan(apart[SPACES[0]][rows])
+            variance = np.nan_to_num(bank.standard_errors("bulk", rows)) ** 2
+            noise[rows] = variance.sum(1)
+            for study, sum_G in noise_of.items():
+                sum_G += variance[studies[rows] == study].sum(0)
+        means = {space: _centre(effect_NG, bank.studies) for space, effect_NG in apart.items()}
         gene_noise = {
-            study: variance[studies == study].mean(0).astype(np.float32) for study in dict.fromkeys(bank.studies)
+            study: (sum_G / bank.studies.count(study)).astype(np.float32) for study, sum_G in noise_of.items()
         }
         return cls(
-            list(bank.genes), list(bank.studies), list(bank.contexts), list(bank.perturbations), apart, means,
-            variance.sum(1), gene_noise, known, called,
+            list(bank.genes), list(bank.studies), list(bank.contexts), list(bank.perturbations), apart, means, noise, gene_noise,
+            None if known.all() else known, called,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -220,6 +219,31 @@ class Evidence:
             plain["noise"].numpy(), {study: noise.numpy() for study, noise in plain["gene_noise"].items()},
             None if plain["known"] is None else plain["known"].numpy(),
         )  # fmt: skip
+
+
+def _centre(effect_NG: np.ndarray, studies: Sequence[str]) -> dict[str, np.ndarray]:
+    """Takes the mean over each study's targets out, in place, and gives it; genes that were not measured become 0."""
+    label = np.asarray(studies)
+    blocks = {
+        study: np.array_split(rows := np.flatnonzero(label == study), -(-len(rows) // BLOCK))
+        for study in dict.fromkeys(studies)
+    }
+    means = _filled({study: _mean_over(effect_NG, rows) for study, rows in blocks.items()})
+    for study, some in blocks.items():
+        for rows in some:
+            effect_NG[rows] = np.nan_to_num(effect_NG[rows] - means[study])
+    return means
+
+
+def _mean_over(effect_NG: np.ndarray, blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean over the rows that know a gene, ``(G)``; NaN where none does."""
+    total, number = np.zeros(effect_NG.shape[1]), np.zeros(effect_NG.shape[1])
+    for rows in blocks:
+        some = effect_NG[rows]
+        missing = np.isnan(some)
+        total += np.where(missing, 0, some).sum(0, dtype=np.float64)
+        number += len(rows) - missing.sum(0)
+    return np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0)
 
 
 def _filled(means: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -55,8 +56,15 @@ class GivenEffects:
     fold_TG: np.ndarray
 
 
-def training_evidence(gather: Gather, assigned: Mapping[Group, str], tables: Sequence[GivenEffects] = ()) -> Evidence:
+def training_evidence(
+    gather: Gather, assigned: Mapping[Group, str], tables: Sequence[GivenEffects] = (), bank_folder: Path | None = None
+) -> Evidence:
     """The effects of a run's training groups, and of `tables` from elsewhere.
+
+    Parameters
+    ----------
+    bank_folder
+        Of an effect bank over all groups of the store, which is made there; None: the training groups are measured anew.
 
     Raises
     ------
@@ -66,7 +74,7 @@ def training_evidence(gather: Gather, assigned: Mapping[Group, str], tables: Seq
     groups = [group for group, split in assigned.items() if split == "train" and group in gather.store.groups]
     if not groups:
         raise VcellError("there are no training groups to take effects from")
-    bank = EffectBank.measure(gather, groups)
+    bank = EffectBank.measure(gather, groups) if bank_folder is None else EffectBank.kept(bank_folder, gather, groups)
     for table in tables:
         bank = bank.joined(table.study, table.targets, table.genes, table.fold_TG)
     return Evidence.of(bank)
@@ -93,6 +101,7 @@ def make_baselines(
     table: Table | None = None,
     names: Collection[str] | None = None,
     contexts: Iterable[str] = (),
+    bank_folder: Path | None = None,
 ) -> dict[str, EffectModel]:
     """Baselines fitted to a run's training cells, by name.
 
@@ -102,11 +111,13 @@ def make_baselines(
         Those wanted; None: all but `wrong_target` that can say something of their own here.
     contexts
         Those that will be predicted from control cells of the same store: they are shown to the baselines.
+    bank_folder
+        Of the run's effect bank, if it has one.
     """
     wanted = [name for name in BASELINES if (name != "wrong_target" if names is None else name in names)]
     if set(wanted) <= {"copied_controls"}:
         return {name: BASELINES[name](gather.store.n_genes) for name in wanted}
-    evidence = training_evidence(gather, assigned)
+    evidence = training_evidence(gather, assigned, bank_folder=bank_folder)
     controls = observed(gather, dict.fromkeys([*evidence.context_names, *contexts]))
     useful = table is not None and not table.is_one_hot
     if names is None and len(evidence.context_names) < 2:

@@ -111,7 +111,13 @@ def _baselines(
     if chosen == {"copied_controls"}:
         return make_baselines(gather, {}, names=chosen)
     training = _training_gather(options, model.identity, gather, ckpt)
-    return make_baselines(training, model.identity.assigned, model.table, chosen)
+    return make_baselines(training, model.identity.assigned, model.table, chosen, bank_folder=bank_of(model.identity))
+
+
+def bank_of(identity: Identity) -> Path | None:
+    """The folder of a run's effect bank, where it has one that is still there."""
+    kept = identity.config.get("bank")
+    return Path(str(kept)) if kept and Path(str(kept)).is_dir() else None
 
 
 def effect_models(predictor: Predictor) -> list[EffectModel]:

@@ -21,6 +21,7 @@ from vcell.predict.cells import Source
 from vcell.predict.controls import open_run_store
 from vcell.predict.infer import make_maker, make_source
 from vcell.predict.layout import Layout
+from vcell.predict.predictors import bank_of
 from vcell.predict.request import Wanted
 from vcell.score.grouped import GroupedCells
 from vcell.score.options import ScoreOptions
@@ -77,7 +78,9 @@ class References:
         except VcellError as error:
             table = None
             self.remarks.append(f"ridge and nearest are made without an embedding table: {error}")
-        made = make_baselines(self.source.gather, identity.assigned, table, names, self.source.pool.of_context)
+        made = make_baselines(
+            self.source.gather, identity.assigned, table, names, self.source.pool.of_context, bank_of(identity)
+        )
         self.predictors = {name: model for name, model in made.items() if name != "copied_controls"}
         self.run_folder = ckpt.resolve().parents[1] if ckpt.resolve().parent.name == "checkpoints" else None
 

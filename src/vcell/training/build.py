@@ -76,6 +76,7 @@ class RunSettings:
     validated_every: int
     reconcile: str | None
     input: str | int | None  # what the model sees of a control cell
+    bank: Path | None  # where measured effects are kept
     plain: dict[str, Any]  # all of the configuration
 
     @classmethod
@@ -95,6 +96,7 @@ class RunSettings:
             validated_every=trainer.val_check_interval,
             reconcile=config.data.reconcile,
             input=config.data.input,
+            bank=None if config.bank is None else Path(str(config.bank)),
             plain=plain(config),
         )
 

@@ -23,6 +23,7 @@ from vcell.model.trained import TrainedModel
 from vcell.predict.table import read_table
 from vcell.training.build import RunSettings
 from vcell.training.run_folder import RunFolder
+from vcell.training.waiting import wait_for
 
 
 def fit_effects(
@@ -49,18 +50,20 @@ def fit_effects(
     return path
 
 
-def fit_prior(run: RunSettings, data: CellSetDataModule, model: TrainedModel) -> list[str]:
+def fit_prior(run: RunSettings, data: CellSetDataModule, model: TrainedModel, rank: int = 0) -> list[str]:
     """Fits what a network starts from, where it has such a prior, to the effects of the training groups; gives lines for the log.
 
     A continued run does so too: what it finds is the same, and training needs more of it than a checkpoint keeps.
     """
     prior = prior_of(model.model)
+    if prior is not None and rank > 0 and run.bank is not None:
+        wait_for([run.bank / "bank.json"], f"waiting      for rank 0, which is measuring effects into {run.bank}")
     return [] if prior is None else _fitted(run, data, prior, model.table)
 
 
 def _fitted(run: RunSettings, data: CellSetDataModule, model: EffectModel, table: PerturbationTable) -> list[str]:
     given = given_effects(run.plain["effects"] or {})
-    evidence = training_evidence(data.gather, data.assigned, given)
+    evidence = training_evidence(data.gather, data.assigned, given, run.bank)
     lines = [f"effects      {one.study}: {len(one.targets):,} targets, from elsewhere" for one in given]
     return lines + fit_model(model, evidence, observed(data.gather, evidence.context_names), table)
 

@@ -6,7 +6,6 @@ import logging
 import re
 import shutil
 import tempfile
-import time
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
@@ -50,9 +49,9 @@ from vcell.training.guard import NotFiniteError
 from vcell.training.guidance import guidance
 from vcell.training.module import TransitionModule
 from vcell.training.run_folder import RunFolder
+from vcell.training.waiting import wait_for
 from vcell.training.warmstart import carry_over
 
-SAY_AFTER_S = 60.0  # that ranks wait for the store
 # what gloo and NCCL say when a process they talk to is gone
 LOST_RANK = r"(?i)connection (closed|reset)|peer|nccl|gloo|broken pipe|timed? ?out"
 
@@ -94,7 +93,7 @@ def _train(config: DictConfig, run: RunSettings, own: Own | None, folder: RunFol
             _fit_effects(config, run, data, folder, checkpoint, notes)
         return
     module = make_module(config, run.plain, data, own)
-    about_prior = effects.fit_prior(run, data, module.trained)
+    about_prior = effects.fit_prior(run, data, module.trained, rank)
     if rank == 0 and about_prior:
         print("\n".join(about_prior), flush=True)
     if run.check:
@@ -305,20 +304,12 @@ def finished(checkpoint: Path, folder: RunFolder, max_steps: int, say: bool) -> 
     return done
 
 
-def wait_for_store(data: Mapping[str, Any], patience_s: float = 6 * 3600) -> Cells:
+def wait_for_store(data: Mapping[str, Any]) -> Cells:
     """The store that rank 0 is writing; for the other ranks."""
     paths = [Path(str(path)) for path in data["stores"] or [data["store"]]]
-    started, said = time.monotonic(), False
-    until = started + patience_s
-    while not all((path / "meta.json").is_file() for path in paths):
-        if time.monotonic() > until:
-            raise VcellError(f"rank 0 has not written {paths[0]} in {patience_s / 3600:.0f} hours; see its log")
-        if not said and time.monotonic() > started + SAY_AFTER_S:
-            said = True
-            print(
-                f"waiting      for rank 0, which is reading the data into {paths[0]} while these GPUs wait. To do that once, without "
-                f"GPUs: python -m vcell.prepare data={data['name']} data.store={paths[0]}",
-                flush=True,
-            )
-        time.sleep(1.0)
+    wait_for(
+        [path / "meta.json" for path in paths],
+        f"waiting      for rank 0, which is reading the data into {paths[0]} while these GPUs wait. To do that once, without "
+        f"GPUs: python -m vcell.prepare data={data['name']} data.store={paths[0]}",
+    )
     return open_stores(paths)
