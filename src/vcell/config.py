@@ -50,7 +50,7 @@ FIXED = {
         )),
     ),
     "infer": (
-        "challenge", "ckpt", "targets", "contexts", "n_cells", "batches", "genes", "controls", "store", "perturbation", "predictor", "draw", "counts", "knockdown", "amplitude", "addition",
+        "challenge", "ckpt", "targets", "contexts", "n_cells", "batches", "genes", "controls", "store", "perturbation", "predictor", "draw", "counts", "pool", "knockdown", "amplitude", "addition",
         "target_sum", "max_controls", "compression", "sets_per_step", "seed", "trust",
     ),
     "package": (

@@ -9,6 +9,7 @@ from vcell.data.gather import Gather
 from vcell.data.store.store import CellStore
 from vcell.effects.bank import EffectBank
 from vcell.effects.evidence import Evidence
+from vcell.effects.features import Spans, leave_one_out
 from vcell.effects.make import BASELINES, fallbacks, make_baselines
 from vcell.effects.model import EffectModel
 
@@ -199,3 +200,16 @@ def test_effects_of_several_genes_are_the_sum_of_those_of_each(
         atol=1e-5,
     )  # in a context where neither was measured: what they do elsewhere
     np.testing.assert_array_equal(baselines["transfer"].effect(space, "simA", [f"{a}+{b}"])[0], here[0])
+
+
+@pytest.mark.parametrize("features", [5, 12, 40])
+def test_errors_of_left_out_targets_are_those_of_leaving_them_out(features: int):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((12, features)), rng.standard_normal((12, 30))
+    left, values, _ = np.linalg.svd(x, full_matrices=False)
+    spans = Spans.of(left, values, y @ y.T)
+    for penalty in (0.1, 3.0):
+        inverse = np.linalg.inv(x @ x.T + penalty * np.eye(12))
+        np.testing.assert_allclose(spans.inverse(penalty), inverse, atol=1e-9)
+        expected = ((y - leave_one_out(inverse, y)) ** 2).sum(1)
+        np.testing.assert_allclose(spans.left_out_errors(penalty), expected, rtol=1e-4)

@@ -15,6 +15,7 @@ from vcell.data.files.h5ad import Columns
 from vcell.data.store.ingest import ingest
 from vcell.data.store.store import CellStore
 from vcell.errors import VcellError
+from vcell.predict.cells import as_csr, pooled
 from vcell.predict.counts import CountModel, again, expected_log1p
 
 pytestmark = pytest.mark.numeric
@@ -259,3 +260,16 @@ def test_real_controls_null_and_a_real_effect(name: str, context: str, tmp_path:
     slope = ((mean_G - model.mean_log1p_G) @ change) / (change @ change)
     assert slope == pytest.approx(1, abs=0.1)
     assert (drawn > 0).mean() == pytest.approx((counts[cells] > 0).mean(), rel=0.1)
+
+
+def test_pooled_cells_have_the_law_of_means_of_cells(store: CellStore):
+    cells = store.controls_of("c")[:120]
+    rows, rng = store.rows(cells), np.random.default_rng(0)
+    found = pooled(rows, 3, rng)
+    single, sums = (as_csr(r, store.n_genes).toarray() for r in (rows, found))
+    expected = single.reshape(40, 3, -1).sum(1) / 3
+    assert len(found.library_size) == 40 and np.issubdtype(found.values.dtype, np.integer)
+    # thinning a sum of n molecules with 1/3 strays by sqrt(n * 2) / 3
+    total, spread = expected.sum(0), np.sqrt(expected.sum(0) * 3 * 2) / 3
+    assert (np.abs(sums.sum(0) - total) <= 6 * spread).all()
+    np.testing.assert_allclose(found.library_size, rows.library_size.reshape(40, 3).mean(1), rtol=1e-6)

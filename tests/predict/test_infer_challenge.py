@@ -318,3 +318,26 @@ def test_a_disk_too_small_is_said_after_the_first_part(
     with pytest.raises(VcellError, match=r"will take about .* are free.*out=FOLDER"):
         predict(tmp_path / "p.h5ad", *MANY)
     assert not list(tmp_path.iterdir())
+
+
+def test_pools_of_control_cells_vary_less(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(trained)
+    spread = {}
+    for pool in (1, 3):
+        out = tmp_path / f"{pool}.h5ad"
+        infer_here(
+            "predictor=additive",
+            f"out={out}",
+            "challenge.values=counts",
+            "draw=true",
+            f"pool={pool}",
+            "n_cells=60",
+            "contexts=[simC]",
+        )
+        cells = ad.read_h5ad(out)
+        predicted = cells[cells.obs["target_gene"] != "non-targeting"].X.toarray()
+        assert (predicted == np.rint(predicted)).all()
+        spread[pool] = predicted.std(0).sum()
+    assert spread[3] < 0.9 * spread[1]
+    with pytest.raises(VcellError, match="pool=9 must be a number from 1 to 4"):
+        infer_here("predictor=additive", f"out={tmp_path / 'x.h5ad'}", "pool=9")

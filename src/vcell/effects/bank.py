@@ -215,7 +215,8 @@ class EffectBank:
                     f"the effect bank {folder} was measured {what}: give a folder that is not there yet (bank=FOLDER), or remove it"
                 )
         wanted = set(groups)
-        return bank.only([i for i, g in enumerate(zip(bank.contexts, bank.perturbations, strict=True)) if g in wanted])
+        rows = [i for i, g in enumerate(zip(bank.contexts, bank.perturbations, strict=True)) if g in wanted]
+        return bank if len(rows) == len(bank) else bank.only(rows)  # the whole stays on the disk
 
     def __len__(self) -> int:
         return len(self.perturbations)

@@ -6,7 +6,7 @@ Shape legend: T targets, G genes, F features of a target.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,12 @@ import numpy as np
 from vcell.data.files.genes import gene_names
 from vcell.effects.bank import SPACES, mean_known
 from vcell.effects.evidence import Evidence
-from vcell.effects.features import Features, ridge_of
+from vcell.effects.features import Features, LeftOut, ridge_of
 from vcell.effects.linear import likeness
 from vcell.effects.model import EffectModel
 
 FEWEST_TARGETS = 3  # of a context, for a fit of its own
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
-
-# by context: its targets' rows, and by space their effects as predicted without them
-LeftOut = dict[str, tuple[dict[str, int], dict[str, np.ndarray]]]
 
 
 class CopiedControls(EffectModel):
@@ -155,7 +152,7 @@ class Ridge(Featured):
 
     def __init__(self, n_genes: int) -> None:
         super().__init__(n_genes)
-        self.left_out: LeftOut = {}  # only after `fit`
+        self.left_out: dict[str, LeftOut] = {}  # only after `fit`
 
     def fit_context(
         self, context: str, targets: list[str], matrix_TF: np.ndarray, effects: Mapping[str, np.ndarray]
@@ -163,9 +160,9 @@ class Ridge(Featured):
         found = ridge_of(matrix_TF, effects)
         assert found is not None  # for some feature says something
         rows = {target: row for row, target in enumerate(targets)}
-        self.left_out[context] = rows, {space: found.left_out(effects[space]) for space in SPACES}
+        self.left_out[context] = LeftOut(rows, found.inverse_TT, partial(effects_in, self.known, context, targets))
         name = context or "new contexts"
-        return {"weights": found.weights}, (
+        return {"basis": found.basis, "weights": found.weights}, (
             f"ridge        {name}: {len(targets):,} targets, explains {found.explained:.3f} of left-out ones"
         )
 
@@ -174,17 +171,19 @@ class Ridge(Featured):
         known = self.fitted_for(context)
         if known is None:
             return np.zeros((len(targets), self.n_genes), np.float32)
-        weights = self.fitted["contexts"][known]["weights"]
-        found: np.ndarray = self.features.matrix(known, targets, self.vectors) @ weights[space]
+        fit, matrix_TF = self.fitted["contexts"][known], self.features.matrix(known, targets, self.vectors)
+        if "basis" in fit:  # not in checkpoints from before
+            matrix_TF = matrix_TF @ fit["basis"]
+        found: np.ndarray = matrix_TF @ fit["weights"][space]
         return found
 
     def beyond_mean_without(self, space: str, context: str, targets: Sequence[str]) -> np.ndarray:
         """The same where each target that the regression was fitted to is left out of it, ``(T, G)``; only after `fit`."""
         found = self.beyond_mean(space, context, targets)
-        rows, left_out = self.left_out.get(self.fitted_for(context) or "", ({}, {}))
-        for number, target in enumerate(targets):
-            if target in rows:
-                found[number] = left_out[space][rows[target]]
+        left_out = self.left_out.get(self.fitted_for(context) or "")
+        own = [] if left_out is None else [(i, left_out.rows[t]) for i, t in enumerate(targets) if t in left_out.rows]
+        if left_out is not None and own:
+            found[[i for i, _ in own]] = left_out.of(space, [row for _, row in own])
         return found
 
     def effect(self, space: str, context: str, targets: Sequence[str]) -> np.ndarray:
@@ -268,16 +267,23 @@ def training_effects(
     evidence: Evidence, context: str, targets: Sequence[str] | None = None
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     """Targets and their centred effects by space: of a context, or for "" the means over all contexts."""
-    if context:
-        place: dict[str, int] = {}
-        for number, (target, where) in enumerate(zip(evidence.targets, evidence.contexts, strict=True)):
-            if where == context:
-                place.setdefault(target, number)
-        chosen = list(place) if targets is None else list(targets)
-        rows = np.array([place[t] for t in chosen], np.int64)
-        return chosen, {space: evidence.centred[space][rows] for space in SPACES}
-    chosen = list(evidence.rows_of) if targets is None else list(targets)
-    return chosen, {space: evidence.fused(space, chosen) for space in SPACES}
+    if targets is not None:
+        chosen = list(targets)
+    else:
+        chosen = list(dict.fromkeys(evidence.targets_in(context))) if context else list(evidence.rows_of)
+    return chosen, {space: effects_in(evidence, context, chosen, space) for space in SPACES}
+
+
+def effects_in(evidence: Evidence, context: str, targets: Sequence[str], space: str) -> np.ndarray:
+    """Centred effects of targets in a space, in a context where they were measured, or for "" their means over all, ``(T, G)``."""
+    if not context:
+        return evidence.fused(space, targets)
+    place: dict[str, int] = {}
+    for number, (target, where) in enumerate(zip(evidence.targets, evidence.contexts, strict=True)):
+        if where == context:
+            place.setdefault(target, number)
+    found: np.ndarray = evidence.centred[space][np.array([place[t] for t in targets], np.int64)]
+    return found
 
 
 def _top(likeness_TU: np.ndarray, number: int) -> np.ndarray:

@@ -146,8 +146,17 @@ class Evidence:
         total_TG: np.ndarray = chosen @ self.centred[space]
         if self.known is None:
             return total_TG / np.maximum(np.asarray(chosen.sum(1)), 1e-12).astype(np.float32)
-        number_TG = chosen @ self.known.astype(np.float32)
-        return np.divide(total_TG, number_TG, out=np.zeros_like(total_TG), where=number_TG > 0)
+        number_TG = np.asarray(chosen.sum(1)) - (chosen @ self._unknown).toarray()
+        return np.divide(total_TG, number_TG, out=np.zeros_like(total_TG), where=number_TG > 1e-6)
+
+    @cached_property
+    def _unknown(self) -> sparse.csr_matrix:
+        """1 where a gene was not measured, ``(N, G)``: few places, for most groups lack their own gene alone."""
+        assert self.known is not None
+        blocks = [sparse.csr_matrix(~self.known[i : i + BLOCK], dtype=np.float32) for i in range(0, len(self), BLOCK)]
+        return (
+            sparse.vstack(blocks, format="csr") if blocks else sparse.csr_matrix((0, len(self.genes)), dtype=np.float32)
+        )
 
     def noise_of_mean(self, without: str | None = None) -> np.ndarray:
         """Sampling variance of a gene in the mean over the studies outside a context, ``(G)``."""
@@ -180,6 +189,11 @@ class Evidence:
         means = self.means[space]
         if context in means:
             return means[context]
+        return self.mean_elsewhere(space, context)
+
+    def mean_elsewhere(self, space: str, context: str | None) -> np.ndarray:
+        """Mean effect of the targets of all other contexts, ``(G)``."""
+        means = {c: mean_G for c, mean_G in self.means[space].items() if c != context}
         if not means:
             return np.zeros(len(self.genes), np.float32)
         numbers = [self.contexts.count(c) for c in means]

@@ -5,8 +5,8 @@ Shape legend: T targets, G genes, F features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from vcell.effects.linear import main_directions
 from vcell.effects.model import Vectors
 
 COMPONENTS = 32  # of the effects elsewhere
+SMALLEST_DIRECTION = 1e-6  # of the largest singular value, below which float32 features say nothing
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)  # relative to the features' mean square
 
 
@@ -78,41 +79,134 @@ class Features:
 
 @dataclass(frozen=True)
 class RidgeFit:
-    """A ridge regression: weights by space, and the part of left-out targets' effects that it explains."""
+    """A ridge regression, and the part of left-out targets' effects that it explains.
 
+    Parameters
+    ----------
+    basis
+        Directions of the features that the targets span, ``(F, K)``; no more than there are targets.
+    weights
+        Effect of each by space, ``(K, G)``.
+    explained
+        Of left-out targets' bulk effects.
+    inverse_TT
+        Of the targets' products with the penalty on their diagonal.
+    """
+
+    basis: np.ndarray
     weights: dict[str, np.ndarray]
     explained: float
-    inverse_TT: np.ndarray  # of the targets' products with the penalty on their diagonal
+    inverse_TT: np.ndarray
 
-    def left_out(self, effects_TG: np.ndarray) -> np.ndarray:
-        """Predictions of the targets' effects, each from the others alone, ``(T, G)``."""
-        return leave_one_out(self.inverse_TT, effects_TG)
+    def predict(self, space: str, features_TF: np.ndarray) -> np.ndarray:
+        """Effects of targets by their features, ``(T, G)``."""
+        found: np.ndarray = (features_TF @ self.basis) @ self.weights[space]
+        return found
 
 
 def ridge_of(features_TF: np.ndarray, effects: Mapping[str, np.ndarray]) -> RidgeFit | None:
-    """Ridge regression of effects on features, the penalty by leaving one target out; None where no feature says anything."""
+    """Ridge regression of effects on features, the penalty by leaving one target out; None where no feature says anything.
+
+    In the targets' own directions (singular vectors of the features), where every penalty is a division.
+    """
     x = features_TF.astype(np.float64)
     size = float((x**2).sum(1).mean()) if x.size else 0.0
     if size <= 0:
         return None
-    gram = x @ x.T
+    left_TK, values, right_KF = np.linalg.svd(x, full_matrices=False)
+    kept = values > SMALLEST_DIRECTION * values[0]
+    left_TK, values, right_KF = left_TK[:, kept], values[kept], right_KF[kept]
     truth = effects["bulk"]
-    total = max(float((truth.astype(np.float64) ** 2).sum()), 1e-12)
-    best: tuple[float, np.ndarray] | None = None
-    for penalty in PENALTIES:
-        inverse = np.linalg.inv(gram + penalty * size * np.eye(len(x)))
-        error = float(((truth - leave_one_out(inverse, truth)).astype(np.float64) ** 2).sum())
-        if best is None or error < best[0]:
-            best = (error, inverse)
-    assert best is not None
-    back = (x.T @ best[1]).astype(np.float32)
-    return RidgeFit({space: back @ effects[space] for space in SPACES}, 1 - best[0] / total, best[1])
+    spans = Spans.of(left_TK, values, (truth @ truth.T).astype(np.float64))
+    errors = {p: float(spans.left_out_errors(p * size).sum()) for p in PENALTIES}
+    best = min(errors, key=errors.__getitem__)
+    back_KT = ((values / (values**2 + best * size))[:, None] * left_TK.T).astype(np.float32)
+    explained = 1 - errors[best] / max(float(spans.size_T.sum()), 1e-12)
+    weights = {space: back_KT @ effects[space] for space in SPACES}
+    inverse_TT = spans.inverse(best * size).astype(np.float32)
+    return RidgeFit(np.ascontiguousarray(right_KF.T).astype(np.float32), weights, explained, inverse_TT)
 
 
-def leave_one_out(inverse_TT: np.ndarray, truth_TG: np.ndarray) -> np.ndarray:
-    """Predictions of a ridge regression for each target when it alone is left out, ``(T, G)``."""
-    residual = (inverse_TT.astype(np.float32) @ truth_TG) / np.diag(inverse_TT).astype(np.float32)[:, None]
-    return truth_TG - residual
+@dataclass(frozen=True)
+class Spans:
+    """Features of some targets by their singular vectors, and the products of the targets' effects in these.
+
+    With it, the error of left-out targets at a penalty takes no product over genes: it is a diagonal of H K H, where K are the products of
+    effects and H = (1 - Q W Q') / penalty the inverse of the features' products.
+
+    Parameters
+    ----------
+    left_TK, values
+        Singular vectors, and singular values.
+    size_T
+        Squared size of each effect.
+    cross_TK, inner_KK
+        K Q, and Q' K Q.
+    """
+
+    left_TK: np.ndarray
+    values: np.ndarray
+    size_T: np.ndarray
+    cross_TK: np.ndarray
+    inner_KK: np.ndarray
+
+    @classmethod
+    def of(cls, left_TK: np.ndarray, values: np.ndarray, products_TT: np.ndarray) -> Spans:
+        cross_TK = products_TT @ left_TK
+        return cls(left_TK, values, np.diag(products_TT).copy(), cross_TK, left_TK.T @ cross_TK)
+
+    def _shrunk(self, penalty: float) -> np.ndarray:
+        return self.left_TK * (self.values**2 / (self.values**2 + penalty))
+
+    def left_out_errors(self, penalty: float) -> np.ndarray:
+        """Squared error of each target when it alone is left out, ``(T)``."""
+        shrunk_TK = self._shrunk(penalty)
+        explained = ((shrunk_TK @ self.inner_KK) * shrunk_TK).sum(1) - 2 * (shrunk_TK * self.cross_TK).sum(1)
+        influence = (shrunk_TK * self.left_TK).sum(1)
+        found: np.ndarray = np.maximum(self.size_T + explained, 0) / np.maximum(1 - influence, 1e-9) ** 2
+        return found
+
+    def inverse(self, penalty: float) -> np.ndarray:
+        """Of the products of the features with the penalty on their diagonal, ``(T, T)``."""
+        found: np.ndarray = (np.eye(len(self.left_TK)) - self._shrunk(penalty) @ self.left_TK.T) / penalty
+        return found
+
+
+def leave_one_out(
+    inverse_TT: np.ndarray, truth_TG: np.ndarray, rows: Sequence[int] | slice = slice(None)
+) -> np.ndarray:
+    """Predictions of a ridge regression for each target when it alone is left out, of all or of some ``rows``, ``(T, G)``."""
+    residual = (inverse_TT[rows].astype(np.float32) @ truth_TG) / np.diag(inverse_TT)[rows].astype(np.float32)[:, None]
+    found: np.ndarray = truth_TG[rows] - residual
+    return found
+
+
+@dataclass
+class LeftOut:
+    """What a regression predicts of each of its own targets when that one is left out.
+
+    Parameters
+    ----------
+    rows
+        Place of each target.
+    inverse_TT
+        Of the fit (`RidgeFit`).
+    effects
+        The effects fitted to, by space.
+    """
+
+    rows: Mapping[str, int]
+    inverse_TT: np.ndarray
+    effects: Callable[[str], np.ndarray]
+    _all: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def of(self, space: str, rows: Sequence[int]) -> np.ndarray:
+        """Predictions of some targets, by place, ``(rows, G)``. All are kept once one alone is asked for: others will follow."""
+        if space not in self._all and len(rows) > 1:
+            return leave_one_out(self.inverse_TT, self.effects(space), rows)
+        if space not in self._all:
+            self._all[space] = leave_one_out(self.inverse_TT, self.effects(space))
+        return self._all[space][rows]
 
 
 def principal_scores(values_TG: np.ndarray, number: int) -> np.ndarray:

@@ -6,6 +6,7 @@ Shape legend: T and U rows, G columns, K components.
 from __future__ import annotations
 
 import numpy as np
+from scipy.linalg import eigh
 
 SMALLEST = 1e-12
 
@@ -48,7 +49,17 @@ def main_directions(x_TG: np.ndarray, number: int, least: float = 1e-9) -> tuple
 
     Those of a smaller squared size than `least` of the largest are left out.
     """
-    values, vectors = np.linalg.eigh((x_TG @ x_TG.T).astype(np.float64))
-    keep = np.argsort(values)[::-1][:number]
-    keep = keep[values[keep] > least * max(float(values.max(initial=0.0)), SMALLEST)]
+    rows = len(x_TG)
+    number = min(number, rows)
+    if not number:
+        return np.zeros((rows, 0)), np.zeros(0)
+    gram = (x_TG @ x_TG.T).astype(np.float64)
+    values, vectors = eigh(gram, subset_by_index=[rows - number, rows - 1], check_finite=False)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    keep = values > least * max(float(values[0]), SMALLEST)
     return vectors[:, keep], values[keep]
+
+
+def spread(number: int, most: int) -> np.ndarray:
+    """Numbers below `number`, at most `most`, evenly spread."""
+    return np.unique(np.linspace(0, number - 1, min(number, most)).astype(np.int64))

@@ -18,8 +18,8 @@ import torch
 from vcell.effects.bank import BULK_SUM, SPACES
 from vcell.effects.controls import ContextControls
 from vcell.effects.evidence import Evidence
-from vcell.effects.features import ridge_of
-from vcell.effects.linear import cosine, discrimination, main_directions, with_norms_of
+from vcell.effects.features import RidgeFit, ridge_of
+from vcell.effects.linear import cosine, discrimination, main_directions, spread, with_norms_of
 from vcell.effects.model import Vectors
 
 FEWEST_TARGETS = 8  # of a context that is held out
@@ -89,14 +89,14 @@ class Smoothing:
         Places of the targets in the main components, ``(T, K)``.
     axes
         The components by space, ``(K, G)``.
-    weights
-        Of a regression on vectors, by space ``(P, G)``; None where vectors say nothing.
+    ridge
+        A regression on vectors; None where they say nothing.
     """
 
     place: Mapping[str, int]
     scores: np.ndarray
     axes: Mapping[str, np.ndarray]
-    weights: Mapping[str, np.ndarray] | None
+    ridge: RidgeFit | None
 
     @classmethod
     def of(cls, evidence: Evidence, context: str | None, vectors: Vectors) -> Smoothing:
@@ -107,7 +107,7 @@ class Smoothing:
         scores = main_directions(effects["bulk"], number)[0].astype(np.float32)
         ridge = ridge_of(vectors.of(names), effects) if vectors.width and len(names) >= FEWEST_TARGETS else None
         axes = {space: scores.T @ effect for space, effect in effects.items()}
-        return cls({t: i for i, t in enumerate(names)}, scores, axes, None if ridge is None else ridge.weights)
+        return cls({t: i for i, t in enumerate(names)}, scores, axes, ridge)
 
     def smooth(self, space: str, targets: Sequence[str]) -> np.ndarray:
         """Main components of the effects of some targets, ``(T, G)``; 0 for targets not measured elsewhere."""
@@ -119,10 +119,9 @@ class Smoothing:
 
     def from_vectors(self, space: str, targets: Sequence[str], vectors: Vectors) -> np.ndarray:
         """Effects as the regression on vectors gives them, ``(T, G)``."""
-        if self.weights is None:
+        if self.ridge is None:
             return np.zeros((len(targets), self.axes[space].shape[1]), np.float32)
-        found: np.ndarray = vectors.of(targets) @ self.weights[space]
-        return found
+        return self.ridge.predict(space, vectors.of(targets))
 
 
 def held_out(evidence: Evidence, controls: Mapping[str, ContextControls], vectors: Vectors) -> list[Held]:
@@ -132,12 +131,11 @@ def held_out(evidence: Evidence, controls: Mapping[str, ContextControls], vector
         names = [t for t in dict.fromkeys(evidence.targets_in(context)) if len(evidence.usable(t, context))]
         if len(names) < FEWEST_TARGETS:
             continue
-        names = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(len(names), MOST_TARGETS)).astype(int))]
+        names = [names[i] for i in spread(len(names), MOST_TARGETS)]
         place = {t: i for i, t in enumerate(evidence.measured("bulk", context)[0])}
         rows = [place[t] for t in names]
         here = np.array([i for i, c in enumerate(evidence.contexts) if c == context], np.int64)
         called = np.zeros((len(here), len(evidence.genes)), bool) if evidence.called is None else evidence.called[here]
-        others = evidence.without(context)
         agreement, magnitude = agreements(evidence, names, context)
         smoothing = Smoothing.of(evidence, context, vectors)
         found.append(
@@ -148,7 +146,7 @@ def held_out(evidence: Evidence, controls: Mapping[str, ContextControls], vector
                 {space: evidence.fused(space, names, context) for space in SPACES},
                 {space: smoothing.smooth(space, names) for space in SPACES},
                 {space: smoothing.from_vectors(space, names, vectors) for space in SPACES},
-                {space: others.mean_effect(space, None) for space in SPACES},
+                {space: evidence.mean_elsewhere(space, context) for space in SPACES},
                 agreement, magnitude, reliability(evidence, context, controls.get(context)), controls.get(context),
             )
         )  # fmt: skip
@@ -328,8 +326,7 @@ def _worth_ranked(
     effect_TG: np.ndarray, mean_G: np.ndarray, truth_TG: np.ndarray, trials: np.ndarray, largest_G: np.ndarray
 ) -> list[float]:
     """Discrimination by L1 distance and mean absolute error in a context at some scales, each 0 at chance or with the mean alone, and 1 at best."""
-    targets = np.unique(np.linspace(0, len(truth_TG) - 1, min(len(truth_TG), RANKED_TARGETS)).astype(int))
-    genes = np.unique(np.linspace(0, truth_TG.shape[1] - 1, min(truth_TG.shape[1], RANKED_GENES)).astype(int))
+    targets, genes = spread(len(truth_TG), RANKED_TARGETS), spread(truth_TG.shape[1], RANKED_GENES)
     some, measured = effect_TG[np.ix_(targets, genes)], torch.from_numpy(truth_TG[np.ix_(targets, genes)])
     unchanged = float((torch.from_numpy(mean_G[genes]) - measured).abs().mean())
     found = []

@@ -20,10 +20,13 @@ import numpy as np
 import pandas as pd
 
 from vcell.effects.bank import SPACES
-from vcell.effects.baselines import LeftOut, Ridge, SumOfSingles, training_effects
+from vcell.effects.baselines import Ridge, SumOfSingles, effects_in
 from vcell.effects.choose import chosen_settings, fitted_weights, scales_of_spaces, settled
 from vcell.effects.evidence import Evidence
+from vcell.effects.features import LeftOut
+from vcell.effects.linear import spread
 from vcell.effects.loco import (
+    MOST_TARGETS,
     Smoothing,
     agreements,
     amplitude,
@@ -83,7 +86,9 @@ class Transfer(EffectModel):
             "denoising": denoising, "smooth": smooth, "vectors": vectors, "components": components, "whitening": whitening, "alpha": alpha,
             "beta": beta,
         }  # fmt: skip
-        self._without: LeftOut = {}  # by the regression; outlives `forget`, for a continued run restores the rest from its checkpoint
+        self._without: dict[
+            str, LeftOut
+        ] = {}  # by the regression; outlives `forget`, for a continued run restores the rest from its checkpoint
         self.given = {key: value for key, value in given.items() if value is not None}
         self.forget()
 
@@ -263,10 +268,11 @@ class Transfer(EffectModel):
         """Of each context with training targets: how much its own regression weighs beside what other contexts say, and its mean."""
         found: dict[str, Any] = {}
         for context in evidence.context_names:
-            targets, effects = training_effects(evidence, context)
-            if len(targets) < FEWEST_OWN:
+            everyone = list(dict.fromkeys(evidence.targets_in(context)))
+            if len(everyone) < FEWEST_OWN:
                 continue
-            truth = effects["bulk"]
+            targets = [everyone[i] for i in spread(len(everyone), MOST_TARGETS)]
+            truth = effects_in(evidence, context, targets, "bulk")
             transferred = self.transferred("bulk", context, targets)
             fitted = context in self.regression.fitted["contexts"]
             regressed = self.regression.beyond_mean_without("bulk", context, targets)
@@ -278,5 +284,5 @@ class Transfer(EffectModel):
                     value = float(worth(pd.DataFrame([judged(effect + mean_scale * mean, truth + mean)])).iloc[0])
                     if value > best[0] + 1e-9:
                         best = (value, blend, mean_scale)
-            found[context] = {"targets": len(targets), "blend": best[1], "mean_scale": best[2]}
+            found[context] = {"targets": len(everyone), "blend": best[1], "mean_scale": best[2]}
         return found

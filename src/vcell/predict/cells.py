@@ -9,7 +9,7 @@ Shape legend: C cells, G genes of the control cells' store, P genes of the predi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -243,12 +243,14 @@ class DrawnCells:
     layout: Layout
     models: CountModels
     matched: bool = False  # whether each gene's sum over the cells is made what its rate says
+    pool: int = 1  # control cells averaged into each
 
     def cells(self, wanted: Sequence[Wanted]) -> Iterator[sparse.csr_matrix]:
         tasks = []
         for group, rate_G in zip(wanted, self.effects.rates(wanted), strict=True):
-            controls = self.source.controls(group)
-            stands_already = again(controls)
+            several = replace(group, n_cells=group.n_cells * self.pool)
+            controls = self.source.controls(several).reshape(self.pool, group.n_cells).T
+            stands_already = again(controls[:, 0]) if self.pool == 1 else np.zeros(group.n_cells, bool)
             for start in range(0, len(controls), CELLS_AT_ONCE):
                 block = slice(start, start + CELLS_AT_ONCE)
                 tasks.append((group, rate_G, controls[block], stands_already[block], start))
@@ -258,8 +260,10 @@ class DrawnCells:
         group, rate_G, cells, again_C, start = task
         name = f"{group.context}\t{group.perturbation}\t{start}"
         rng = np.random.default_rng([self.source.seed, COUNTS, *name.encode()])
-        rows = self.source.store.rows(cells)
+        rows = self.source.store.rows(cells.ravel())
         model = self.models.of(group.context)
+        if self.pool > 1:
+            rows, model = pooled(rows, self.pool, rng), model.of_pools(self.pool)
         counts = model.draw(rows, rate_G, rng, again_C)
         if self.matched and (rate_G != model.rate_G).any():  # with no effect, cells are the control cells themselves
             counts = model.matched(counts, rows.library_size.astype(np.float64), rate_G, rng)
@@ -293,6 +297,20 @@ def predicted_sets(
                 source.set_size, wanted[number].n_cells - s * source.set_size
             )  # the last set may be larger than asked for
             yield number, sets.controls_SC[i, :n], batch.control_SCG[i, :n], predicted_SCP[i, :n]
+
+
+def pooled(rows: SparseCells, number: int, rng: np.random.Generator) -> SparseCells:
+    """Cells that are each the mean of `number` others, in their order: a molecule of these stays with probability 1 / number."""
+    cells = len(rows.library_size) // number
+    kept = rng.binomial(rows.values.astype(np.int64), 1 / number)
+    starts = rows.indptr[::number]
+    counts = sparse.csr_matrix((kept, rows.indices.astype(np.int32), starts))  # a gene may stand in several of them
+    counts.sum_duplicates()
+    counts.eliminate_zeros()
+    library_C = rows.library_size.reshape(cells, number).mean(1)
+    return replace(
+        rows, values=counts.data, indices=counts.indices, indptr=counts.indptr.astype(np.int64), library_size=library_C
+    )
 
 
 def copied_cells(store: Cells, layout: Layout, cells: np.ndarray) -> Iterator[sparse.csr_matrix]:

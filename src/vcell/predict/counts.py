@@ -22,7 +22,7 @@ Shape legend: C cells, G genes, R rates of the table, P dispersions of the table
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -172,6 +172,10 @@ class CountModel:
         counts.eliminate_zeros()
         counts.sort_indices()
         return counts
+
+    def of_pools(self, number: int) -> CountModel:
+        """The law of cells that are each the mean of `number` control cells."""
+        return replace(self, dispersion_G=self.dispersion_G / number)
 
     def matched(
         self, counts: sparse.csr_matrix, library_C: np.ndarray, rate_G: np.ndarray, rng: np.random.Generator

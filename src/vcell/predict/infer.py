@@ -157,7 +157,7 @@ def plan_model(
         notes += [note for note in (unknown_covariates(model, source), silent_targets(model, request)) if note]
     origin = {
         "ckpt": str(ckpt.resolve()), "predictor": label_of(options.predictor), "seed": options.seed, "knockdown": options.knockdown,
-        "counts": options.counts, "amplitude": options.known_amplitude, "addition": options.addition,
+        "counts": options.counts, "pool": options.pool, "amplitude": options.known_amplitude, "addition": options.addition,
         "store": [str(Path(p).resolve()) for p in store_of(options.store, identity)],
     }  # fmt: skip
     unseen = len({w.perturbation for w in request} - {p for _, p in identity.trained})
@@ -170,7 +170,11 @@ def plan_model(
     knockdown = "off" if copied else options.knockdown
     own, line = own_genes(knockdown, identity.own_gene, source.gather.store.genes, store.control)
     said += [line] if line else []
-    maker = make_maker(predictor, source, layout, device, options.drawn, options.counts, challenge.scores_calls, own)
+    if options.pool > 1 and any(w.batches for w in request):
+        raise VcellError("pool averages control cells of all batches: batches=false, or pool=1")
+    maker = make_maker(
+        predictor, source, layout, device, options.drawn, options.counts, challenge.scores_calls, own, options.pool
+    )
     planned = plan(options, request, source, layout, maker, origin, said, notes)
     return planned if from_files or claim() else None
 
@@ -191,6 +195,7 @@ def make_maker(
     counts: str = "auto",
     calls: bool = False,
     own: OwnGenes | None = None,
+    pool: int = 1,
 ) -> CellMaker:
     """Cells as the predictor expects them, or drawn around what it predicts."""
     whole = effect_models(predictor)
@@ -212,9 +217,8 @@ def make_maker(
         )
     else:
         effects = PredictedEffects(shown, source, models, device)
-    return DrawnCells(
-        effects, source, layout, models, matched=counts == "moments" or (counts == "auto" and bool(whole))
-    )
+    matched = counts == "moments" or (counts == "auto" and bool(whole))
+    return DrawnCells(effects, source, layout, models, matched, pool if matched else 1)
 
 
 def draws_counts(predictor: Predictor) -> bool:

@@ -13,6 +13,7 @@ from vcell.errors import VcellError, nearest
 from vcell.model.predictor import Predictor
 
 AMPLITUDES = ("auto", "error", "ranks")
+MOST_POOLED = 4
 
 
 def any_challenge() -> Challenge:
@@ -51,6 +52,8 @@ class PredictOptions:
     counts
         How whole counts are drawn: ``donors``, control cells whose molecules are changed; ``moments``, the same with each gene's sum over
         a target's cells made exactly what was predicted; ``auto``: moments where the predictor is made of measured effects.
+    pool
+        Control cells averaged into each predicted cell, where cells are drawn by moments: 1 to 4.
     knockdown
         What targets keep of their own gene's expression: ``auto``, as measured in training; ``off``, as predicted; or a fraction.
     amplitude
@@ -85,6 +88,7 @@ class PredictOptions:
     predictor: str | Mapping[str, Any] | Predictor = "model"
     draw: bool | None = None
     counts: str = "auto"
+    pool: int = 1
     knockdown: str | float = "auto"
     amplitude: str = "auto"
     addition: str | float = "auto"
@@ -102,6 +106,10 @@ class PredictOptions:
         if self.amplitude not in AMPLITUDES:
             raise VcellError(
                 f"amplitude={self.amplitude} must be one of {', '.join(AMPLITUDES)}.{nearest(self.amplitude, AMPLITUDES)}"
+            )
+        if self.pool not in range(1, MOST_POOLED + 1):
+            raise VcellError(
+                f"pool={self.pool} must be a number from 1 to {MOST_POOLED}: control cells averaged into each predicted one"
             )
         if self.known_addition is not None and not 0 <= self.known_addition <= 1:
             raise VcellError(
