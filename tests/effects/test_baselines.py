@@ -213,3 +213,14 @@ def test_errors_of_left_out_targets_are_those_of_leaving_them_out(features: int)
         np.testing.assert_allclose(spans.inverse(penalty), inverse, atol=1e-9)
         expected = ((y - leave_one_out(inverse, y)) ** 2).sum(1)
         np.testing.assert_allclose(spans.left_out_errors(penalty), expected, rtol=1e-4)
+
+
+def test_effects_shrink_by_how_much_of_them_is_noise(bank: EffectBank):
+    plain, shrunk = Evidence.of(bank), Evidence.of(bank, shrunk=True)
+    error = np.nan_to_num(bank.standard_errors("bulk"))
+    for row in (0, 3):
+        before, after = plain.centred["bulk"][row], shrunk.centred["bulk"][row]
+        kept = np.divide(after, before, out=np.ones_like(before), where=before != 0)
+        assert (kept >= 0).all() and (kept <= 1 + 1e-6).all()
+        noisy, quiet = error[row].argmax(), np.where(error[row] > 0, error[row], np.inf).argmin()
+        assert kept[noisy] <= kept[quiet]

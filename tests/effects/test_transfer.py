@@ -21,6 +21,7 @@ from vcell.effects.controls import ContextControls
 from vcell.effects.evidence import Evidence
 from vcell.effects.linear import cosine, discrimination
 from vcell.effects.loco import LARGEST_RANKED, judged, scale_of_calls, scale_of_ranks, scales, shaped
+from vcell.effects.promoters import read_positions
 from vcell.effects.residual import TransferResidual, chosen_blend
 from vcell.effects.transfer import Transfer
 from vcell.errors import VcellError
@@ -288,3 +289,41 @@ def test_a_kept_bank_serves_other_runs_on_the_same_cells(
     other = open_stores([Path("data/demo/store")])
     with pytest.raises(VcellError, match="was measured per another target sum"):
         EffectBank.kept(kept, Gather(other, 77.0), other.groups)
+
+
+def positions(path: Path, gtf: bool) -> Path:
+    """G0 and G1 face each other across 2,000 bp, and so do G2 and G3, ...; pairs lie far apart."""
+    starts = [(f"G{i}", 100_000 * (i // 2) + (2000 if i % 2 else 0) + 50_000) for i in range(GENES)]
+    if gtf:
+        lines = [f'chr1\tx\tgene\t{s}\t{s + 900}\t.\t+\t.\tgene_id "E{g}"; gene_name "{g}";' for g, s in starts]
+        path = path / "genes.gtf"
+        path.write_text("#! a comment\n" + "\n".join(lines) + "\n")
+    else:
+        path = path / "genes.csv"
+        path.write_text("gene,chromosome,tss\n" + "".join(f"{g},chr1,{s}\n" for g, s in starts))
+    return path
+
+
+@pytest.mark.parametrize("gtf", [False, True])
+def test_genes_that_start_next_to_a_target_change_as_in_training(gtf: bool, tmp_path: Path):
+    found, _ = evidence(noise=0.2)
+    names = [f"G{2 * int(t[1:])}" for t in found.targets]  # targets with a gene next to each
+    centred = found.centred["fold"].copy()
+    centred[np.arange(len(names)), [2 * int(t[1:]) + 1 for t in found.targets]] = -1.5
+    known = replace(found, targets=names, centred={**found.centred, "fold": centred})
+    model = Transfer(GENES, neighbours=str(positions(tmp_path, gtf)))
+    assert "150 pairs" in model.fit(known)[-1]
+    effect = model.effect("fold", "new", ["G0", "G50"])
+    assert effect[0, 1] < -1.2 and effect[1, 51] < -1.2 and abs(effect[0, 51]) < 1
+    again = Transfer(GENES)
+    again.set_extra_state(model.get_extra_state())
+    np.testing.assert_array_equal(again.effect("fold", "new", ["G0", "G50"]), effect)
+
+
+def test_positions_that_are_none_are_refused(tmp_path: Path):
+    (tmp_path / "x.csv").write_text("gene,start\nA,1\n")
+    with pytest.raises(VcellError, match="has no column chromosome"):
+        read_positions(tmp_path / "x.csv")
+    (tmp_path / "x.gtf").write_text("nothing\n")
+    with pytest.raises(VcellError, match="holds no positions"):
+        read_positions(tmp_path / "x.gtf")

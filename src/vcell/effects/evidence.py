@@ -57,8 +57,15 @@ class Evidence:
     called: np.ndarray | None = None
 
     @classmethod
-    def of(cls, bank: EffectBank) -> Evidence:
-        """From a bank; groups of very few cells are left out where there are others."""
+    def of(cls, bank: EffectBank, shrunk: bool = False) -> Evidence:
+        """From a bank; groups of very few cells are left out where there are others.
+
+        Parameters
+        ----------
+        shrunk
+            Whether each effect is multiplied by the part of its size that is no sampling noise: signal / (signal + standard error²),
+            the signal being the group's mean over genes.
+        """
         enough = np.flatnonzero(bank.profiles.cells >= FEWEST_CELLS)
         if 0 < len(enough) < len(bank):
             bank = bank.only(enough)
@@ -82,6 +89,8 @@ class Evidence:
             for study, sum_G in noise_of.items():
                 sum_G += variance[studies[rows] == study].sum(0)
         means = {space: _centre(effect_NG, bank.studies) for space, effect_NG in apart.items()}
+        if shrunk:
+            _shrink(apart, bank)
         gene_noise = {
             study: (sum_G / bank.studies.count(study)).astype(np.float32) for study, sum_G in noise_of.items()
         }
@@ -247,6 +256,16 @@ def _centre(effect_NG: np.ndarray, studies: Sequence[str]) -> dict[str, np.ndarr
         for rows in some:
             effect_NG[rows] = np.nan_to_num(effect_NG[rows] - means[study])
     return means
+
+
+def _shrink(apart: Mapping[str, np.ndarray], bank: EffectBank) -> None:
+    """Multiplies centred effects by how much of them is signal, in place."""
+    for space, effect_NG in apart.items():
+        for start in range(0, len(bank), BLOCK):
+            rows = slice(start, start + BLOCK)
+            noise = np.nan_to_num(bank.standard_errors(space, rows)) ** 2
+            signal_N1 = np.maximum((effect_NG[rows] ** 2 - noise).mean(1, keepdims=True), 0)
+            effect_NG[rows] *= np.divide(signal_N1, signal_N1 + noise, out=np.ones_like(noise), where=noise > 0)
 
 
 def _mean_over(effect_NG: np.ndarray, blocks: Sequence[np.ndarray]) -> np.ndarray:

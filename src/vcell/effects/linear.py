@@ -13,15 +13,21 @@ SMALLEST = 1e-12
 
 def likeness(one_TG: np.ndarray, other_UG: np.ndarray) -> np.ndarray:
     """Cosine of every row with every other, ``(T, U)``; 0 for rows of zeros."""
-    one, other = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), SMALLEST) for x in (one_TG, other_UG))
-    found: np.ndarray = one @ other.T
+    one_T, other_U = (np.maximum(np.sqrt(products(x, x)), SMALLEST) for x in (one_TG, other_UG))
+    found: np.ndarray = (one_TG @ other_UG.T) / one_T[:, None] / other_U
+    return found
+
+
+def products(one_TG: np.ndarray, other_TG: np.ndarray) -> np.ndarray:
+    """Sum over genes of each row with its like, ``(T)``, without a matrix of products in between."""
+    found: np.ndarray = np.einsum("ij,ij->i", one_TG, other_TG)
     return found
 
 
 def cosine(one_TG: np.ndarray, other_TG: np.ndarray) -> np.ndarray:
     """Cosine of rows with their like, ``(T)``; 0 for rows of zeros."""
-    size = np.sqrt((one_TG**2).sum(1) * (other_TG**2).sum(1))
-    return np.divide((one_TG * other_TG).sum(1), size, out=np.zeros_like(size), where=size > 0)
+    size = np.sqrt(products(one_TG, one_TG) * products(other_TG, other_TG))
+    return np.divide(products(one_TG, other_TG), size, out=np.zeros_like(size), where=size > 0)
 
 
 def discrimination_by_target(predicted_TG: np.ndarray, truth_TG: np.ndarray) -> np.ndarray:
@@ -40,7 +46,7 @@ def discrimination(predicted_TG: np.ndarray, truth_TG: np.ndarray) -> float:
 
 def with_norms_of(found_TG: np.ndarray, like_TG: np.ndarray) -> np.ndarray:
     """Rows scaled to the norms of other rows; rows of zeros stay."""
-    before, after = (np.sqrt((x**2).sum(1, keepdims=True)) for x in (like_TG, found_TG))
+    before, after = (np.sqrt(products(x, x))[:, None] for x in (like_TG, found_TG))
     return found_TG * np.divide(before, after, out=np.zeros_like(after), where=after > 0)
 
 

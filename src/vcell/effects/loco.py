@@ -19,7 +19,7 @@ from vcell.effects.bank import BULK_SUM, SPACES
 from vcell.effects.controls import ContextControls
 from vcell.effects.evidence import Evidence
 from vcell.effects.features import RidgeFit, ridge_of
-from vcell.effects.linear import cosine, discrimination, main_directions, spread, with_norms_of
+from vcell.effects.linear import cosine, discrimination, main_directions, products, spread, with_norms_of
 from vcell.effects.model import Vectors
 
 FEWEST_TARGETS = 8  # of a context that is held out
@@ -343,10 +343,11 @@ def _worth_ranked(
 
 def judged(predicted_TG: np.ndarray, truth_TG: np.ndarray) -> dict[str, float]:
     """Discrimination, squared error relative to the truth, and cosine of predicted effects."""
-    size = max(float((truth_TG.astype(np.float64) ** 2).sum()), 1e-12)
+    size = max(float(products(truth_TG, truth_TG).sum(dtype=np.float64)), 1e-12)
+    off_TG = predicted_TG - truth_TG
     return {
         "pds": discrimination(predicted_TG, truth_TG),
-        "error": float(((predicted_TG - truth_TG).astype(np.float64) ** 2).sum()) / size,
+        "error": float(products(off_TG, off_TG).sum(dtype=np.float64)) / size,
         "cosine": float(cosine(predicted_TG, truth_TG).mean()),
     }
 

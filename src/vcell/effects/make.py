@@ -57,7 +57,11 @@ class GivenEffects:
 
 
 def training_evidence(
-    gather: Gather, assigned: Mapping[Group, str], tables: Sequence[GivenEffects] = (), bank_folder: Path | None = None
+    gather: Gather,
+    assigned: Mapping[Group, str],
+    tables: Sequence[GivenEffects] = (),
+    bank_folder: Path | None = None,
+    shrunk: bool = False,
 ) -> Evidence:
     """The effects of a run's training groups, and of `tables` from elsewhere.
 
@@ -65,6 +69,8 @@ def training_evidence(
     ----------
     bank_folder
         Of an effect bank over all groups of the store, which is made there; None: the training groups are measured anew.
+    shrunk
+        Whether effects are shrunk by their standard errors.
 
     Raises
     ------
@@ -77,7 +83,7 @@ def training_evidence(
     bank = EffectBank.measure(gather, groups) if bank_folder is None else EffectBank.kept(bank_folder, gather, groups)
     for table in tables:
         bank = bank.joined(table.study, table.targets, table.genes, table.fold_TG)
-    return Evidence.of(bank)
+    return Evidence.of(bank, shrunk)
 
 
 def observed(gather: Gather, contexts: Iterable[str]) -> dict[str, ContextControls]:

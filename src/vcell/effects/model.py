@@ -88,6 +88,7 @@ class EffectModel(nn.Module):
         self.amplitude = (
             "error"  # or ``ranks``: at which cells are told apart best by L1 distance, where the predictor knows one
         )
+        self.shrunk = False  # whether the effects that it is fitted to are shrunk by their standard errors
         self.recentred = True  # whether a set's mean is made that of its context
         self.fitted: dict[str, Any] = {}  # what `fit` found: numbers, text, arrays, and dicts of these
 

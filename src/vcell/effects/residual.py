@@ -116,7 +116,7 @@ class TransferResidual(Transfer):
         How a target is to be told from others: ``cosine`` (as the scores of 2026 do) or ``l1`` (2025).
     blend
         Part of the network's output that is used; None: by leaving out one context at a time.
-    denoising to sign_power
+    denoising to shrinkage
         Of the prior (`Transfer`).
     """
 
@@ -140,8 +140,11 @@ class TransferResidual(Transfer):
         beta: float | None = None,
         weights: str = "equal",
         sign_power: float = 0.0,
+        neighbours: str | None = None,
+        shrinkage: bool = False,
     ) -> None:
-        super().__init__(n_genes, denoising, smooth, vectors, components, whitening, alpha, beta, weights, sign_power)
+        shape = (denoising, smooth, vectors, components, whitening, alpha, beta)
+        super().__init__(n_genes, *shape, weights, sign_power, neighbours, shrinkage)
         if contrast not in LOSSES:
             raise VcellError(f"model.contrast={contrast} must be one of {', '.join(LOSSES)}")
         if steps < 0 or seeds < 1 or rank < 1:

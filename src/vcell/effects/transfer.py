@@ -14,12 +14,13 @@ Shape legend: T targets, G genes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from vcell.effects.bank import SPACES
+from vcell.effects.bank import BULK_SUM, SPACES
 from vcell.effects.baselines import Ridge, SumOfSingles, effects_in
 from vcell.effects.choose import chosen_settings, fitted_weights, scales_of_spaces, settled
 from vcell.effects.evidence import Evidence
@@ -39,6 +40,7 @@ from vcell.effects.loco import (
     worth,
 )
 from vcell.effects.model import EffectModel
+from vcell.effects.promoters import Promoters
 from vcell.effects.sign import SignEvidence, SignHead, Signs, alike_by, reweighed, signs_of
 from vcell.errors import VcellError
 
@@ -61,6 +63,10 @@ class Transfer(EffectModel):
     sign_power
         Power of the probability that an effect's sign is right (`sign.SignHead`) by which fold changes are multiplied in whole counts for
         2026; norms are kept. 0: none.
+    neighbours
+        A GTF, or a table of gene, chromosome and tss: genes that start within 5,000 bp of a target change as they do in training.
+    shrinkage
+        Whether measured effects are shrunk by their standard errors first.
     """
 
     uses_vectors = True
@@ -77,8 +83,12 @@ class Transfer(EffectModel):
         beta: float | None = None,
         weights: str = "equal",
         sign_power: float = 0.0,
+        neighbours: str | None = None,
+        shrinkage: bool = False,
     ) -> None:
         super().__init__(n_genes)
+        self.shrunk = shrinkage
+        self.positions = None if neighbours is None else Path(str(neighbours))
         if weights not in ("equal", "fitted"):
             raise VcellError(f"model.weights={weights} must be equal or fitted")
         self.weights, self.sign_power = weights, sign_power
@@ -115,7 +125,11 @@ class Transfer(EffectModel):
         self.fitted["regression"] = regression.fitted
         self._ridge, self._without = [regression], regression.left_out
         self.fitted["own"] = self._own_contexts(evidence)
-        return self.lines(table)
+        lines = self.lines(table)
+        if self.positions is not None:
+            promoters, line = Promoters.of(self.positions, evidence)
+            self.fitted["promoters"], lines = promoters.plain(), [*lines, line]
+        return lines
 
     def lines(self, table: pd.DataFrame) -> list[str]:
         """The settings and what leaving contexts out has shown, for the log."""
@@ -262,7 +276,22 @@ class Transfer(EffectModel):
         for row in np.flatnonzero(~measured_T1[:, 0]).tolist():
             if (summed_G := sums.summed(space, context, targets[row])) is not None:
                 total[row] = summed_G
+        if f.get("promoters") and f["promoters"]["change"]:
+            promoters = Promoters.of_plain(f["promoters"])
+            promoters.add(total, targets, self._shown(space, context, promoters.change))
         return total
+
+    def _shown(self, space: str, context: str, change: float) -> np.ndarray:
+        """How a log2 fold change of every gene shows in a space, by how much it is expressed in a context, ``(G)``."""
+        controls = self.controls.get(context)
+        if space == "fold" or controls is None:
+            return np.full(self.n_genes, change if space == "fold" else 0.0, np.float32)
+        level_G = BULK_SUM * controls.share_G.astype(np.float64)
+        bulk_G = np.log1p(level_G * 2.0**change) - np.log1p(level_G)
+        if space == "cell":
+            log1p_G = np.nan_to_num(controls.profile.log1p[0])
+            bulk_G = bulk_G * np.divide(log1p_G, np.log1p(level_G), out=np.zeros_like(level_G), where=level_G > 0)
+        return bulk_G.astype(np.float32)
 
     def _own_contexts(self, evidence: Evidence) -> dict[str, Any]:
         """Of each context with training targets: how much its own regression weighs beside what other contexts say, and its mean."""

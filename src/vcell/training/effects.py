@@ -63,7 +63,7 @@ def fit_prior(run: RunSettings, data: CellSetDataModule, model: TrainedModel, ra
 
 def _fitted(run: RunSettings, data: CellSetDataModule, model: EffectModel, table: PerturbationTable) -> list[str]:
     given = given_effects(run.plain["effects"] or {})
-    evidence = training_evidence(data.gather, data.assigned, given, run.bank)
+    evidence = training_evidence(data.gather, data.assigned, given, run.bank, model.shrunk)
     lines = [f"effects      {one.study}: {len(one.targets):,} targets, from elsewhere" for one in given]
     return lines + fit_model(model, evidence, observed(data.gather, evidence.context_names), table)
 
