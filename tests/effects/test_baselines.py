@@ -7,9 +7,9 @@ import torch
 from vcell.data.batch import CellSetBatch
 from vcell.data.gather import Gather
 from vcell.data.store.store import CellStore
-from vcell.effects.bank import EffectBank
+from vcell.effects.bank import SPACES, EffectBank
 from vcell.effects.evidence import Evidence
-from vcell.effects.features import Spans, leave_one_out
+from vcell.effects.features import Kernel, Spans, leave_one_out, predicted, ridge_of
 from vcell.effects.make import BASELINES, fallbacks, make_baselines
 from vcell.effects.model import EffectModel
 
@@ -224,3 +224,25 @@ def test_effects_shrink_by_how_much_of_them_is_noise(bank: EffectBank):
         assert (kept >= 0).all() and (kept <= 1 + 1e-6).all()
         noisy, quiet = error[row].argmax(), np.where(error[row] > 0, error[row], np.inf).argmin()
         assert kept[noisy] <= kept[quiet]
+
+
+def test_where_effects_are_linear_in_the_vectors_no_kernel_is_taken():
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((90, 9)).astype(np.float32)
+    vectors[5] = 0  # nothing is known of it
+    truth = vectors @ rng.standard_normal((9, 40)) + 0.3 * rng.standard_normal((90, 40))
+    fit = ridge_of(vectors, dict.fromkeys(SPACES, (truth - truth.mean(0)).astype(np.float32)))
+    assert fit is not None and fit.kernel is None and fit.explained > 0.5
+    np.testing.assert_array_equal(predicted(fit.plain(), "bulk", vectors), fit.predict("bulk", vectors))
+
+
+def test_likeness_on_a_circle_needs_a_kernel():
+    """Effects that depend on the angle between vectors in no linear way."""
+    angle = np.random.default_rng(0).uniform(0, 2 * np.pi, 120)
+    vectors = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
+    effects = dict.fromkeys(SPACES, np.stack([np.cos(3 * angle + k) for k in range(6)], 1).astype(np.float32))
+    fit = ridge_of(vectors, effects)
+    assert fit is not None and fit.kernel is not None and fit.explained > 0.8
+    nothing = np.zeros((1, 2), np.float32)
+    assert (fit.predict("bulk", nothing) == 0).all()
+    np.testing.assert_array_equal(predicted(fit.plain(), "bulk", vectors), fit.predict("bulk", vectors))

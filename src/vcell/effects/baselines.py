@@ -14,7 +14,7 @@ import numpy as np
 from vcell.data.files.genes import gene_names
 from vcell.effects.bank import SPACES, mean_known
 from vcell.effects.evidence import Evidence
-from vcell.effects.features import Features, LeftOut, ridge_of
+from vcell.effects.features import Features, LeftOut, predicted, ridge_of
 from vcell.effects.linear import likeness
 from vcell.effects.model import EffectModel
 
@@ -162,8 +162,9 @@ class Ridge(Featured):
         rows = {target: row for row, target in enumerate(targets)}
         self.left_out[context] = LeftOut(rows, found.inverse_TT, partial(effects_in, self.known, context, targets))
         name = context or "new contexts"
-        return {"basis": found.basis, "weights": found.weights}, (
-            f"ridge        {name}: {len(targets):,} targets, explains {found.explained:.3f} of left-out ones"
+        by = "linear" if found.kernel is None else "by a kernel"
+        return found.plain(), (
+            f"ridge        {name}: {len(targets):,} targets, explains {found.explained:.3f} of left-out ones, {by}"
         )
 
     def beyond_mean(self, space: str, context: str, targets: Sequence[str]) -> np.ndarray:
@@ -171,11 +172,7 @@ class Ridge(Featured):
         known = self.fitted_for(context)
         if known is None:
             return np.zeros((len(targets), self.n_genes), np.float32)
-        fit, matrix_TF = self.fitted["contexts"][known], self.features.matrix(known, targets, self.vectors)
-        if "basis" in fit:  # not in checkpoints from before
-            matrix_TF = matrix_TF @ fit["basis"]
-        found: np.ndarray = matrix_TF @ fit["weights"][space]
-        return found
+        return predicted(self.fitted["contexts"][known], space, self.features.matrix(known, targets, self.vectors))
 
     def beyond_mean_without(self, space: str, context: str, targets: Sequence[str]) -> np.ndarray:
         """The same where each target that the regression was fitted to is left out of it, ``(T, G)``; only after `fit`."""

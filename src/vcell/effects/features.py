@@ -13,10 +13,12 @@ import numpy as np
 
 from vcell.effects.bank import SPACES
 from vcell.effects.evidence import Evidence
-from vcell.effects.linear import main_directions
+from vcell.effects.linear import main_directions, products
 from vcell.effects.model import Vectors
 
 COMPONENTS = 32  # of the effects elsewhere
+MOST_LANDMARKS = 3000  # targets of a kernel: their likenesses are a square matrix
+SHARPNESS = 2.0  # at the median distance, likeness is exp(-2)
 SMALLEST_DIRECTION = 1e-6  # of the largest singular value, below which float32 features say nothing
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)  # relative to the features' mean square
 
@@ -83,8 +85,10 @@ class RidgeFit:
 
     Parameters
     ----------
+    kernel
+        What the features are compared with first; None: the regression is linear in them.
     basis
-        Directions of the features that the targets span, ``(F, K)``; no more than there are targets.
+        Directions of the features, or of their likenesses, that the targets span, ``(F, K)``; no more than there are targets.
     weights
         Effect of each by space, ``(K, G)``.
     explained
@@ -93,6 +97,7 @@ class RidgeFit:
         Of the targets' products with the penalty on their diagonal.
     """
 
+    kernel: Kernel | None
     basis: np.ndarray
     weights: dict[str, np.ndarray]
     explained: float
@@ -100,31 +105,110 @@ class RidgeFit:
 
     def predict(self, space: str, features_TF: np.ndarray) -> np.ndarray:
         """Effects of targets by their features, ``(T, G)``."""
-        found: np.ndarray = (features_TF @ self.basis) @ self.weights[space]
+        return predicted(self.plain(), space, features_TF)
+
+    def plain(self) -> dict[str, Any]:
+        """What predictions need, as arrays, for a checkpoint."""
+        kernel = None if self.kernel is None else {"landmarks": self.kernel.landmarks_TF, "width": self.kernel.width}
+        return {"kernel": kernel, "basis": self.basis, "weights": self.weights}
+
+
+def predicted(fit: Mapping[str, Any], space: str, features_TF: np.ndarray) -> np.ndarray:
+    """Effects by a fit's `plain` form, ``(T, G)``; those of checkpoints from before have weights alone."""
+    if fit.get("kernel") is not None:
+        features_TF = Kernel(fit["kernel"]["landmarks"], fit["kernel"]["width"]).of(features_TF)
+    if "basis" in fit:
+        features_TF = features_TF @ fit["basis"]
+    found: np.ndarray = features_TF @ fit["weights"][space]
+    return found
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A Gaussian kernel of the angle between features: targets with like features count, others do not, however far.
+
+    Parameters
+    ----------
+    landmarks_TF
+        Features of the targets fitted to, of length 1 or 0.
+    width
+        Mean squared distance at which likeness has fallen by a factor of e².
+    """
+
+    landmarks_TF: np.ndarray
+    width: float
+
+    @classmethod
+    def over(cls, features_TF: np.ndarray) -> Kernel:
+        """Over some targets, as wide as their median distance."""
+        landmarks = _unit(features_TF)
+        known = np.flatnonzero(products(landmarks, landmarks) > 0)
+        distances = 2 - 2 * (landmarks[known] @ landmarks[known].T)[np.triu_indices(len(known), 1)]
+        return cls(landmarks, max(float(np.median(distances)), 1e-3) if len(distances) else 1.0)
+
+    def of(self, features_TF: np.ndarray) -> np.ndarray:
+        """Likeness with each landmark, float32 ``(T, landmarks)``; 0 for targets of which nothing is known."""
+        unit_TF = _unit(features_TF)
+        known_TT = (products(unit_TF, unit_TF) > 0)[:, None] & (products(self.landmarks_TF, self.landmarks_TF) > 0)
+        distance_TT = 2 - 2 * (unit_TF @ self.landmarks_TF.T)
+        found: np.ndarray = np.where(known_TT, np.exp(-SHARPNESS * distance_TT / self.width), 0).astype(np.float32)
         return found
 
 
-def ridge_of(features_TF: np.ndarray, effects: Mapping[str, np.ndarray]) -> RidgeFit | None:
-    """Ridge regression of effects on features, the penalty by leaving one target out; None where no feature says anything.
+def _unit(features_TF: np.ndarray) -> np.ndarray:
+    length_T = np.sqrt(products(features_TF, features_TF))
+    found: np.ndarray = features_TF / np.where(length_T > 0, length_T, 1)[:, None]
+    return found
 
-    In the targets' own directions (singular vectors of the features), where every penalty is a division.
-    """
-    x = features_TF.astype(np.float64)
-    size = float((x**2).sum(1).mean()) if x.size else 0.0
-    if size <= 0:
+
+def ridge_of(features_TF: np.ndarray, effects: Mapping[str, np.ndarray]) -> RidgeFit | None:
+    """Ridge regression of effects on features, linear or by a `Kernel`, whichever predicts left-out targets better; None where no feature
+    says anything. The penalty is chosen by leaving one target out, too."""
+    if not features_TF.size or not features_TF.any():
         return None
-    left_TK, values, right_KF = np.linalg.svd(x, full_matrices=False)
-    kept = values > SMALLEST_DIRECTION * values[0]
-    left_TK, values, right_KF = left_TK[:, kept], values[kept], right_KF[kept]
     truth = effects["bulk"]
-    spans = Spans.of(left_TK, values, (truth @ truth.T).astype(np.float64))
+    products_TT = (truth @ truth.T).astype(
+        np.float64
+    )  # errors of left-out targets are read off the products of their effects
+    left_TK, values, right_KF = np.linalg.svd(features_TF.astype(np.float64), full_matrices=False)
+    linear = _fit(None, left_TK, values, right_KF.T, products_TT, effects)
+    if len(features_TF) > MOST_LANDMARKS:
+        return linear
+    kernel = Kernel.over(features_TF)
+    squared, left_TK = np.linalg.eigh(kernel.of(kernel.landmarks_TF).astype(np.float64))
+    values = np.sqrt(np.maximum(squared, 0))[::-1]
+    left_TK = left_TK[:, ::-1]
+    inverse = np.divide(1, values, out=np.zeros_like(values), where=values > SMALLEST_DIRECTION * values[0])
+    curved = _fit(kernel, left_TK, values, left_TK * inverse, products_TT, effects)
+    return curved if curved.explained > linear.explained else linear
+
+
+def _fit(
+    kernel: Kernel | None,
+    left_TK: np.ndarray,
+    values: np.ndarray,
+    basis_FK: np.ndarray,
+    products_TT: np.ndarray,
+    effects: Mapping[str, np.ndarray],
+) -> RidgeFit:
+    """A ridge regression in the targets' own directions, where every penalty is a division.
+
+    Parameters
+    ----------
+    left_TK, values, basis_FK
+        Singular vectors and values of the features: features @ basis = left * values.
+    """
+    kept = values > SMALLEST_DIRECTION * values[0]
+    left_TK, values, basis_FK = left_TK[:, kept], values[kept], basis_FK[:, kept]
+    size = float((values**2).sum()) / len(left_TK)
+    spans = Spans.of(left_TK, values, products_TT)
     errors = {p: float(spans.left_out_errors(p * size).sum()) for p in PENALTIES}
     best = min(errors, key=errors.__getitem__)
     back_KT = ((values / (values**2 + best * size))[:, None] * left_TK.T).astype(np.float32)
     explained = 1 - errors[best] / max(float(spans.size_T.sum()), 1e-12)
     weights = {space: back_KT @ effects[space] for space in SPACES}
-    inverse_TT = spans.inverse(best * size).astype(np.float32)
-    return RidgeFit(np.ascontiguousarray(right_KF.T).astype(np.float32), weights, explained, inverse_TT)
+    basis = np.ascontiguousarray(basis_FK).astype(np.float32)
+    return RidgeFit(kernel, basis, weights, explained, spans.inverse(best * size).astype(np.float32))
 
 
 @dataclass(frozen=True)
