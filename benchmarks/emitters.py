@@ -66,9 +66,8 @@ def measure(bench: Bench, given: list[str]) -> tuple[list[float], np.ndarray]:
     evaluate(compose("evaluate", ["pred=pred.h5ad", f"real={bench.place / bench.held_out}.h5ad", "out=scores", "engine=fast", "pictures=false", "baselines=copied_controls", *challenge("2026")]))  # fmt: skip
     scores = pd.read_csv("scores/scores.csv", index_col="predictor").loc["model", MEMBERS["2026"]].tolist()
     infer(compose("infer", [*ask, "out=null.h5ad", "predictor=copied_controls"]))
-    cells = ad.read_h5ad("null.h5ad")
-    grouped = GroupedCells.of(cells, "target_gene", "non-targeting")
-    called = Fast2026(grouped).real.calls.called_PG.sum(1)
+    null, measured = (GroupedCells.of(ad.read_h5ad(path), "target_gene", "non-targeting") for path in ("null.h5ad", bench.place / f"{bench.held_out}.h5ad"))  # fmt: skip
+    called = Fast2026(measured).side(null).calls.called_PG.sum(1)
     print(given, scores, np.quantile(called, (0.5, 0.9, 1.0)), flush=True)
     return scores, np.quantile(called, (0.5, 0.9, 1.0))
 

@@ -9,7 +9,7 @@ from vcell.data.gather import Gather
 from vcell.data.store.store import CellStore
 from vcell.effects.bank import SPACES, EffectBank
 from vcell.effects.evidence import Evidence
-from vcell.effects.features import Kernel, Spans, leave_one_out, predicted, ridge_of
+from vcell.effects.features import Spans, leave_one_out, predicted, ridge_of
 from vcell.effects.make import BASELINES, fallbacks, make_baselines
 from vcell.effects.model import EffectModel
 
