@@ -17,7 +17,7 @@ from vcell.model.trained import TrainedModel
 pytestmark = pytest.mark.slow
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]
 EVERY_TERM = ["loss.weights.delta=1", "loss.weights.l1=1", "loss.weights.contrastive=1", "loss.weights.sparsity=0.1"]
-SAME = [*EVERY_TERM, "model.dropout=0", "trainer.val_check_interval=4", "schedule.decay=constant",
+SAME = [*EVERY_TERM, "model.prior=transfer", "model.dropout=0", "trainer.val_check_interval=4", "schedule.decay=constant",
         "data.split.val.perturbations=0.25", "callbacks.best.monitor=val/mae"]  # fmt: skip
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 

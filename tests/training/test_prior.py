@@ -137,3 +137,13 @@ def test_noise_that_a_network_has_learnt_is_not_kept():
     wrong = [Validated({}, s + e, s + n, None, 0.0, None, s) for s, e, n in zip(start, effect, noise, strict=True)]
     chance = 4 / np.sqrt(20 * 500)  # four standard deviations of the mean product of two such draws
     assert worth_keeping(right) > 1 - chance and worth_keeping(wrong) < chance
+
+
+def test_averaged_weights_start_from_the_prior_too(folder: Path):
+    train_here(*WITH_PRIOR, "trainer.max_steps=6", "callbacks=[default,average]")
+    network = TrainedModel.load(LAST)
+    batch = batch_of(network, network.identity.trained[:1])
+    with torch.inference_mode():
+        start = network.start(batch)
+        network.addition = 0.0
+        assert torch.equal(network.predict(batch), start) and not torch.equal(start, batch.control_SCG)
