@@ -15,8 +15,9 @@ from vcell.crossval import run as crossval
 from vcell.data.store.store import CellStore
 from vcell.errors import VcellError
 from vcell.model.checkpoint import read_identity
-from vcell.score.crossval import score_options
+from vcell.score import ways
 from vcell.score.evaluation import measured_cells
+from vcell.score.fold import score_options
 from vcell.score.options import CrossvalOptions
 
 OVERRIDES = [
@@ -103,3 +104,37 @@ def test_bad_plans_are_refused(override: str, words: str, tmp_path: Path, monkey
     with pytest.raises(VcellError, match=words):
         cross(override)
     assert not list(tmp_path.iterdir())
+
+
+def test_ways_of_drawing_counts_are_compared(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "data").symlink_to(trained / "data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ways, "WAYS", {way: ways.WAYS[way] for way in ("counts=donors", "counts=moments pool=4")})
+    small = [key for key in OVERRIDES if not key.startswith("model.")]
+    crossval(
+        compose(
+            "crossval",
+            [
+                *small,
+                "model=additive",
+                "challenge=vcc2026",
+                "challenge.perturbation=target_gene",
+                "challenge.context=cell_type",
+                "compare=counts",
+            ],
+        )
+    )
+    table = pd.read_csv(RUN / "ways.csv", index_col="way")
+    # cells without an effect are the control cells themselves, and pools of them are not
+    assert table.loc["counts=donors", "false_calls"] <= table.loc["counts=moments pool=4", "false_calls"]
+    assert f"best         vcell.infer {table['SCORE'].idxmax()}" in capsys.readouterr().out
+    assert not list(RUN.glob("ways/*/*/*.h5ad"))
+
+
+def test_ways_are_compared_where_counts_are_drawn():
+    with pytest.raises(VcellError, match="ways of drawing whole counts: challenge=vcc2026"):
+        cross("compare=counts")
+    with pytest.raises(VcellError, match="compare=count must be null or counts"):
+        cross("compare=count")

@@ -6,7 +6,6 @@ import base64
 import html
 import json
 import time
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +16,11 @@ from vcell import __version__
 from vcell.atomic import write_text, written_file
 from vcell.data.splits import Folds
 from vcell.errors import VcellError
-from vcell.model.checkpoint import Identity, read_identity
-from vcell.predict.controls import open_run_store, store_of
-from vcell.predict.infer import infer
-from vcell.predict.key import key_of
-from vcell.predict.options import PredictOptions
-from vcell.predict.parts import PartsFolder
-from vcell.score import ablation
-from vcell.score.cells import Columns
+from vcell.model.checkpoint import read_identity
+from vcell.score import ablation, ways
 from vcell.score.evaluation import evaluate
-from vcell.score.options import CrossvalOptions, ScoreOptions
+from vcell.score.fold import predict_fold, score_options
+from vcell.score.options import CrossvalOptions
 from vcell.score.report import for_json
 
 PLAN = "crossval.yaml"
@@ -34,9 +28,12 @@ PLAN = "crossval.yaml"
 
 def crossval(options: CrossvalOptions) -> None:
     """The folds asked for, one after the other; once all are scored, mean and spread over them. With `options.ablate` all of it again without that
-    part, and the difference."""
+    part, and the difference; with `options.compare` predictions in other ways from the same checkpoints."""
+    if options.compare is not None:
+        ways.check(options)
     if options.ablate is None:
-        run_folds(options)
+        if run_folds(options) and options.compare is not None:
+            ways.report(options)
         return
     without = ablation.without_table(options)
     whole = [run_folds(options), run_folds(without)]
@@ -98,42 +95,8 @@ def run_fold(options: CrossvalOptions, fold: int) -> None:
         return
     identity = read_identity(ckpt)
     if not newer(pred, ckpt):
-        what = PredictOptions(
-            options.challenge,
-            draw=options.draw,
-            amplitude=options.challenge.amplitude,
-            seed=options.seed,
-            trust=options.trust,
-        )
-        key = key_of(
-            "infer", {"challenge": asdict(options.challenge), "draw": options.draw, "seed": options.seed}, (), ckpt
-        )
-        infer(what, ckpt, PartsFolder(pred, key), overwrite=True)
+        predict_fold(options, ckpt, pred)
     evaluate(score_options(options, identity, ckpt, pred, scores))
-
-
-def score_options(options: CrossvalOptions, identity: Identity, ckpt: Path, pred: Path, out: Path) -> ScoreOptions:
-    """The fold's test groups as measured cells, read from the store it was trained on."""
-    store = open_run_store(None, identity, ckpt)
-    tests = [g for g in identity.held_out if g in store.groups]
-    if not tests:
-        raise VcellError(f"{ckpt} was trained without a test split")
-    challenge = options.challenge
-    asked = ScoreOptions(
-        pred=pred,
-        real=Path(store_of(None, identity)[0]),
-        challenge=challenge,
-        columns=Columns(challenge.perturbation, challenge.context, challenge.control or store.control),
-        out=out,
-        engine=options.engine,
-        threads=options.threads,
-        ckpt=str(ckpt),
-        real_stores=store_of(None, identity),
-        real_groups=tests,
-    )
-    return replace(
-        asked, recorded={**dict(options.plan), "ckpt": str(ckpt), "pred": str(pred), "real": str(asked.real)}
-    )
 
 
 def newer(path: Path, ckpt: Path) -> bool:

@@ -17,7 +17,20 @@ from vcell.errors import VcellError, nearest
 from vcell.score.cells import Columns
 
 # keys of vcell.crossval itself; all others are those of vcell.train
-CROSSVAL_KEYS = ("challenge", "folds", "by", "within", "fold", "use", "draw", "engine", "threads", "trust", "ablate")
+CROSSVAL_KEYS = (
+    "challenge",
+    "folds",
+    "by",
+    "within",
+    "fold",
+    "use",
+    "draw",
+    "engine",
+    "threads",
+    "trust",
+    "ablate",
+    "compare",
+)
 # rules of a whole submission, which a fold of some targets need not keep
 RELAXED = ("n_genes", "n_targets", "cells", "max_cells", "max_stored")
 
@@ -149,6 +162,8 @@ class CrossvalOptions:
         The configuration of vcell.train, to be completed for each fold.
     ablate
         ``table``: everything also with a shuffled perturbation table; None: not.
+    compare
+        ``counts``: predictions also with every way of drawing whole counts; None: not.
     """
 
     name: str
@@ -168,6 +183,7 @@ class CrossvalOptions:
     plan: Mapping[str, Any]
     training: Mapping[str, Any]
     ablate: str | None = None
+    compare: str | None = None
 
     @classmethod
     def of(cls, config: Any) -> CrossvalOptions:
@@ -177,13 +193,15 @@ class CrossvalOptions:
         if config.fold is not None and not (isinstance(config.fold, int) and 0 <= config.fold < config.folds):
             raise VcellError(f"fold={config.fold} must be from 0 to {config.folds - 1}, or null for all of them")
         rules = {**plain(config.challenge), **dict.fromkeys(RELAXED), "contexts": []}
-        named = {name: plain(config[name]) for name in ("name", "folds", "by", "within", "fold", "use", "draw", "seed", "trust", "engine", "threads", "overwrite", "ablate")}  # fmt: skip
+        named = {name: plain(config[name]) for name in ("name", "folds", "by", "within", "fold", "use", "draw", "seed", "trust", "engine", "threads", "overwrite", "ablate", "compare")}  # fmt: skip
         whole: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
         return cls(
             folder=Path(config.run_dir),
             challenge=build(rules),
             plan={
-                key: plain(config[key]) for key in CROSSVAL_KEYS if key not in ("fold", "threads", "trust", "ablate")
+                key: plain(config[key])
+                for key in CROSSVAL_KEYS
+                if key not in ("fold", "threads", "trust", "ablate", "compare")
             },
             # references stay: where checkpoints and logs go depends on the fold
             training={key: value for key, value in whole.items() if key not in CROSSVAL_KEYS},
