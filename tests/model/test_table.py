@@ -239,3 +239,44 @@ def test_a_shuffled_table_has_the_same_vectors_under_other_names(tmp_path: Path)
     plain, one, same = (table_for(settings(path, shuffle=seed), ["STAT1"], []) for seed in (None, 3, 3))
     assert torch.equal(one.vectors, same.vectors) and not torch.equal(one.vectors, plain.vectors)
     assert sorted(one.vectors.tolist()) == sorted(plain.vectors.tolist()) and "shuffled, seed 3" in one.origin
+
+
+def test_what_the_table_lacks_may_be_learnt_in_a_column_of_its_own(tmp_path: Path):
+    path = written(tmp_path, "pt")
+    table = table_for(settings(path, missing="learned"), ["STAT1", "XYZ"], ["ABC"])
+    width = len(VECTORS["STAT1"])
+    assert table.width == width + 1 and "ABC" not in table.row  # of which nothing can be learnt
+    assert table.lookup(["XYZ"]).tolist() == [[0.0] * width + [1.0]]
+    assert table.lookup(["STAT1"]).tolist() == [[*VECTORS["STAT1"], 0.0]]
+    assert any(
+        "1 perturbations are missing, and what they do is learnt" in line for line in decision_lines(table.decisions)
+    )
+
+
+def test_how_genes_act_together_may_be_learnt_from_their_product(tmp_path: Path):
+    table = table_for(settings(written(tmp_path, "pt"), combine="learned"), ["STAT1", "STAT1+HOXA1"], ["HOXA1_STAT1"])
+    one, other = torch.tensor(VECTORS["STAT1"]), torch.tensor(VECTORS["HOXA1"])
+    single, both, turned = table.lookup(["STAT1", "STAT1+HOXA1", "HOXA1_STAT1"])
+    assert torch.equal(single, torch.cat([one, torch.zeros_like(one)])) and torch.equal(both, turned)
+    torch.testing.assert_close(both, torch.cat([one + other, one * other]))
+    later = table.covering(["MARCHF8+STAT1"], "learned")
+    torch.testing.assert_close(later.lookup(["MARCHF8+STAT1"])[0, len(one) :], one * torch.tensor(VECTORS["MARCHF8"]))
+    hot = table_for(settings(None, combine="learned"), ["KLF1", "KLF1+GATA1"], [])
+    assert hot.lookup(["KLF1+GATA1"]).sum() == 2
+
+
+def test_tables_may_be_standardised_over_training_perturbations_and_weighted(tmp_path: Path):
+    path, trained = tmp_path / "t.csv", ["STAT1", "HOXA1", "MARCH8"]
+    rows = {**VECTORS, "MYC": [9.0, -4.0, 2.0], "KLF1": [7.0, 8.0, -5.0]}
+    path.write_text("".join(f"{gene},{','.join(map(str, vector))}\n" for gene, vector in rows.items()))
+    table = table_for(settings(path, standardise="training"), trained, [])
+    some = table.lookup(trained)
+    torch.testing.assert_close(some.mean(0), torch.zeros(table.width), atol=1e-6, rtol=0)
+    assert not torch.allclose(table_for(settings(path, standardise=True), trained, []).lookup(trained), some)
+    two = {**settings(path), "path": [str(path), str(path)]}
+    twice = table_for({**two, "weights": [1, 0.5]}, trained, [])
+    torch.testing.assert_close(twice.vectors[:, table.width :], 0.5 * twice.vectors[:, : table.width])
+    with pytest.raises(VcellError, match=r"perturbation.weights=\[1\] must be a number for each of the 2 tables"):
+        table_for({**two, "weights": [1]}, trained, [])
+    with pytest.raises(VcellError, match="standardise=all must be true"):
+        table_for(settings(path, standardise="all"), trained, [])

@@ -254,8 +254,9 @@ def table_of(identity: Identity, given: PerturbationTable | None, path: Path) ->
         return given
     if known["vectors"] is not None:
         return PerturbationTable(known["names"], known["vectors"], known["origin"])
-    names, width = known["names"], known["width"]
-    table = table_for(identity.config["perturbation"], names[:width], names[width:])
+    trained = sorted({perturbation for _, perturbation in identity.trained})
+    held_out = sorted({perturbation for _, perturbation in identity.assigned} - set(trained))
+    table = table_for(identity.config["perturbation"], trained, held_out)
     if table.fingerprint != known["fingerprint"]:
         raise VcellError(
             f"the perturbation table {known['origin']} has changed since {path} was trained; pass the table used in training: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +20,10 @@ from vcell.model.table_file import read_table_file
 
 ONE_HOT = "one-hot"
 CELLS = "cells"  # as a path: vectors from the run's own control cells (`coexpression`)
-COMBINE = ("sum", "mean", None)
-MISSING = ("error", "mean", "family")
+COMBINE = ("sum", "mean", "learned", None)
+MISSING = ("error", "mean", "family", "learned")
+STANDARDISE = (True, False, "training")
+FEWEST_STANDARD = 3
 STEM = re.compile(r"^([A-Za-z][A-Za-z0-9-]*?[A-Za-z])\d+[A-Za-z]?$")  # HOXA of HOXA7, KLF of KLF1
 
 
@@ -30,6 +32,8 @@ HOW = {
     "by name": "perturbations under another name of their gene",
     "sum of": "of several genes, as the sum of their vectors",
     "mean of": "of several genes, as the mean of their vectors",
+    "learned of": "of several genes, as the sum and the product of their vectors",
+    "learned": "perturbations are missing, and what they do is learnt of each by itself",
     "family": "perturbations are missing and get the mean of their gene family",
     "mean": "perturbations are missing and get the mean of the table",
     "mean in": "perturbations are missing in one of several tables, and get its mean there",
@@ -115,12 +119,24 @@ class PerturbationTable:
         """Vectors of `names`, ``(len(names), width)``."""
         return self.vectors[self.rows(names)]
 
-    def standardised(self) -> PerturbationTable:
+    def standardised(self, over: Sequence[str] = ()) -> PerturbationTable:
         """Every column shifted and scaled to mean 0 and variance 1 over the table's names.
 
         Tables come in scales from 0.01 (ESM2) to 10; networks start best from about 1. A constant column becomes 0.
+
+        Parameters
+        ----------
+        over
+            Names, and ``A+B``, whose genes' vectors count alone; of too few to tell, all do.
         """
-        mean, std = self.vectors.mean(0), self.vectors.std(0, correction=0)
+        rows = {
+            row
+            for name in over
+            for gene in gene_names().parts(name, self._known)
+            if (row := self._row_of(gene)) is not None
+        }
+        some = self.vectors[sorted(rows)] if len(rows) >= FEWEST_STANDARD else self.vectors
+        mean, std = some.mean(0), some.std(0, correction=0)
         vectors = torch.where(std > 1e-8, (self.vectors - mean) / std.clamp(min=1e-8), 0.0)
         return PerturbationTable(self.names, vectors, self.origin)
 
@@ -175,6 +191,26 @@ class PerturbationTable:
             self.names, self.vectors[torch.from_numpy(order)], f"{self.origin} (shuffled, seed {seed})"
         )
 
+    def times(self, weight: float) -> PerturbationTable:
+        """The same table, its vectors multiplied by a weight."""
+        return self if weight == 1 else replace(self, vectors=self.vectors * weight)
+
+    def with_own_columns(self, names: Sequence[str]) -> PerturbationTable:
+        """The table with a further column for each of `names`, which it lacks: 1 in their own rows, so that what they do can be learnt."""
+        names = list(dict.fromkeys(names))
+        if not names:
+            return self
+        before, own = torch.zeros(len(self.names), len(names)), torch.eye(len(names))
+        vectors = torch.cat(
+            [torch.cat([self.vectors, before], 1), torch.cat([torch.zeros(len(names), self.width), own], 1)]
+        )
+        decisions = tuple(Decision(name, "learned", name) for name in names)
+        return PerturbationTable([*self.names, *names], vectors, self.origin, (*self.decisions, *decisions))
+
+    def with_products(self) -> PerturbationTable:
+        """The table with as many columns more, which are 0 for single genes: of several, their vectors' product goes there."""
+        return replace(self, vectors=torch.cat([self.vectors, torch.zeros_like(self.vectors)], 1))
+
     def covering(self, names: Sequence[str], combine: str | None = None, missing: str = "error") -> PerturbationTable:
         """The table with a row for each of `names` that it can say something of; `decisions` tell how.
 
@@ -183,10 +219,11 @@ class PerturbationTable:
         Parameters
         ----------
         combine
-            ``sum`` or ``mean`` of the genes of a perturbation of several; None leaves such names missing.
+            ``sum`` or ``mean`` of the genes of a perturbation of several; ``learned``: the sum, and in the table's second half (`with_products`)
+            the product, from which a network can learn how two genes act together; None leaves such names missing.
         missing
             What the others get: ``error`` leaves them missing, ``mean`` is the mean of the table, ``family`` that of the genes with the same
-            stem (HOXA7: of HOXA1, HOXA2 ...), where there are any.
+            stem (HOXA7: of HOXA1, HOXA2 ...), where there are any; ``learned`` leaves them missing, too: they need columns of their own.
         """
         if combine not in COMBINE or missing not in MISSING:
             raise VcellError(
@@ -214,12 +251,20 @@ class PerturbationTable:
             return self.vectors[rows[0]], "by name", self.names[rows[0]]
         if len(genes) > 1 and combine is not None and all(row is not None for row in rows):
             parts = self.vectors[[row for row in rows if row is not None]]
-            return parts.sum(0) if combine == "sum" else parts.mean(0), f"{combine} of", "+".join(genes)
+            return self._combined(parts, combine), f"{combine} of", "+".join(genes)
         if missing == "family" and (kin := self._family(name)):
             return self.vectors[[self.row[one] for one in kin]].mean(0), "family", shortlist(kin, 4)
-        if missing == "error" or self.is_one_hot:
+        if missing in ("error", "learned") or self.is_one_hot:
             return None
         return self.vectors.mean(0), "mean", "the whole table"
+
+    def _combined(self, parts: Tensor, combine: str) -> Tensor:
+        if combine == "mean":
+            return parts.mean(0)
+        if combine == "sum" or self.is_one_hot:  # the product of one-hot vectors is 0
+            return parts.sum(0)
+        own = parts[:, : self.width // 2]
+        return torch.cat([own.sum(0), own.prod(0)])
 
     @cached_property
     def _known(self) -> frozenset[str]:
@@ -274,7 +319,14 @@ def table_for(
     if path is None:
         return _one_hot(perturbation.get("combine"), trained, held_out, every)
     paths = [path] if isinstance(path, str) else list(path)
-    return joined([_one_table(str(one), perturbation, every, of_cells) for one in paths], every)
+    weights = perturbation.get("weights") or [1.0] * len(paths)
+    if len(weights) != len(paths) or not all(isinstance(weight, int | float) for weight in weights):
+        raise VcellError(f"perturbation.weights={list(weights)} must be a number for each of the {len(paths)} tables")
+    tables = [_one_table(str(one), perturbation, trained, every, of_cells) for one in paths]
+    table = joined([one.times(weight) for one, weight in zip(tables, weights, strict=True)], every)
+    if perturbation.get("missing") == "learned":
+        table = table.with_own_columns([name for name in trained if name not in table.covering(trained, "sum").row])
+    return table.with_products().covering(every, "learned") if perturbation.get("combine") == "learned" else table
 
 
 def _one_hot(
@@ -291,8 +343,16 @@ def _one_hot(
 
 
 def _one_table(
-    path: str, perturbation: Mapping[str, Any], every: Sequence[str], of_cells: Callable[[], PerturbationTable] | None
+    path: str,
+    perturbation: Mapping[str, Any],
+    trained: Sequence[str],
+    every: Sequence[str],
+    of_cells: Callable[[], PerturbationTable] | None,
 ) -> PerturbationTable:
+    if perturbation["standardise"] not in STANDARDISE:
+        raise VcellError(
+            f"perturbation.standardise={perturbation['standardise']} must be true (over the table), training, or false"
+        )
     if path == CELLS and of_cells is None:
         raise VcellError(
             "this run's perturbation table was made of its control cells, and is too large for its checkpoint: train again with fewer genes"
@@ -300,11 +360,16 @@ def _one_table(
     table = of_cells() if path == CELLS and of_cells is not None else PerturbationTable.load(path)
     if (seed := perturbation.get("shuffle")) is not None:
         table = table.shuffled(int(seed))
-    table = table.standardised() if perturbation["standardise"] else table
+    if perturbation["standardise"]:
+        table = table.standardised(trained if perturbation["standardise"] == "training" else ())
     aliases = {k: v for k, v in (perturbation["aliases"] or {}).items() if path != CELLS or v in table.row}
-    return table.with_aliases(aliases).covering(
-        every, perturbation.get("combine"), perturbation.get("missing") or "error"
-    )
+    combine, missing = perturbation.get("combine"), perturbation.get("missing") or "error"
+    if combine not in COMBINE:
+        raise VcellError(
+            f"perturbation.combine={combine} must be one of {', '.join(str(c or 'null') for c in COMBINE)}"
+        )
+    # how genes are combined by what is learnt shows in the joined table
+    return table.with_aliases(aliases).covering(every, None if combine == "learned" else combine, missing)
 
 
 def joined(tables: Sequence[PerturbationTable], wanted: Sequence[str] = ()) -> PerturbationTable:
