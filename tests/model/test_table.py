@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import gzip
 import pickle
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -280,3 +282,27 @@ def test_tables_may_be_standardised_over_training_perturbations_and_weighted(tmp
         table_for({**two, "weights": [1]}, trained, [])
     with pytest.raises(VcellError, match="standardise=all must be true"):
         table_for(settings(path, standardise="all"), trained, [])
+
+
+@pytest.mark.parametrize("place", ["", "species/9606/"])
+def test_embeddings_of_string_are_read_by_preferred_names(place: str, tmp_path: Path):
+    path = tmp_path / "protein.network.embeddings.v12.0.h5"
+    proteins, vectors = ["9606.ENSP1", "9606.ENSP2", "9606.ENSP3"], np.arange(6, dtype=np.float16).reshape(3, 2)
+    with h5py.File(path, "w") as content:
+        content[f"{place}proteins"], content[f"{place}embeddings"] = proteins, vectors
+    with pytest.raises(VcellError, match=r"9606\.protein\.info\.v12\.0\.txt\.gz"):
+        PerturbationTable.load(path)
+    with gzip.open(tmp_path / "9606.protein.info.v12.0.txt.gz", "wt") as names:
+        names.write("#string_protein_id\tpreferred_name\tprotein_size\n9606.ENSP1\tSTAT1\t1\n9606.ENSP3\tMYC\t2\n")
+    table = PerturbationTable.load(path)
+    assert table.names == ["STAT1", "MYC"] and table.vectors.tolist() == [[0, 1], [4, 5]]
+
+
+def test_other_hdf5_is_no_table(tmp_path: Path):
+    with h5py.File(tmp_path / "x.h5", "w") as content:
+        content["P12345"] = np.zeros(3)
+    with pytest.raises(VcellError, match="no datasets 'proteins' and 'embeddings'"):
+        PerturbationTable.load(tmp_path / "x.h5")
+    (tmp_path / "y.h5").write_text("nothing")
+    with pytest.raises(VcellError, match="cannot be read as HDF5"):
+        PerturbationTable.load(tmp_path / "y.h5")

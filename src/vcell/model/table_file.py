@@ -1,4 +1,5 @@
-"""Perturbation tables as files: the challenge's ``.pt``, ``.npz``, tables of text, Parquet, h5ad, word2vec text (gene2vec) and GenePT's pickle.
+"""Perturbation tables as files: the challenge's ``.pt``, ``.npz``, tables of text, Parquet, h5ad, word2vec text (gene2vec), GenePT's pickle,
+STRING's HDF5.
 
 Nothing but tensors, arrays, numbers and text is ever loaded: a file that would run code is refused without being run.
 """
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import torch
@@ -21,6 +23,7 @@ from vcell.atomic import check_zip
 from vcell.errors import VcellError, shortlist
 
 Named = tuple[list[str], Tensor]
+HUMAN = "9606"  # of species, in STRING
 # what a pickle of vectors may name: how numpy rebuilds an array
 ALLOWED = {
     ("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
@@ -185,6 +188,44 @@ def _read_h5ad(path: Path) -> Named:
     return [str(name) for name in content.obs_names], torch.from_numpy(dense.astype(np.float32))
 
 
+def _read_string(path: Path) -> Named:
+    """Embeddings of proteins as STRING publishes them (Hu et al. 2025), of one species or of all, by the proteins' preferred names."""
+    try:
+        with h5py.File(path, "r") as content:
+            group = content.get(f"species/{HUMAN}", content)
+            if not isinstance(group, h5py.Group) or not {"proteins", "embeddings"} <= set(group):
+                raise VcellError(
+                    f"{path} is no file of STRING's embeddings: it has no datasets 'proteins' and 'embeddings', of one species or under species/{HUMAN}"
+                )
+            proteins = [one.decode() if isinstance(one, bytes) else str(one) for one in group["proteins"][:]]
+            vectors = group["embeddings"][:].astype(np.float32)
+    except (OSError, TypeError, ValueError) as error:
+        raise VcellError(f"{path} cannot be read as HDF5 ({type(error).__name__}: {error})") from error
+    names = _preferred_names(path)
+    # a gene of several proteins goes by the first, as STRING has one to a gene
+    rows = {names[protein]: row for row, protein in reversed(list(enumerate(proteins))) if protein in names}
+    if not rows:
+        raise VcellError(
+            f"the names of STRING's proteins beside {path} name none of its proteins ({shortlist(proteins, 2)})"
+        )
+    order = sorted(rows.values())
+    by_row = {row: name for name, row in rows.items()}
+    return [by_row[row] for row in order], torch.from_numpy(vectors[order])
+
+
+def _preferred_names(path: Path) -> dict[str, str]:
+    """Symbols by STRING's ids of proteins, from the file of names that STRING has beside the embeddings."""
+    from vcell.data.files.lists import read_rows
+
+    found = sorted(path.parent.glob(f"{HUMAN}.protein.info.*.txt*"))
+    if not found:
+        raise VcellError(
+            f"{path} names proteins by STRING's ids: put its file of names, {HUMAN}.protein.info.v12.0.txt.gz (string-db.org, Download), in the same folder"
+        )
+    rows = read_rows(found[-1], "perturbation.path")
+    return {row[0]: row[1] for row in rows if len(row) > 1 and row[0].startswith(f"{HUMAN}.")}
+
+
 READERS: dict[str, Callable[[Path], Named]] = {
     ".pt": _read_pt,
     ".pth": _read_pt,
@@ -197,4 +238,5 @@ READERS: dict[str, Callable[[Path], Named]] = {
     ".gz": _read_text,
     ".parquet": _read_frame,
     ".h5ad": _read_h5ad,
+    ".h5": _read_string,
 }
