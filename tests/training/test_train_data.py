@@ -14,6 +14,7 @@ from tests.conftest import infer_here
 from tests.data.store.test_ingest import as_fractions, make_cells, write
 from tests.data.store.test_panel import two_panels
 from vcell.config import compose
+from vcell.data.files.genes import gene_names
 from vcell.data.store.ensure import ensure_store
 from vcell.data.store.options import StoreOptions
 from vcell.errors import VcellError
@@ -148,3 +149,60 @@ def test_contexts_and_batches_are_embedded_and_unknown_ones_said(here: Path, cap
     infer_here("out=b_pred.h5ad", "controls=b.h5ad", "targets=[G1]", "ckpt=runs/run/checkpoints/last.ckpt")
     said = capsys.readouterr().out
     assert "the contexts other and the batches of" in said and "the mean embedding is used for them" in said
+
+
+@pytest.fixture()
+def dosed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ad.AnnData:
+    """Cells whose perturbations have doses and types, in a.h5ad; control cells have neither."""
+    monkeypatch.chdir(tmp_path)
+    cells = make_cells(n=240)
+    perturbed = (cells.obs["target_gene"] != "non-targeting").to_numpy()
+    rng = np.random.default_rng(1)
+    cells.obs["dose"] = np.where(perturbed, rng.choice(["0.2 uM", "1 uM"], 240), "vehicle")
+    cells.obs["kind"] = np.where(
+        perturbed & (cells.obs["cell_type"] == "H1"), "CRISPRa", np.where(perturbed, "CRISPRi", "")
+    )
+    write(cells, tmp_path / "a.h5ad")
+    return cells
+
+
+def test_doses_and_types_make_perturbations_of_their_own(dosed: ad.AnnData, tmp_path: Path):
+    columns = ["data.path=a.h5ad", "data.columns.dose=dose", "data.columns.type=kind"]
+    held_out = "data.split.test.perturbations=[G1@1@CRISPRa]"
+    with pytest.raises(VcellError, match=r"G1@0\.2@CRISPRa .H1. reveals G1@1@CRISPRa"):
+        train_tiny(*columns, held_out)
+    identity = train_tiny(*columns, held_out, "data.split.leaks=allow")
+    groups = {(c, p) for c, p, _ in identity["split"]}
+    assert groups == {
+        (c, f"{g}@{d}@{t}")
+        for c, t in (("H1", "CRISPRa"), ("K562", "CRISPRi"))
+        for g in ("G1", "G2")
+        for d in ("0.2", "1")
+    }
+    names, vectors = identity["table"]["names"], identity["table"]["vectors"]
+    row = dict(zip(names, vectors.tolist(), strict=True))
+    assert row["G2@0.2@CRISPRi"] == pytest.approx([0, 1, np.log1p(0.2), 0, 1])  # G1, G2, dose, CRISPRa, CRISPRi
+    # a dose that was never measured, for which the network has a vector all the same
+    infer_here(
+        "out=pred.h5ad", "ckpt=runs/run/checkpoints/last.ckpt", "targets=[G2@0.5@CRISPRa]", "contexts=[H1]", "n_cells=5"
+    )
+    assert (ad.read_h5ad("pred.h5ad").obs["target_gene"] == "G2@0.5@CRISPRa").sum() == 5
+    with pytest.raises(VcellError, match=r"lacks 1 perturbations: G2@0\.5@KO"):
+        infer_here(
+            "out=x.h5ad", "ckpt=runs/run/checkpoints/last.ckpt", "targets=[G2@0.5@KO]", "contexts=[H1]", "n_cells=5"
+        )
+
+
+def test_a_dose_that_is_none_is_refused(dosed: ad.AnnData):
+    dosed.obs["dose"] = dosed.obs["dose"].replace("1 uM", "much")
+    write(dosed, Path("a.h5ad"))
+    with pytest.raises(VcellError, match="perturbed cells have no dose that begins with a number of at least 0: much"):
+        train_tiny("data.path=a.h5ad", "data.columns.dose=dose")
+
+
+def test_the_knockdown_of_a_target_is_known_at_any_dose():
+    names = gene_names()
+    assert names.targets("STAT1@0.2@CRISPRi") == ("STAT1",) and names.targets("KLF1+MAP2K6@CRISPRa") == (
+        "KLF1",
+        "MAP2K6",
+    )

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vcell.data.files.conditions import Condition, types_of
 from vcell.data.files.genes import gene_names
 from vcell.errors import VcellError, nearest, shortlist
 from vcell.model.table_file import read_table_file
@@ -34,6 +35,7 @@ HOW = {
     "mean of": "of several genes, as the mean of their vectors",
     "learned of": "of several genes, as the sum and the product of their vectors",
     "learned": "perturbations are missing, and what they do is learnt of each by itself",
+    "condition": "perturbations at another dose, or of another type, than the table's",
     "family": "perturbations are missing and get the mean of their gene family",
     "mean": "perturbations are missing and get the mean of the table",
     "mean in": "perturbations are missing in one of several tables, and get its mean there",
@@ -245,6 +247,8 @@ class PerturbationTable:
         known = gene_names()
         if not self.is_one_hot and (row := self._row_of(name)) is not None:
             return self.vectors[row], "by name", self.names[row]
+        if not (condition := Condition.of(name)).plain:
+            return self._understood_condition(name, condition)
         genes = known.parts(name, self._known)
         rows = [self._row_of(gene) for gene in genes]
         if len(genes) == 1 and rows[0] is not None and not self.is_one_hot:
@@ -258,13 +262,60 @@ class PerturbationTable:
             return None
         return self.vectors.mean(0), "mean", "the whole table"
 
+    def _understood_condition(self, name: str, condition: Condition) -> tuple[Tensor, str, str] | None:
+        """Another dose of a perturbation, or another type of those that the table has columns for."""
+        dose, types = self.conditions
+        row, width = self._row_of(condition.name), dose + len(types)
+        unknown = (condition.dose is not None and not dose) or (
+            condition.type is not None and condition.type not in types
+        )
+        if row is None or unknown or not width:
+            return None
+        return self._conditioned(row, condition, types, width), "condition", condition.name
+
     def _combined(self, parts: Tensor, combine: str) -> Tensor:
         if combine == "mean":
             return parts.mean(0)
         if combine == "sum" or self.is_one_hot:  # the product of one-hot vectors is 0
             return parts.sum(0)
-        own = parts[:, : self.width // 2]
-        return torch.cat([own.sum(0), own.prod(0)])
+        dose, types = self.conditions
+        width = dose + len(types)
+        half = (self.width - width) // 2
+        own = parts[:, :half]
+        return torch.cat([own.sum(0), own.prod(0), torch.zeros(width)])
+
+    @cached_property
+    def conditions(self) -> tuple[bool, list[str]]:
+        """Whether its last columns have one for the dose, and the types that have one each."""
+        return any(Condition.of(name).dose is not None for name in self.names), types_of(self.names)
+
+    def with_conditions(self, labels: Sequence[str]) -> PerturbationTable:
+        """The table with columns for the doses and types of `labels` (``NAME@DOSE@TYPE``), and the labels' rows: a name's vector, log1p of
+        the dose, and 1 at its type."""
+        conditioned = [label for label in dict.fromkeys(labels) if not Condition.of(label).plain]
+        types = types_of(conditioned)
+        width = any(Condition.of(label).dose is not None for label in conditioned) + len(types)
+        if not width:
+            return self
+        wider = replace(self, vectors=torch.cat([self.vectors, torch.zeros(len(self.names), width)], 1))
+        rows = {}
+        for label in conditioned:
+            if (row := wider._row_of(Condition.of(label).name)) is not None:
+                rows[label] = wider._conditioned(row, Condition.of(label), types, width)
+        if not rows:
+            return wider
+        return replace(
+            wider, names=[*self.names, *rows], vectors=torch.cat([wider.vectors, torch.stack(list(rows.values()))])
+        )
+
+    def _conditioned(self, row: int, condition: Condition, types: Sequence[str], width: int) -> Tensor:
+        vector = self.vectors[row].clone()
+        start = self.width - width
+        if condition.dose is not None:
+            vector[start] = np.log1p(condition.dose)
+        if condition.type is not None:
+            vector[self.width - len(types) + types.index(condition.type)] = 1.0
+        return vector
 
     @cached_property
     def _known(self) -> frozenset[str]:
@@ -315,6 +366,20 @@ def table_for(
         If a table cannot be read, or `CELLS` is asked for where no cells are at hand.
     """
     every = sorted({*trained, *held_out})
+    names = sorted({Condition.of(label).name for label in every})
+    return _plain_table(perturbation, sorted({Condition.of(t).name for t in trained}), names, of_cells).with_conditions(
+        every
+    )
+
+
+def _plain_table(
+    perturbation: Mapping[str, Any],
+    trained: Sequence[str],
+    every: Sequence[str],
+    of_cells: Callable[[], PerturbationTable] | None,
+) -> PerturbationTable:
+    """The table for names without doses and types."""
+    held_out = sorted(set(every) - set(trained))
     path = perturbation["path"]
     if path is None:
         return _one_hot(perturbation.get("combine"), trained, held_out, every)

@@ -27,6 +27,8 @@ OTHERWISE = {
     "perturbation": "",
     "batch": ", or data.columns.batch=null if each file is one batch",
     "context": ", or data.context=NAME if all files are of one context",
+    "dose": ", or null where no perturbation has one",
+    "type": ", or null where all are of one",
 }
 
 
@@ -35,7 +37,8 @@ class Columns:
     """Names of obs columns, and of the var column with gene names.
 
     `batch=null` puts all cells of a file in one batch; `context=null` needs a constant; `gene=null` means var's index. `guide` is
-    the guide of each cell: one without a guide has no perturbation, and with `perturbation=null` guides are the labels.
+    the guide of each cell: one without a guide has no perturbation, and with `perturbation=null` guides are the labels. `dose` and
+    `type` make perturbations of one name different ones (`conditions`).
     """
 
     perturbation: str | None = "target_gene"
@@ -43,6 +46,8 @@ class Columns:
     context: str | None = "cell_type"
     gene: str | None = None
     guide: str | None = None
+    dose: str | None = None
+    type: str | None = None
 
 
 @contextmanager
@@ -155,7 +160,7 @@ def has(file: h5py.Group, name: str) -> bool:
 
 
 def read_obs(file: h5py.File, path: Path, columns: Columns, context: str | None) -> pd.DataFrame:
-    """context, batch, perturbation (categories) and cell_id of every cell.
+    """context, batch, perturbation (categories) and cell_id of every cell; dose and type as text, where they have columns.
 
     Labels are text without spaces around; a cell without a perturbation has the label `labels.NO_GUIDE`.
     """
@@ -170,7 +175,7 @@ def read_obs(file: h5py.File, path: Path, columns: Columns, context: str | None)
             )
         labels = as_labels(read_column(file, "obs", name, path))
         missing = int((labels == NO_GUIDE).sum())
-        if missing and role not in ("perturbation", "guide"):
+        if missing and role not in ("perturbation", "guide", "dose", "type"):  # control cells have no dose
             raise VcellError(f"{path}: {missing:,} cells have no value in obs column {name!r}")
         return labels
 
@@ -191,6 +196,9 @@ def read_obs(file: h5py.File, path: Path, columns: Columns, context: str | None)
         _constant(context, len(table)) if context is not None else column("context", str(columns.context))
     )
     table["batch"] = column("batch", columns.batch) if columns.batch else _constant("all", len(table))
+    for role, name in (("dose", columns.dose), ("type", columns.type)):
+        if name is not None:
+            table[role] = column(role, name).astype(str)
     table["cell_id"] = read_index(file, "obs", path)
     return table
 

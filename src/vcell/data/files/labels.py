@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from vcell.data.files.conditions import Condition
 from vcell.data.files.genes import CONTROL_PIECES, gene_names
 from vcell.errors import VcellError, nearest, shortlist
 
@@ -203,10 +204,16 @@ def resolve(names: Iterable[Any], known: Collection[str], control: str | None = 
         match = by_key.get(_key(name))
         if match is None:
             if by_genes is None:
-                by_genes = {frozenset(genes_of(label, known_names)): label for label in sorted(known_names)}
-            match = by_genes.get(frozenset(genes_of(name, known_names)))
+                by_genes = {_meaning(label, known_names): label for label in sorted(known_names)}
+            match = by_genes.get(_meaning(name, known_names))
         found.append(name if match is None else match)
     return found
+
+
+def _meaning(label: str, known: Collection[str]) -> tuple[Any, ...]:
+    """Genes in any order, dose and type."""
+    condition = Condition.of(label)
+    return frozenset(genes_of(condition.name, known)), condition.dose, condition.type
 
 
 def genes_of(label: str, known: Collection[str] = ()) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from vcell.data.files.h5ad import open_h5ad, read_genes, read_obs
 from vcell.data.files.labels import NO_GUIDE, renamed
 from vcell.data.files.matrix import CsrBlock, Matrix
 from vcell.data.files.scale import Scale, is_whole, linear, recover_counts
+from vcell.data.store.doses import with_conditions
 from vcell.data.store.filters import residual_expression
 from vcell.data.store.recipe import Recipe, file_scale
 from vcell.data.store.rows import begin_array
@@ -60,6 +61,7 @@ def read_part(job: PartJob, report: Callable[[int], object]) -> None:
     with open_h5ad(path) as file, written_folder(job.folder, "the part", parents=False) as scratch:
         cells = read_obs(file, path, recipe.columns, recipe.context)
         cells["perturbation"] = renamed(cells["perturbation"], job.labels)
+        cells = with_conditions(cells, recipe.control_label, str(path))
         names = read_genes(file, path, recipe.matrix, recipe.columns.gene)
         matrix = Matrix.open(file, path, recipe.matrix, len(cells), len(names))
         scale = file_scale(matrix, recipe, path)
