@@ -123,3 +123,28 @@ def test_a_covariate_never_trained_on_gets_the_mean_of_those_that_were():
 def test_unknown_options_are_refused(option: dict, words: str):
     with pytest.raises(VcellError, match=words):
         tiny(**option)
+
+
+def test_each_table_may_have_an_encoder_of_its_own():
+    shape = {
+        "hidden": 8,
+        "layers": 1,
+        "heads": 2,
+        "head_width": 4,
+        "feed_forward": 8,
+        "encoder_layers": 2,
+        "decoder_layers": 1,
+        "dropout": 0.0,
+    }
+    model = TransitionModel(6, 5, **shape, perturbation_parts=[2, 3], table_encoders="each").eval()
+    vectors = torch.randn(4, 5)
+    one, other = (model.perturbation_encoder(torch.cat(parts, 1)) for parts in (
+        [vectors[:, :2], torch.zeros(4, 3)], [torch.zeros(4, 2), vectors[:, 2:]]
+    ))  # fmt: skip
+    nothing = model.perturbation_encoder(torch.zeros(4, 5))
+    torch.testing.assert_close(model.perturbation_encoder(vectors), one + other - nothing)
+    assert "perturbation_encoder.0.weight" not in model.axes
+    single = TransitionModel(6, 5, **shape, perturbation_parts=[5], table_encoders="each")
+    assert "perturbation_encoder.0.weight" in single.axes
+    with pytest.raises(VcellError, match="table_encoders=both must be joint or each"):
+        TransitionModel(6, 5, **shape, table_encoders="both")

@@ -29,7 +29,7 @@ from vcell.model.transition import TransitionModel
 # a larger table stays in its file, and the checkpoint carries its path and checksum
 LARGEST_TABLE_INSIDE = 64 * 2**20
 # what a model is told of the data and the table
-SIZES = ("n_genes", "perturbation_width", "input_width", "seen_genes", "n_contexts", "n_batches")
+SIZES = ("n_genes", "perturbation_width", "perturbation_parts", "input_width", "seen_genes", "n_contexts", "n_batches")
 # what a checkpoint may ask to be built, by the name it is given in one
 MODELS: dict[str, type[nn.Module]] = {
     "vcell.model.transition.TransitionModel": TransitionModel,

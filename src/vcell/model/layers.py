@@ -5,6 +5,8 @@ Shape legend: S sets, C cells of a set, D hidden, H heads, K width of a head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
@@ -19,6 +21,19 @@ def mlp(width_in: int, hidden: int, width_out: int, layers: int, dropout: float)
         if i < layers - 1:
             parts += [nn.GELU(), nn.Dropout(dropout)]
     return nn.Sequential(*parts)
+
+
+class SeveralEncoders(nn.Module):
+    """An encoder for each part of a vector, whose outputs add up; `widths` are those of the parts."""
+
+    def __init__(self, widths: Sequence[int], hidden: int, layers: int, dropout: float) -> None:
+        super().__init__()
+        self.widths = list(widths)
+        self.encoders = nn.ModuleList(mlp(width, hidden, hidden, layers, dropout) for width in self.widths)
+
+    def forward(self, vectors_SP: Tensor) -> Tensor:
+        parts = vectors_SP.split(self.widths, -1)
+        return torch.stack([encoder(part) for encoder, part in zip(self.encoders, parts, strict=True)]).sum(0)
 
 
 class Covariate(nn.Module):

@@ -27,7 +27,7 @@ class Predictor(Protocol):
 class TrainableModel(Protocol):
     """A network that can be trained: a `torch.nn.Module` with this `forward`.
 
-    Its constructor is given those of these sizes that it has parameters for: ``n_genes``, ``perturbation_width``, ``input_width`` (of the
+    Its constructor is given those of these sizes that it has parameters for: ``n_genes``, ``perturbation_width``, ``perturbation_parts`` (its parts: of tables joined), ``input_width`` (of the
     embedding that it sees, or None), ``seen_genes`` (numbers of the genes that it sees, or None), ``n_contexts``, ``n_batches``.
 
     It may have four attributes more:

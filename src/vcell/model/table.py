@@ -64,12 +64,15 @@ class PerturbationTable:
         The file it came from, or `ONE_HOT`.
     decisions
         How names that the file lacks came to have a vector.
+    widths
+        Of the tables that it was joined from; empty for a single one.
     """
 
     names: list[str]
     vectors: Tensor
     origin: str
     decisions: tuple[Decision, ...] = ()
+    widths: tuple[int, ...] = ()
     row: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -83,6 +86,12 @@ class PerturbationTable:
     @property
     def width(self) -> int:
         return self.vectors.shape[1]
+
+    @property
+    def parts(self) -> list[int]:
+        """Widths of what its vectors consist of: tables joined, and columns of its own."""
+        rest = self.width - sum(self.widths)
+        return [*self.widths, *([rest] if rest else [])]
 
     @property
     def fingerprint(self) -> str:
@@ -207,7 +216,7 @@ class PerturbationTable:
             [torch.cat([self.vectors, before], 1), torch.cat([torch.zeros(len(names), self.width), own], 1)]
         )
         decisions = tuple(Decision(name, "learned", name) for name in names)
-        return PerturbationTable([*self.names, *names], vectors, self.origin, (*self.decisions, *decisions))
+        return replace(self, names=[*self.names, *names], vectors=vectors, decisions=(*self.decisions, *decisions))
 
     def with_products(self) -> PerturbationTable:
         """The table with as many columns more, which are 0 for single genes: of several, their vectors' product goes there."""
@@ -241,7 +250,7 @@ class PerturbationTable:
         if not found:
             return self
         vectors = torch.cat([self.vectors, torch.stack(list(found.values()))])
-        return PerturbationTable([*self.names, *found], vectors, self.origin, (*self.decisions, *decisions))
+        return replace(self, names=[*self.names, *found], vectors=vectors, decisions=(*self.decisions, *decisions))
 
     def _understood(self, name: str, combine: str | None, missing: str) -> tuple[Tensor, str, str] | None:
         known = gene_names()
@@ -455,7 +464,8 @@ def joined(tables: Sequence[PerturbationTable], wanted: Sequence[str] = ()) -> P
     known = {name for name in wanted if any(name in table.row for table in tables)}
     lacking = [Decision(n, "mean in", t.origin) for t in tables for n in sorted(known) if n not in t.row]
     decisions = [decision for table in tables for decision in table.decisions] + lacking
-    return PerturbationTable(names, torch.cat(parts, 1), " + ".join(t.origin for t in tables), tuple(decisions))
+    widths = tuple(table.width for table in tables)
+    return PerturbationTable(names, torch.cat(parts, 1), " + ".join(t.origin for t in tables), tuple(decisions), widths)
 
 
 def decision_lines(decisions: Sequence[Decision]) -> list[str]:

@@ -19,13 +19,14 @@ from torch.utils.checkpoint import checkpoint
 from vcell.effects.make import BASELINES
 from vcell.effects.model import EffectModel
 from vcell.errors import VcellError, nearest
-from vcell.model.layers import Block, Covariate, RMSNorm, mlp
+from vcell.model.layers import Block, Covariate, RMSNorm, SeveralEncoders, mlp
 from vcell.model.negative_binomial import CountLaw
 
 HEADS = ("expression", "nb", "state_hidden", "state_bottleneck")
 LARGEST_CHANGE = 8.0  # of the logarithm of a mean count
 LOG_FLOOR = -5.0  # of counts per target sum, before it is learnt
 COVARIATES = ("context", "batch")
+ENCODERS = ("joint", "each")
 
 
 class TransitionModel(nn.Module):
@@ -33,7 +34,7 @@ class TransitionModel(nn.Module):
 
     Parameters
     ----------
-    n_genes, perturbation_width, input_width, seen_genes, n_contexts, n_batches
+    n_genes, perturbation_width, perturbation_parts, input_width, seen_genes, n_contexts, n_batches
         Given by the data and the perturbation table. Cells are seen through all their genes; with `seen_genes` through
         those only; with an `input_width` through an embedding of that width. The output is expression of all genes in any case.
     hidden, layers, heads, head_width, feed_forward
@@ -42,6 +43,8 @@ class TransitionModel(nn.Module):
         Linear layers of each encoder and of the decoder; 1 is a linear map.
     dropout
         Between those layers.
+    table_encoders
+        ``joint``: one encoder of a perturbation's whole vector; ``each``: one for each of the tables that were joined, whose outputs add up.
     head
         ``expression``: the decoder's output is a change of log1p expression, 0 at the start. ``nb``: of the logarithm of the mean count,
         beside a dispersion for each gene; trained by the likelihood of the counts, which predictions are drawn from. ``state_hidden``: STATE's head for
@@ -70,6 +73,7 @@ class TransitionModel(nn.Module):
         encoder_layers: int,
         decoder_layers: int,
         dropout: float = 0.1,
+        table_encoders: str = "joint",
         head: str = "expression",
         covariates: Sequence[str] = (),
         prior: str | None = None,
@@ -78,6 +82,7 @@ class TransitionModel(nn.Module):
         seen_genes: Sequence[int] | None = None,
         n_contexts: int = 0,
         n_batches: int = 0,
+        perturbation_parts: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if head not in HEADS:
@@ -97,7 +102,13 @@ class TransitionModel(nn.Module):
         )
         width = input_width or (n_genes if seen_genes is None else len(seen_genes))
         self.cell_encoder = mlp(width, hidden, hidden, encoder_layers, dropout)
-        self.perturbation_encoder = mlp(perturbation_width, hidden, hidden, encoder_layers, dropout)
+        if table_encoders not in ENCODERS:
+            raise VcellError(f"model.table_encoders={table_encoders} must be {' or '.join(ENCODERS)}")
+        self.perturbation_encoder: nn.Module
+        if table_encoders == "each" and perturbation_parts is not None and len(perturbation_parts) > 1:
+            self.perturbation_encoder = SeveralEncoders(perturbation_parts, hidden, encoder_layers, dropout)
+        else:
+            self.perturbation_encoder = mlp(perturbation_width, hidden, hidden, encoder_layers, dropout)
         self.context = Covariate(n_contexts, hidden) if "context" in covariates else None
         self.batch = Covariate(n_batches, hidden) if "batch" in covariates else None
         self.blocks = nn.ModuleList(Block(hidden, heads, head_width, feed_forward) for _ in range(layers))
@@ -134,8 +145,9 @@ class TransitionModel(nn.Module):
             found |= {"shape_head.weight": {0: "genes"}, "shape_head.bias": {0: "genes"}, "log_floor_G": {0: "genes"}}
         if self.input_width is None:
             found["cell_encoder.0.weight"] = {1: "input genes"}
+        if not isinstance(self.perturbation_encoder, SeveralEncoders):
+            found["perturbation_encoder.0.weight"] = {1: "table columns"}
         return found | {
-            "perturbation_encoder.0.weight": {1: "table columns"},
             "context.weight": {0: "contexts"},
             "batch.weight": {0: "batches"},
         }

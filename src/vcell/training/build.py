@@ -256,6 +256,7 @@ def model_sizes(config: DictConfig, data: CellSetDataModule, table: Perturbation
     return {
         "n_genes": store.n_genes,
         "perturbation_width": table.width,
+        "perturbation_parts": table.parts,
         "input_width": input_width,
         "seen_genes": seen_genes,
         "n_contexts": len(covariates.contexts) if covariates else 0,
