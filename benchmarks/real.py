@@ -132,8 +132,17 @@ def cross_validated(data: Path, vectors: Path) -> str:
             )
             crossval(compose("crossval", [*[a for a in asked if not a.startswith("name=")], f"name={run}", f"folds={FOLDS}", f"model={model}", *steps, f"perturbation.path={vectors}", "perturbation.missing=mean"]))  # fmt: skip
             table = pd.read_csv(Path("runs") / run / "crossval.csv")
-            found.append(f"### {name}, `model={model}`\n\n{table.round(3).to_markdown(index=False)}")
+            found.append(f"### {name}, `model={model}`\n\n{over_folds(table)}")
     return "\n\n".join(found)
+
+
+def over_folds(table: pd.DataFrame) -> str:
+    """Mean and standard deviation over folds, as Markdown."""
+    metrics = [column for column in table if column not in ("fold", "predictor")]
+    lines = ["| predictor | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
+    for name, rows in table.groupby("predictor", sort=False):
+        lines.append(f"| {name} | " + " | ".join(f"{rows[m].mean():.3f} ± {rows[m].std():.3f}" for m in metrics) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
