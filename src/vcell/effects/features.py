@@ -167,9 +167,8 @@ def ridge_of(features_TF: np.ndarray, effects: Mapping[str, np.ndarray]) -> Ridg
     if not features_TF.size or not features_TF.any():
         return None
     truth = effects["bulk"]
-    products_TT = (truth @ truth.T).astype(
-        np.float64
-    )  # errors of left-out targets are read off the products of their effects
+    # errors of left-out targets are read off the products of their effects
+    products_TT = (truth @ truth.T).astype(np.float64)
     left_TK, values, right_KF = np.linalg.svd(features_TF.astype(np.float64), full_matrices=False)
     linear = _fit(None, left_TK, values, right_KF.T, products_TT, effects)
     if len(features_TF) > MOST_LANDMARKS:
