@@ -35,7 +35,7 @@ from vcell.model.table import PerturbationTable
 FOLDS = 5
 SCREENS = {
     "papalexi, 25 targets": ["experiment=papalexi", "data.path={data}/papalexi2021_thp1.h5ad"],
-    "norman_mcfaline, K562": ["experiment=perturb_seq", "name=norman", "data.path={data}/norman_mcfaline_4lines.h5ad", "data.columns.batch=batch_var", "within=[K562]"],
+    "norman_mcfaline, K562": ["experiment=perturb_seq", "name=norman", "data.path={data}/norman_mcfaline_4lines.h5ad", "data.columns.batch=batch_var", "within=[K562]", "data.split.leaks=drop"],
     "kang, a cell type held out": ["experiment=perturb_seq", "name=kang", "data.path={data}/kang_pbmc_ifnb.h5ad", "by=context"],
 }  # fmt: skip
 

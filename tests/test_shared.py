@@ -32,7 +32,7 @@ def test_papalexi_from_file_to_scores(table: str, tmp_path: Path, monkeypatch: p
 
     monkeypatch.chdir(tmp_path)
     prepare(compose("prepare", ["data=papalexi", f"data.path={PAPALEXI}"]))
-    steps = ["trainer=cpu", "trainer.max_steps=20", "trainer.val_check_interval=10", f"perturbation.path={table}"]
+    steps = ["trainer=cpu", "trainer.max_steps=20", "trainer.val_check_interval=20", f"perturbation.path={table}"]
     train(compose("train", ["experiment=papalexi", f"data.path={PAPALEXI}", *steps]))
     infer_here("out=pred.h5ad")
     evaluate(compose("evaluate", ["pred=pred.h5ad", f"real={PAPALEXI}", "engine=fast"]))
