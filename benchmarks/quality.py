@@ -343,7 +343,7 @@ def report(kept: Path, seeds: list[int], options: argparse.Namespace) -> str:
     key = hashlib.sha256(json.dumps([given, options.steps, options.large_steps], sort_keys=True, default=str).encode()).hexdigest()[:12]  # fmt: skip
     sections = [
         f"`screen=field`, seeds {seeds[0]} to {seeds[-1]}; the last of {len(screen.contexts)} contexts held out, {screen.targets} targets; "
-        f"{options.steps:,} steps of the small transformers, {options.large_steps:,} of the large; settings {key}.\n"
+        f"{options.steps:,} steps of the small transformers, {options.large_steps:,} of the large; settings {key}. {options.note}\n"
     ]
     parts = [pd.read_csv(path) for seed in seeds if (path := part(kept, seed, EFFECTS, "")).exists()]
     if parts:
@@ -392,6 +392,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the screen")
     parser.add_argument("--keep", default="runs/quality", help="folder of what is found [%(default)s]")
     parser.add_argument("--name", default="quality", help="of the table in benchmarks/results")
+    parser.add_argument("--note", default="", help="what the table should say of the machines its rows come from")
     options = parser.parse_args()
     steps = {"tiny": options.steps, "state_sm": options.large_steps}
     known = [EFFECTS, *(row for row in ROWS if steps.get(row.split(",")[0], 1)), *([PEER] if options.peer and options.large_steps else [])]  # fmt: skip

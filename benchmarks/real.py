@@ -35,8 +35,8 @@ from vcell.model.table import PerturbationTable
 FOLDS = 5
 SCREENS = {
     "papalexi, 25 targets": ["experiment=papalexi", "data.path={data}/papalexi2021_thp1.h5ad"],
-    "norman_mcfaline, K562": ["experiment=perturb_seq", "name=norman", "data.path={data}/norman_mcfaline_4lines.h5ad", "data.columns.batch=batch_var", "within=[K562]", "data.split.leaks=drop"],
-    "kang, a cell type held out": ["experiment=perturb_seq", "name=kang", "data.path={data}/kang_pbmc_ifnb.h5ad", "by=context"],
+    "norman_mcfaline, K562": ["experiment=perturb_seq", "data.name=norman", "data.split.test.perturbations=0", "data.path={data}/norman_mcfaline_4lines.h5ad", "data.columns.batch=batch_var", "within=[K562]", "data.split.leaks=drop"],
+    "kang, a cell type held out": ["experiment=perturb_seq", "data.name=kang", "data.split.test.perturbations=0", "data.split.val.perturbations=0", "data.path={data}/kang_pbmc_ifnb.h5ad", "data.columns.batch=batch_var", "by=context"],
 }  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def cross_validated(data: Path, vectors: Path) -> str:
                 if model == "transfer"
                 else ["trainer=cpu", "trainer.max_steps=600", "trainer.val_check_interval=200"]
             )
-            crossval(compose("crossval", [*[a for a in asked if not a.startswith("name=")], f"name={run}", f"folds={FOLDS}", f"model={model}", *steps, f"perturbation.path={vectors}", "perturbation.missing=mean"]))  # fmt: skip
+            crossval(compose("crossval", [*asked, f"name={run}", f"folds={FOLDS}", f"model={model}", *steps, f"perturbation.path={vectors}", "perturbation.missing=mean"]))  # fmt: skip
             table = pd.read_csv(Path("runs") / run / "crossval.csv")
             found.append(f"### {name}, `model={model}`\n\n{over_folds(table)}")
     return "\n\n".join(found)

@@ -327,3 +327,15 @@ def test_positions_that_are_none_are_refused(tmp_path: Path):
     (tmp_path / "x.gtf").write_text("nothing\n")
     with pytest.raises(VcellError, match="holds no positions"):
         read_positions(tmp_path / "x.gtf")
+
+
+def test_a_single_target_does_elsewhere_what_it_does_here():
+    found, _ = evidence(noise=0.1)
+    rows = np.flatnonzero(np.array(found.targets) == "T3")
+    one = found.only(rows)
+    alone = {space: np.zeros_like(array) for space, array in one.centred.items()}  # centred over one target
+    means = {space: {c: found.centred[space][r] for c, r in zip(one.contexts, rows, strict=True)} for space in SPACES}
+    model = Transfer(GENES)
+    model.fit(replace(one, centred=alone, study_means=means))
+    expected = np.mean(list(means["bulk"].values()), axis=0)
+    np.testing.assert_allclose(model.effect("bulk", "new", ["T3"])[0], expected, rtol=1e-4, atol=1e-6)

@@ -92,7 +92,7 @@ def chosen_settings(
 
 
 def scales_of_spaces(
-    held: Sequence[Held], found: Sequence[Mapping[str, np.ndarray]], largest_G: np.ndarray
+    held: Sequence[Held], found: Sequence[Mapping[str, np.ndarray]], largest_G: np.ndarray, untested_mean: float = 0.0
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The scale of effects, and of the mean added to them, by space.
 
@@ -105,9 +105,13 @@ def scales_of_spaces(
         Unscaled effects of each held-out context (`settled`).
     largest_G
         Beyond which effects scaled for ranks do not go.
+    untested_mean
+        The scale of the mean where no context can be left out.
     """
     if not held:
-        return {**dict.fromkeys(SPACES, 1.0), "calls": CALLS_OVER_USUAL, "ranks": 1.0}, dict.fromkeys(SPACES, 0.0)
+        return {**dict.fromkeys(SPACES, 1.0), "calls": CALLS_OVER_USUAL, "ranks": 1.0}, dict.fromkeys(
+            SPACES, untested_mean
+        )
     effects, means, truths = (
         {space: [one[space] for one in parts] for space in SPACES}
         for parts in (found, [h.mean for h in held], [h.truth for h in held])

@@ -27,6 +27,7 @@ from vcell.effects.evidence import Evidence
 from vcell.effects.features import LeftOut
 from vcell.effects.linear import spread
 from vcell.effects.loco import (
+    FEWEST_TARGETS,
     MOST_TARGETS,
     Smoothing,
     agreements,
@@ -114,7 +115,10 @@ class Transfer(EffectModel):
         usual = usual_values(*agreements(evidence, list(evidence.rows_of), None))
         held = held_out(evidence, self.controls, self.vectors)
         settings, table = chosen_settings(held, usual, self.given)
-        scale, mean_scale = scales_of_spaces(held, [settled(h, settings, usual) for h in held], evidence.largest_cell)
+        # of few targets, the mean is most of what each does
+        few = max(len(set(evidence.targets_in(c))) for c in evidence.context_names) < FEWEST_TARGETS
+        found = [settled(h, settings, usual) for h in held]
+        scale, mean_scale = scales_of_spaces(held, found, evidence.largest_cell, float(few))
         self.fitted = {
             "settings": settings, "usual": usual, "scale": scale, "mean_scale": mean_scale, "loco": table.to_dict("index"),
             "weights": fitted_weights(evidence, held) if self.weights == "fitted" else None, "signs": self._fitted_signs(evidence),
