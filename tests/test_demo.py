@@ -15,11 +15,20 @@ from vcell.training.train import train
 pytest.importorskip("numba")
 
 
+# of the demo, so that it takes half the time
+SMALLER = ["data.simulate.genes=700", "data.simulate.targets=120", "data.simulate.controls_per_context=600"]
+
+
 @pytest.mark.slow
 def test_demo_beats_the_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     # as `make demo`, with few steps: the model starts from the transfer prior
     monkeypatch.chdir(tmp_path)
-    train(compose("train", ["experiment=demo", "trainer=cpu", "trainer.max_steps=20", "trainer.val_check_interval=20"]))
+    train(
+        compose(
+            "train",
+            ["experiment=demo", "trainer=cpu", "trainer.max_steps=20", "trainer.val_check_interval=20", *SMALLER],
+        )
+    )
     genes = "data/demo/screen/gene_names.csv"
     infer_here("ckpt=last.ckpt", "challenge=vcc2025", "challenge.n_genes=null", f"genes={genes}")
     real = "data/demo/screen/truth/simC_test.h5ad"
