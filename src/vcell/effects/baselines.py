@@ -217,8 +217,8 @@ class Nearest(Featured):
         for row, target in enumerate(targets):  # a target is no neighbour of itself
             if target in here["targets"]:
                 alike[row, here["targets"].index(target)] = -2.0
-        _, effects = training_effects(self.known, known, here["targets"])
-        found: np.ndarray = here["scale"] * (_top(alike, here["number"]) @ effects[space]) + mean
+        effects = effects_in(self.known, known, here["targets"], space)
+        found: np.ndarray = here["scale"] * (_top(alike, here["number"]) @ effects) + mean
         return found
 
 
@@ -260,14 +260,9 @@ class Covariance(EffectModel):
         return np.float32(self.fitted["amplitude"][space]) * self._rows(context, targets)
 
 
-def training_effects(
-    evidence: Evidence, context: str, targets: Sequence[str] | None = None
-) -> tuple[list[str], dict[str, np.ndarray]]:
+def training_effects(evidence: Evidence, context: str) -> tuple[list[str], dict[str, np.ndarray]]:
     """Targets and their centred effects by space: of a context, or for "" the means over all contexts."""
-    if targets is not None:
-        chosen = list(targets)
-    else:
-        chosen = list(dict.fromkeys(evidence.targets_in(context))) if context else list(evidence.rows_of)
+    chosen = list(dict.fromkeys(evidence.targets_in(context))) if context else list(evidence.rows_of)
     return chosen, {space: effects_in(evidence, context, chosen, space) for space in SPACES}
 
 

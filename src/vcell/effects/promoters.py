@@ -9,6 +9,7 @@ Shape legend: T targets, G genes.
 from __future__ import annotations
 
 import gzip
+from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,17 +90,16 @@ class Promoters:
 
 def neighbours(positions: Mapping[str, tuple[str, int]], genes: Sequence[str]) -> dict[str, list[int]]:
     """Of each gene with a position, the columns of `genes` that start within reach; genes without any are left out."""
-    of_chromosome: dict[str, list[tuple[int, int, str]]] = {}
+    of_chromosome: dict[str, list[tuple[int, int]]] = {}  # starts and columns, in order
     for column, gene in enumerate(genes):
         if gene in positions:
             chromosome, start = positions[gene]
-            of_chromosome.setdefault(chromosome, []).append((start, column, gene))
+            insort(of_chromosome.setdefault(chromosome, []), (start, column))
     found: dict[str, list[int]] = {}
     for gene, (chromosome, start) in positions.items():
-        there = sorted(of_chromosome.get(chromosome, []))
-        starts = np.array([one[0] for one in there])
-        low, high = np.searchsorted(starts, [start - WITHIN, start + WITHIN + 1])
-        near = [column for _, column, name in there[low:high] if name != gene]
+        there = of_chromosome.get(chromosome, [])
+        low, high = bisect_left(there, (start - WITHIN, 0)), bisect_left(there, (start + WITHIN + 1, 0))
+        near = [column for _, column in there[low:high] if genes[column] != gene]
         if near:
             found[gene] = near
     return found

@@ -108,7 +108,10 @@ class Transfer(EffectModel):
         self._reliable: dict[str, np.ndarray] = {}
         self._smoothings: dict[str, Smoothing] = {}
         self._signs_seen: SignEvidence | None = None
-        self._ridge: list[Ridge] = []  # one at most; in a list, for a module's attribute would be saved with it
+        # one at most, in lists: a module's attribute would be saved with it
+        self._ridge: list[Ridge] = []
+        self._sums: list[SumOfSingles] = []
+        self._promoters: Promoters | None = None
 
     def fit(self, evidence: Evidence) -> list[str]:
         super().fit(evidence)
@@ -167,6 +170,21 @@ class Transfer(EffectModel):
             found.left_out = self._without
             self._ridge.append(found)
         return self._ridge[0]
+
+    @property
+    def sums(self) -> SumOfSingles:
+        """What perturbations of several genes do by what each does alone."""
+        if not self._sums:
+            self._sums.append(SumOfSingles(self.n_genes))
+            self._sums[0].evidence = self.evidence
+        return self._sums[0]
+
+    @property
+    def promoters(self) -> Promoters:
+        """Genes that start next to targets, of a fit that was given positions."""
+        if self._promoters is None:
+            self._promoters = Promoters.of_plain(self.fitted["promoters"])
+        return self._promoters
 
     def transferred(self, space: str, context: str, targets: Sequence[str], scaled: bool = True) -> np.ndarray:
         """Effects beyond the mean from other contexts, ``(T, G)``; 0 for targets that none has measured."""
@@ -275,13 +293,12 @@ class Transfer(EffectModel):
         if space == "cell" and self.amplitude == "ranks":  # no change is larger than any that was measured
             total = np.clip(total, -known.largest_cell, known.largest_cell)
         total = total + np.float32(mean_scale) * known.mean_effect(space, context)
-        sums = SumOfSingles(self.n_genes)  # effects of several genes are nearly additive (Ahlmann-Eltze et al. 2025)
-        sums.evidence = self.evidence
+        # effects of several genes are nearly additive (Ahlmann-Eltze et al. 2025)
         for row in np.flatnonzero(~measured_T1[:, 0]).tolist():
-            if (summed_G := sums.summed(space, context, targets[row])) is not None:
+            if (summed_G := self.sums.summed(space, context, targets[row])) is not None:
                 total[row] = summed_G
         if f.get("promoters") and f["promoters"]["change"]:
-            promoters = Promoters.of_plain(f["promoters"])
+            promoters = self.promoters
             promoters.add(total, targets, self._shown(space, context, promoters.change))
         return total
 

@@ -114,7 +114,10 @@ class TrainedModel:
         """Predicted cells, log1p of counts per target sum, ``(sets, cells, genes)``."""
         if isinstance(self.model, EffectModel):
             return self.model.predict(batch)
-        start_SCG = self.start(batch)
+        return self.predict_from(self.start(batch), batch)
+
+    def predict_from(self, start_SCG: Tensor, batch: CellSetBatch) -> Tensor:
+        """What a network predicts from cells that it `start`s from."""
         said = self._say(batch, start_SCG)
         if isinstance(said, CountLaw):
             return draw(said, batch)

@@ -111,7 +111,8 @@ class PredictOptions:
             raise VcellError(
                 f"pool={self.pool} must be a number from 1 to {MOST_POOLED}: control cells averaged into each predicted one"
             )
-        if self.known_addition is not None and not 0 <= self.known_addition <= 1:
+        number = isinstance(self.addition, int | float) and 0 <= self.addition <= 1
+        if self.addition != "auto" and not number:
             raise VcellError(
                 f"addition={self.addition} must be auto, or lie between 0 (the prior alone) and 1 (all that the network adds)"
             )
@@ -148,9 +149,7 @@ class PredictOptions:
     @property
     def known_addition(self) -> float | None:
         """How much of what a network adds to its prior is kept; None: as its validation has found."""
-        if self.addition == "auto":
-            return None
-        return float(self.addition) if isinstance(self.addition, int | float) else -1.0
+        return None if self.addition == "auto" else float(self.addition)
 
     @property
     def drawn(self) -> bool:

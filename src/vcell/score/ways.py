@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from vcell.model.checkpoint import read_identity
 from vcell.score.cells import CellFile
 from vcell.score.evaluation import measured_cells, score
 from vcell.score.fold import predict_fold, score_options
-from vcell.score.options import CrossvalOptions
+from vcell.score.options import CrossvalOptions, ScoreOptions
 from vcell.score.pairs import pairs
 from vcell.score.scoring import SCORERS
 
@@ -62,15 +61,12 @@ def measure(options: CrossvalOptions, way: str, fold: int) -> dict[str, object]:
     counts, pool = WAYS[way]
     ckpt = options.folder_of(fold) / "checkpoints" / options.use
     folder = options.folder / "ways" / f"{counts}_{pool}" / f"fold_{fold}"
-    identity = read_identity(ckpt)
     pred, null = folder / "pred.h5ad", folder / "no_effect.h5ad"
     predict_fold(options, ckpt, pred, counts, pool)
-    asked = replace(
-        score_options(options, identity, ckpt, pred, folder / "scores"), pictures=False, baselines=["copied_controls"]
-    )
-    found, _ = score(asked)
+    asked = score_options(options, read_identity(ckpt), ckpt, pred, folder / "scores")
+    found, _ = score(replace(asked, pictures=False, baselines=["copied_controls"]))
     predict_fold(options, ckpt, null, counts, pool, "copied_controls")
-    false = np.concatenate(list(called(options, null, ckpt, folder)))
+    false = np.concatenate(list(called(replace(asked, pred=null))))
     for path in (pred, null):
         path.unlink()
     return {
@@ -82,11 +78,10 @@ def measure(options: CrossvalOptions, way: str, fold: int) -> dict[str, object]:
     }
 
 
-def called(options: CrossvalOptions, pred: Path, ckpt: Path, folder: Path) -> Iterator[np.ndarray]:
-    """By context, how many genes are called in each target of a file, against the measured controls."""
-    asked = score_options(options, read_identity(ckpt), ckpt, pred, folder / "scores")
-    scorer = SCORERS[options.challenge.scorer]
-    cells = CellFile(pred, asked.columns, needs_controls=not scorer.counts)
+def called(asked: ScoreOptions) -> Iterator[np.ndarray]:
+    """By context, how many genes are called in each predicted target, against the measured controls."""
+    scorer = SCORERS[asked.challenge.scorer]
+    cells = CellFile(asked.pred, asked.columns, needs_controls=not scorer.counts)
     for pair in pairs(cells, measured_cells(asked), asked.columns, scorer.counts, []):
         judge = scorer.fast(pair.real, torch.device("cpu"))
         yield judge.side(pair.pred).calls.called_PG.sum(1)

@@ -142,8 +142,11 @@ class TransitionModule(LightningModule):
 
     def validation_step(self, batch: CellSetBatch, batch_idx: int) -> None:
         assert self.loss is not None and self.scores is not None
-        start_SCG = self.trained.start(batch) if self.trained.adds else None
-        self.scores.add(batch, self.predict(batch), self.loss, start_SCG)
+        if self.trained.adds:
+            start_SCG = self.trained.start(batch)
+            self.scores.add(batch, self.trained.predict_from(start_SCG, batch), self.loss, start_SCG)
+        else:
+            self.scores.add(batch, self.predict(batch), self.loss)
 
     def on_validation_epoch_end(self) -> None:
         assert self.loss is not None and self.scores is not None

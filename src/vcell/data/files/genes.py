@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from vcell.data.files.conditions import Condition
 from vcell.data.files.hgnc import read_hgnc, take_into_use
 from vcell.errors import VcellError, shortlist
 
@@ -28,7 +29,6 @@ DATE = re.compile(
 )
 ENSEMBL = re.compile(r"^(ENS[A-Z]*G\d{11})(\.\d+)?$")
 SEPARATORS = re.compile(r"\s*[+;,|&]\s*")
-CONDITION = re.compile(r"(@[\w.+-]+)+$")  # a dose or type (`conditions`)
 POSITION = re.compile(r"_[+-]_\d+(\.\d+)?(-(P\dP?\d?|ENST\S+|all))*$", re.IGNORECASE)  # of Weissman-lab guides
 GUIDE_NUMBER = re.compile(r"^(sg|g|guide|sgrna|p)?\d+$", re.IGNORECASE)
 GUIDE_BEFORE = re.compile(r"^(sg|grna|sgrna|g)[-_ ]?(?=\w)", re.IGNORECASE)
@@ -100,7 +100,7 @@ class GeneNames:
 
         A label is taken apart, or read in other case, only where that gives genes of HGNC or of `known`.
         """
-        label = POSITION.sub("", CONDITION.sub("", label.strip()))
+        label = POSITION.sub("", Condition.of(label.strip()).name)
         pieces = [p for p in SEPARATORS.split(label) if p.lower() not in CONTROL_PIECES]
         return tuple(dict.fromkeys(gene for piece in pieces for gene in self._joined(piece, known))) or (label,)
 
