@@ -15,7 +15,8 @@ from vcell.data.store.store import CellStore
 from vcell.errors import VcellError
 from vcell.model.checkpoint import read_identity
 from vcell.model.coexpression import coexpression_table
-from vcell.model.table import CELLS, PerturbationTable, decision_lines, joined
+from vcell.model.run_table import joined
+from vcell.model.table import CELLS, PerturbationTable, decision_lines
 
 
 class Disturbed(Gather):

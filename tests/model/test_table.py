@@ -13,7 +13,8 @@ import torch
 from scipy import sparse
 
 from vcell.errors import VcellError
-from vcell.model.table import PerturbationTable, decision_lines, table_for
+from vcell.model.run_table import table_for
+from vcell.model.table import PerturbationTable, decision_lines
 
 
 class Harm:

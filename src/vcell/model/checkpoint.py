@@ -23,7 +23,8 @@ from vcell.data.store.view import store_paths
 from vcell.effects.make import FITTED
 from vcell.effects.own_gene import measure_own_genes
 from vcell.errors import VcellError
-from vcell.model.table import PerturbationTable, table_for
+from vcell.model.run_table import table_for
+from vcell.model.table import PerturbationTable
 from vcell.model.transition import TransitionModel
 
 # a larger table stays in its file, and the checkpoint carries its path and checksum

@@ -11,6 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
+from vcell.errors import VcellError
+
+ENCODERS = ("joint", "each")
+
 
 def mlp(width_in: int, hidden: int, width_out: int, layers: int, dropout: float) -> nn.Sequential:
     """`layers` linear layers with GELU and dropout between them; one layer is a plain linear map."""
@@ -34,6 +38,17 @@ class SeveralEncoders(nn.Module):
     def forward(self, vectors_SP: Tensor) -> Tensor:
         parts = vectors_SP.split(self.widths, -1)
         return torch.stack([encoder(part) for encoder, part in zip(self.encoders, parts, strict=True)]).sum(0)
+
+
+def vector_encoder(
+    which: str, width: int, parts: Sequence[int] | None, hidden: int, layers: int, dropout: float
+) -> nn.Module:
+    """The encoder of a perturbation's vector: one for all of it (``joint``), or for ``each`` of its parts."""
+    if which not in ENCODERS:
+        raise VcellError(f"model.table_encoders={which} must be {' or '.join(ENCODERS)}")
+    if which == "each" and parts is not None and len(parts) > 1:
+        return SeveralEncoders(parts, hidden, layers, dropout)
+    return mlp(width, hidden, hidden, layers, dropout)
 
 
 class Covariate(nn.Module):

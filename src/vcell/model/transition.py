@@ -19,14 +19,13 @@ from torch.utils.checkpoint import checkpoint
 from vcell.effects.make import BASELINES
 from vcell.effects.model import EffectModel
 from vcell.errors import VcellError, nearest
-from vcell.model.layers import Block, Covariate, RMSNorm, SeveralEncoders, mlp
+from vcell.model.layers import Block, Covariate, RMSNorm, SeveralEncoders, mlp, vector_encoder
 from vcell.model.negative_binomial import CountLaw
 
 HEADS = ("expression", "nb", "state_hidden", "state_bottleneck")
 LARGEST_CHANGE = 8.0  # of the logarithm of a mean count
 LOG_FLOOR = -5.0  # of counts per target sum, before it is learnt
 COVARIATES = ("context", "batch")
-ENCODERS = ("joint", "each")
 
 
 class TransitionModel(nn.Module):
@@ -102,13 +101,9 @@ class TransitionModel(nn.Module):
         )
         width = input_width or (n_genes if seen_genes is None else len(seen_genes))
         self.cell_encoder = mlp(width, hidden, hidden, encoder_layers, dropout)
-        if table_encoders not in ENCODERS:
-            raise VcellError(f"model.table_encoders={table_encoders} must be {' or '.join(ENCODERS)}")
-        self.perturbation_encoder: nn.Module
-        if table_encoders == "each" and perturbation_parts is not None and len(perturbation_parts) > 1:
-            self.perturbation_encoder = SeveralEncoders(perturbation_parts, hidden, encoder_layers, dropout)
-        else:
-            self.perturbation_encoder = mlp(perturbation_width, hidden, hidden, encoder_layers, dropout)
+        self.perturbation_encoder = vector_encoder(
+            table_encoders, perturbation_width, perturbation_parts, hidden, encoder_layers, dropout
+        )
         self.context = Covariate(n_contexts, hidden) if "context" in covariates else None
         self.batch = Covariate(n_batches, hidden) if "batch" in covariates else None
         self.blocks = nn.ModuleList(Block(hidden, heads, head_width, feed_forward) for _ in range(layers))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,29 +145,17 @@ def plan_model(
         source.plan(group)  # batches that cannot be had are found before the first cell is predicted
     layout = make_layout(options, genes, source, request)
     predictor = make_predictor(options, model, source.gather, ckpt, device)
-    show_controls(predictor, source)
-    members = networks(predictor)
-    for member in members:
-        member.addition = options.known_addition
-    for one in (*effect_models(predictor), *priors(predictor)):
-        one.amplitude = options.known_amplitude
-        one.recentred = not any(w.batches for w in request)
+    adjust(predictor, options, source, request)
     notes = fallback_notes(predictors_of(options.predictor), identity, request)
     notes += [*unknown_targets(predictor, model, request), *decision_lines(model.table.decisions)]
     if network:
         notes += [note for note in (unknown_covariates(model, source), silent_targets(model, request)) if note]
-    origin = {
-        "ckpt": str(ckpt.resolve()), "predictor": label_of(options.predictor), "seed": options.seed, "knockdown": options.knockdown,
-        "counts": options.counts, "pool": options.pool, "amplitude": options.known_amplitude, "addition": options.addition,
-        "store": [str(Path(p).resolve()) for p in store_of(options.store, identity)],
-    }  # fmt: skip
     unseen = len({w.perturbation for w in request} - {p for _, p in identity.trained})
     said = [f"checkpoint   {ckpt}{chosen_for(identity)}", f"targets      {unseen:,} of them never trained on"]
-    said += [f"prior        {m.kept:.2f} of what the network adds to it is kept" for m in members if m.adds]
+    said += [f"prior        {m.kept:.2f} of what the network adds to it is kept" for m in networks(predictor) if m.adds]
     models = effect_models(predictor)
-    copied = bool(models) and all(
-        isinstance(model, CopiedControls) for model in models
-    )  # no effect at all is asked for
+    # whether no effect at all is asked for
+    copied = bool(models) and all(isinstance(model, CopiedControls) for model in models)
     knockdown = "off" if copied else options.knockdown
     own, line = own_genes(knockdown, identity.own_gene, source.gather.store.genes, store.control)
     said += [line] if line else []
@@ -175,8 +164,27 @@ def plan_model(
     maker = make_maker(
         predictor, source, layout, device, options.drawn, options.counts, challenge.scores_calls, own, options.pool
     )
-    planned = plan(options, request, source, layout, maker, origin, said, notes)
+    planned = plan(options, request, source, layout, maker, origin_of(options, identity, ckpt), said, notes)
     return planned if from_files or claim() else None
+
+
+def adjust(predictor: Predictor, options: PredictOptions, source: Source, request: Sequence[Wanted]) -> None:
+    """Shows a predictor the control cells, and sets how much it changes them."""
+    show_controls(predictor, source)
+    for member in networks(predictor):
+        member.addition = options.known_addition
+    for one in (*effect_models(predictor), *priors(predictor)):
+        one.amplitude = options.known_amplitude
+        one.recentred = not any(w.batches for w in request)
+
+
+def origin_of(options: PredictOptions, identity: Identity, ckpt: Path) -> dict[str, Any]:
+    """What the file says of how it was predicted."""
+    return {
+        "ckpt": str(ckpt.resolve()), "predictor": label_of(options.predictor), "seed": options.seed, "knockdown": options.knockdown,
+        "counts": options.counts, "pool": options.pool, "amplitude": options.known_amplitude, "addition": options.addition,
+        "store": [str(Path(p).resolve()) for p in store_of(options.store, identity)],
+    }  # fmt: skip
 
 
 def make_source(store: Cells, identity: Identity, contexts: set[str], sets_per_step: int, seed: int) -> Source:

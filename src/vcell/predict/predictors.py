@@ -18,7 +18,8 @@ from vcell.model.blend import Blend
 from vcell.model.checkpoint import Identity, read_identity
 from vcell.model.find import find_checkpoint
 from vcell.model.predictor import Predictor, prior_of
-from vcell.model.table import PerturbationTable, table_for
+from vcell.model.run_table import table_for
+from vcell.model.table import PerturbationTable
 from vcell.model.trained import TrainedModel
 from vcell.predict.cells import Source
 from vcell.predict.controls import open_run_store

@@ -33,7 +33,8 @@ from vcell.model.checkpoint import make_identity, sizes_for
 from vcell.model.checkpoint_io import AtomicCheckpointIO
 from vcell.model.coexpression import coexpression_table
 from vcell.model.losses import Loss
-from vcell.model.table import PerturbationTable, table_for
+from vcell.model.run_table import table_for
+from vcell.model.table import PerturbationTable
 from vcell.model.trained import TrainedModel
 from vcell.training.cost import batch_flops
 from vcell.training.environment import check_wandb, cluster_environment

@@ -1,0 +1,129 @@
+"""The perturbation table that a run asks for: of a file, of several joined, of its control cells, or one-hot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from vcell.data.files.conditions import Condition
+from vcell.data.files.genes import gene_names
+from vcell.errors import VcellError
+from vcell.model.table import CELLS, COMBINE, Decision, PerturbationTable
+
+STANDARDISE = (True, False, "training")
+
+
+def table_for(
+    perturbation: Mapping[str, Any],
+    trained: Sequence[str],
+    held_out: Sequence[str],
+    of_cells: Callable[[], PerturbationTable] | None = None,
+) -> PerturbationTable:
+    """The table that a configuration asks for, with the rows that a run's perturbations need: of a file, of several joined, or one-hot.
+
+    Parameters
+    ----------
+    perturbation
+        The keys of the configuration's `perturbation`; checkpoints from before lack some.
+    trained, held_out
+        Perturbations of the run. A one-hot table has a column for each gene among the trained ones: of ``A+B``, one for A and one for B.
+    of_cells
+        Makes the table that `CELLS` stands for.
+
+    Raises
+    ------
+    VcellError
+        If a table cannot be read, or `CELLS` is asked for where no cells are at hand.
+    """
+    every = sorted({*trained, *held_out})
+    names, trained_names = (sorted({Condition.of(label).name for label in labels}) for labels in (every, trained))
+    return _plain_table(perturbation, trained_names, names, of_cells).with_conditions(every)
+
+
+def _plain_table(
+    perturbation: Mapping[str, Any],
+    trained: Sequence[str],
+    every: Sequence[str],
+    of_cells: Callable[[], PerturbationTable] | None,
+) -> PerturbationTable:
+    """The table for names without doses and types."""
+    held_out = sorted(set(every) - set(trained))
+    path = perturbation["path"]
+    if path is None:
+        return _one_hot(perturbation.get("combine"), trained, held_out, every)
+    paths = [path] if isinstance(path, str) else list(path)
+    weights = perturbation.get("weights") or [1.0] * len(paths)
+    if len(weights) != len(paths) or not all(isinstance(weight, int | float) for weight in weights):
+        raise VcellError(f"perturbation.weights={list(weights)} must be a number for each of the {len(paths)} tables")
+    tables = [_one_table(str(one), perturbation, trained, every, of_cells) for one in paths]
+    table = joined([one.times(weight) for one, weight in zip(tables, weights, strict=True)], every)
+    if perturbation.get("missing") == "learned":
+        table = table.with_own_columns([name for name in trained if name not in table.covering(trained, "sum").row])
+    return table.with_products().covering(every, "learned") if perturbation.get("combine") == "learned" else table
+
+
+def _one_hot(
+    combine: str | None, trained: Sequence[str], held_out: Sequence[str], every: Sequence[str]
+) -> PerturbationTable:
+    if combine is None:
+        return PerturbationTable.one_hot(trained, held_out)
+
+    def genes_of(names: Sequence[str]) -> list[str]:
+        several = {name: gene_names().parts(name, frozenset(every)) for name in names}
+        return [gene for name, genes in several.items() for gene in (genes if len(genes) > 1 else (name,))]
+
+    return PerturbationTable.one_hot(genes_of(trained), genes_of(held_out)).covering(every, combine)
+
+
+def _one_table(
+    path: str,
+    perturbation: Mapping[str, Any],
+    trained: Sequence[str],
+    every: Sequence[str],
+    of_cells: Callable[[], PerturbationTable] | None,
+) -> PerturbationTable:
+    if perturbation["standardise"] not in STANDARDISE:
+        raise VcellError(
+            f"perturbation.standardise={perturbation['standardise']} must be true (over the table), training, or false"
+        )
+    if path == CELLS and of_cells is None:
+        raise VcellError(
+            "this run's perturbation table was made of its control cells, and is too large for its checkpoint: train again with fewer genes"
+        )
+    table = of_cells() if path == CELLS and of_cells is not None else PerturbationTable.load(path)
+    if (seed := perturbation.get("shuffle")) is not None:
+        table = table.shuffled(int(seed))
+    if perturbation["standardise"]:
+        table = table.standardised(trained if perturbation["standardise"] == "training" else ())
+    aliases = {k: v for k, v in (perturbation["aliases"] or {}).items() if path != CELLS or v in table.row}
+    combine, missing = perturbation.get("combine"), perturbation.get("missing") or "error"
+    if combine not in COMBINE:
+        raise VcellError(
+            f"perturbation.combine={combine} must be one of {', '.join(str(c or 'null') for c in COMBINE)}"
+        )
+    # how genes are combined by what is learnt shows in the joined table
+    return table.with_aliases(aliases).covering(every, None if combine == "learned" else combine, missing)
+
+
+def joined(tables: Sequence[PerturbationTable], wanted: Sequence[str] = ()) -> PerturbationTable:
+    """One table whose vectors are those of several, one after the other. A name that some lack gets their mean there.
+
+    Parameters
+    ----------
+    wanted
+        Names for which it is reported.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    names = list(dict.fromkeys(name for table in tables for name in table.names))
+    parts = []
+    for table in tables:
+        mean = table.vectors.mean(0)
+        parts.append(torch.stack([table.vectors[table.row[name]] if name in table.row else mean for name in names]))
+    known = {name for name in wanted if any(name in table.row for table in tables)}
+    lacking = [Decision(n, "mean in", t.origin) for t in tables for n in sorted(known) if n not in t.row]
+    decisions = [decision for table in tables for decision in table.decisions] + lacking
+    widths = tuple(table.width for table in tables)
+    return PerturbationTable(names, torch.cat(parts, 1), " + ".join(t.origin for t in tables), tuple(decisions), widths)
