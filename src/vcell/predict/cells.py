@@ -91,7 +91,7 @@ class PredictedCells:
 
     def predicted(self, wanted: Sequence[Wanted]) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Set by set: control cells, and what is predicted from them, ``(cells, genes)`` of the predictor, finite."""
-        for number, controls, _, predicted_CP in predicted_sets(self.predictor, self.source, wanted, self.device):
+        for number, controls, _, (predicted_CP,) in predicted_sets([self.predictor], self.source, wanted, self.device):
             check_finite(predicted_CP, wanted[number])
             yield controls, predicted_CP
 
@@ -150,21 +150,7 @@ class PredictedEffects:
     device: torch.device | str = "cpu"
 
     def rates(self, wanted: Sequence[Wanted]) -> list[np.ndarray]:
-        store, predicted_genes = self.source.store, self.source.predicted_genes
-        known = predicted_genes >= 0
-        sums: dict[int, tuple[Tensor, Tensor]] = {}
-        for number, _, control_CP, predicted_CP in predicted_sets(self.predictor, self.source, wanted, self.device):
-            check_finite(predicted_CP, wanted[number])
-            here = (control_CP.double().sum(0), predicted_CP.double().sum(0))
-            before = sums.get(number)
-            sums[number] = here if before is None else (before[0] + here[0], before[1] + here[1])
-        found = []
-        for number, group in enumerate(wanted):
-            from_G, to_G = np.zeros(store.n_genes), np.zeros(store.n_genes)
-            for mean_G, sum_P in zip((from_G, to_G), sums[number], strict=True):
-                mean_G[predicted_genes[known]] = (sum_P.cpu().numpy() / group.n_cells)[known]
-            found.append(self.models.of(group.context).rates_of_log1p(to_G, from_G))
-        return found
+        return [rate_G for (rate_G,) in rates_by([self.predictor], self.source, self.models, wanted, self.device)]
 
 
 @dataclass(frozen=True)
@@ -201,21 +187,22 @@ class AddedEffects:
 
     Parameters
     ----------
-    prior
+    measured
         The prior's rates.
-    without, with_network
-        Rates of the mean log1p that the prior, and the network on top of it, give to the same control cells.
+    prior, network
+        Their cells: the change is that between the rates of the mean log1p that each gives to the same control cells.
     """
 
-    prior: MeasuredEffects
-    without: PredictedEffects
-    with_network: PredictedEffects
+    measured: MeasuredEffects
+    prior: Predictor
+    network: Predictor
+    device: torch.device | str = "cpu"
 
     def rates(self, wanted: Sequence[Wanted]) -> list[np.ndarray]:
+        source, models = self.measured.source, self.measured.models
+        both = rates_by([self.prior, self.network], source, models, wanted, self.device)
         found = []
-        for start_G, before_G, after_G in zip(
-            self.prior.rates(wanted), self.without.rates(wanted), self.with_network.rates(wanted), strict=True
-        ):
+        for start_G, (before_G, after_G) in zip(self.measured.rates(wanted), both, strict=True):
             changed_G = np.divide(after_G, before_G, out=np.ones_like(after_G), where=before_G > 0)
             found.append(np.where(before_G > 0, start_G * changed_G, after_G))
         return found
@@ -272,12 +259,38 @@ class DrawnCells:
         return self.layout.of_counts(counts, library_C)
 
 
-def predicted_sets(
-    predictor: Predictor, source: Source, wanted: Sequence[Wanted], device: torch.device | str
-) -> Iterator[tuple[int, np.ndarray, Tensor, Tensor]]:
-    """Set by set: the number of its group in `wanted`, its control cells, these and the predicted cells as log1p.
+def rates_by(
+    predictors: Sequence[Predictor],
+    source: Source,
+    models: CountModels,
+    wanted: Sequence[Wanted],
+    device: torch.device | str,
+) -> list[list[np.ndarray]]:
+    """For each group the rates, by predictor, whose counts have the mean log1p that it gives the group's control cells, ``(genes)``."""
+    store, predicted_genes = source.store, source.predicted_genes
+    known = predicted_genes >= 0
+    sums: dict[int, list[Tensor]] = {}
+    for number, _, control_CP, predicted in predicted_sets(predictors, source, wanted, device):
+        for cells_CP in predicted:
+            check_finite(cells_CP, wanted[number])
+        here = [cells_CP.double().sum(0) for cells_CP in (control_CP, *predicted)]
+        sums[number] = here if number not in sums else [a + b for a, b in zip(sums[number], here, strict=True)]
+    found = []
+    for number, group in enumerate(wanted):
+        means = [np.zeros(store.n_genes) for _ in sums[number]]
+        for mean_G, sum_P in zip(means, sums[number], strict=True):
+            mean_G[predicted_genes[known]] = (sum_P.cpu().numpy() / group.n_cells)[known]
+        from_G, *to = means
+        found.append([models.of(group.context).rates_of_log1p(to_G, from_G) for to_G in to])
+    return found
 
-    Both are ``(cells, predictor's genes)``. A step of the predictor may hold sets of several groups.
+
+def predicted_sets(
+    predictors: Sequence[Predictor], source: Source, wanted: Sequence[Wanted], device: torch.device | str
+) -> Iterator[tuple[int, np.ndarray, Tensor, list[Tensor]]]:
+    """Set by set: the number of its group in `wanted`, its control cells, these and each predictor's cells as log1p.
+
+    All are ``(cells, predictors' genes)``. A step of the predictors may hold sets of several groups.
     """
     plans = [source.plan(group) for group in wanted]
     of_set = [(number, s) for number, plan in enumerate(plans) for s in range(len(plan))]
@@ -291,12 +304,17 @@ def predicted_sets(
         )
         batch = source.gather.to_device(source.gather.fetch(sets), device)
         with torch.inference_mode():
-            predicted_SCP = predictor.predict(batch)
+            predicted = [predictor.predict(batch) for predictor in predictors]
         for i, (number, s) in enumerate(some):
             n = min(
                 source.set_size, wanted[number].n_cells - s * source.set_size
             )  # the last set may be larger than asked for
-            yield number, sets.controls_SC[i, :n], batch.control_SCG[i, :n], predicted_SCP[i, :n]
+            yield (
+                number,
+                sets.controls_SC[i, :n],
+                batch.control_SCG[i, :n],
+                [cells_SCP[i, :n] for cells_SCP in predicted],
+            )
 
 
 def pooled(rows: SparseCells, number: int, rng: np.random.Generator) -> SparseCells:

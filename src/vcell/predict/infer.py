@@ -220,8 +220,9 @@ def make_maker(
         whole = priors(predictor)
         effects = AddedEffects(
             MeasuredEffects(whole[0], source, models, calls, own),
-            PredictedEffects(whole[0] if own is None else WithOwnGenes(whole[0], own), source, models, device),
-            PredictedEffects(shown, source, models, device),
+            whole[0] if own is None else WithOwnGenes(whole[0], own),
+            shown,
+            device,
         )
     else:
         effects = PredictedEffects(shown, source, models, device)
