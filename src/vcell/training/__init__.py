@@ -1,1 +1,5 @@
 """Training: a configuration to data, model and trainer, and a run that can be resumed at any step."""
+
+from vcell.training.light_start import load_in_part
+
+load_in_part()  # before the first import of Lightning

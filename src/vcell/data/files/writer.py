@@ -16,7 +16,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import write_elem
 from scipy import sparse
 
 from vcell.atomic import sync_file, sync_folder
@@ -155,6 +154,8 @@ def index_type(stored: int) -> np.dtype:
 
 def write_frame(file: h5py.File, obs: pd.DataFrame, genes: list[str], uns: dict[str, Any] | None = None) -> None:
     """Everything of an h5ad but its matrix."""
+    from anndata.io import write_elem  # here: training, which writes none, starts without it
+
     file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     write_elem(file, "obs", obs)
     write_elem(file, "var", pd.DataFrame(index=pd.Index(genes, dtype=object)))

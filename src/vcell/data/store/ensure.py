@@ -10,8 +10,6 @@ import pandas as pd
 
 from vcell.config import differences
 from vcell.data.files.paths import check_required, content_of, expand, read_gene_list, toml_patterns
-from vcell.data.simulation.screen import Screen
-from vcell.data.simulation.write import ensure_screen
 from vcell.data.store.ingest import ingest
 from vcell.data.store.options import GENE_KEYS, RECIPE_KEYS, StoreOptions
 from vcell.data.store.panel import PANELS, GeneChoice
@@ -96,6 +94,9 @@ def _made(options: StoreOptions, path: Path, workers: int | None, cluster: str |
 
 def _simulated(options: StoreOptions) -> None:
     if options.simulate is not None:
+        from vcell.data.simulation.screen import Screen  # here: a store that is there opens without anndata
+        from vcell.data.simulation.write import ensure_screen
+
         arguments = dict(options.simulate)
         ensure_screen(Path(arguments.pop("out")), Screen(**arguments))
 
