@@ -7,6 +7,7 @@ are copied there and only cell indices are transferred.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -24,7 +25,8 @@ from vcell.data.store.store import Cells, SparseCells
 from vcell.progress import progress_bar
 
 BLOCK_CELLS = 4096
-CELLS_IN_CACHE = 128
+CELLS_PER_BLOCK = 512  # made dense by one thread
+WORTH_COMPILED = 500_000  # stored values
 SIGNED = {
     np.dtype(np.uint16): np.dtype(np.int16),
     np.dtype(np.uint32): np.dtype(np.int32),
@@ -156,21 +158,20 @@ class Gather:
         return dense_CG
 
     def _densify_in_blocks(self, cells: SparseTensors) -> Tensor:
-        """The same on the CPU, on all its cores, in blocks whose working memory stays in the cache."""
+        """The same on the CPU, on all its cores."""
         lengths, library_size = cells.lengths.numpy(), cells.library_size.numpy()
         genes, counts = (part.numpy().view(UNSIGNED[part.numpy().dtype]) for part in (cells.genes, cells.counts))
-        starts = starts_of(lengths)
-        scale, n_genes = self.target_sum / library_size, self.store.n_genes
-        dense_CG = np.zeros((len(lengths), n_genes), np.float32)
+        starts, scale = starts_of(lengths), self.target_sum / library_size
+        dense_CG = np.empty((len(lengths), self.store.n_genes), np.float32)
+        # compiled code takes a quarter of a second to load: not for a few cells, and fractions have no table
+        compiled = len(counts) >= WORTH_COMPILED and counts.dtype != np.float32
+        fill_block = _compiled_fill() if compiled else _fill_log1p
 
         def fill(first: int) -> None:
-            last = min(first + CELLS_IN_CACHE, len(lengths))
-            values = slice(starts[first], starts[last])
-            log1p = stored_to_log1p(counts[values], np.repeat(scale[first:last], lengths[first:last]))
-            rows = (log1p, genes[values].astype(np.int32), (starts[first : last + 1] - starts[first]).astype(np.int32))
-            sparse.csr_matrix(rows, shape=(last - first, n_genes)).toarray(out=dense_CG[first:last])
+            last = min(first + CELLS_PER_BLOCK, len(lengths))
+            fill_block(dense_CG[first:last], starts[first : last + 1], genes, counts, scale[first:last])
 
-        blocks = range(0, len(lengths), CELLS_IN_CACHE)
+        blocks = range(0, len(lengths), CELLS_PER_BLOCK)
         if len(blocks) > 1:
             list(_pool().map(fill, blocks))
         else:
@@ -197,6 +198,22 @@ class Gather:
             return np.full(self.store.n_genes, len(cells))
         of_source = np.bincount(self.store.source_of_cell[cells], minlength=len(self.store.known))
         return of_source @ self.store.known
+
+
+def _fill_log1p(
+    dense_CG: np.ndarray, starts: np.ndarray, genes: np.ndarray, counts: np.ndarray, scale: np.ndarray
+) -> None:
+    """`dense.fill_log1p` without a compiler."""
+    values = slice(starts[0], starts[-1])
+    log1p = stored_to_log1p(counts[values], np.repeat(scale, np.diff(starts)))
+    rows = (log1p, genes[values].astype(np.int32), (starts - starts[0]).astype(np.int32))
+    sparse.csr_matrix(rows, shape=dense_CG.shape).toarray(out=dense_CG)
+
+
+def _compiled_fill() -> Callable[..., None]:
+    from vcell.data.dense import fill_log1p
+
+    return fill_log1p
 
 
 @dataclass(frozen=True)

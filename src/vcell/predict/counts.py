@@ -28,17 +28,16 @@ from functools import cached_property
 import numpy as np
 from scipy import sparse
 
-from vcell.data.files.csr import row_of, starts_of
+from vcell.data.files.csr import row_of
 from vcell.data.files.normalize import scaled_log1p
 from vcell.data.store.store import Cells, SparseCells
 from vcell.errors import VcellError
+from vcell.predict.drawing import draw_cells
 
 BLOCK_CELLS = 2048
-DRAWN_AT_ONCE = 64  # cells whose added molecules are drawn together: their arrays stay in the cache
 MOST_DISPERSED, LEAST_DISPERSED = 50.0, 1e-3
 TELLING_COUNTS = 200  # of a gene over all control cells, from which its own dispersion can be read
 LIBRARIES = 16  # quantiles that stand for the library sizes of a context
-LARGE_MEAN = 8.0  # above it a Poisson number is drawn as such, below by inverting its distribution
 # the table of E log1p: shares of a library from one molecule in a billion to half of it, and dispersions
 LOG_RATES = np.linspace(np.log(1e-9), np.log(0.5), 220)
 DISPERSIONS = np.concatenate([[0.0], np.geomspace(0.02, MOST_DISPERSED, 23)])
@@ -162,16 +161,10 @@ class CountModel:
         counts = sparse.csr_matrix(
             (controls.values.astype(np.int64), controls.indices.astype(np.int32), controls.indptr), shape=shape
         )
-        library_C = controls.library_size.astype(np.float64)
-        if again_C is not None and again_C.any():
-            counts = self._other_cells(counts, library_C, again_C, rng)
-        keep_G = np.divide(rate_G, self.rate_G, out=np.ones_like(rate_G), where=self.rate_G > 0).clip(0.0, 1.0)
-        added = self._added(counts, library_C, self.rate_G, rate_G, rng)
-        counts = _thinned(counts, np.broadcast_to(keep_G, shape), rng)
-        counts = counts if added is None else sparse.csr_matrix(counts + added)
-        counts.eliminate_zeros()
-        counts.sort_indices()
-        return counts
+        again_C = np.zeros(shape[0], bool) if again_C is None else again_C
+        return draw_cells(
+            counts, controls.library_size, self.rate_G, rate_G, self.dispersion_G, again_C, int(rng.integers(2**63))
+        )
 
     def of_pools(self, number: int) -> CountModel:
         """The law of cells that are each the mean of `number` control cells."""
@@ -216,47 +209,6 @@ class CountModel:
         total.eliminate_zeros()
         total.sort_indices()
         return total
-
-    def _other_cells(
-        self, counts: sparse.csr_matrix, library_C: np.ndarray, again_C: np.ndarray, rng: np.random.Generator
-    ) -> sparse.csr_matrix:
-        """Half the molecules of some cells replaced: removed, and drawn again from what is left."""
-        keep_CG = np.broadcast_to(np.where(again_C, 0.5, 1.0)[:, None], counts.shape)
-        left = _thinned(counts, keep_CG, rng)
-        some = np.flatnonzero(again_C)
-        added = self._added(left[some], library_C[some], self.rate_G / 2, self.rate_G, rng)
-        if added is None:
-            return left
-        place = sparse.csr_matrix(
-            (np.ones(len(some), np.int64), (some, np.arange(len(some)))), (len(again_C), len(some))
-        )
-        return sparse.csr_matrix(left + place @ added)
-
-    def _added(
-        self,
-        counts: sparse.csr_matrix,
-        library_C: np.ndarray,
-        from_G: np.ndarray,
-        to_G: np.ndarray,
-        rng: np.random.Generator,
-    ) -> sparse.csr_matrix | None:
-        """Molecules that take genes from the rate `from_G` up to `to_G`; None where no gene goes up."""
-        up = np.flatnonzero(to_G > from_G)
-        if not up.size:
-            return None
-        inverse_G = 1 / self.dispersion_G[up]
-        blocks = []
-        for start in range(0, counts.shape[0], DRAWN_AT_ONCE):
-            stop = min(start + DRAWN_AT_ONCE, counts.shape[0])
-            library_C1 = library_C[start:stop, None]
-            shape_CG = counts[start:stop, up].toarray() + inverse_G
-            size_CG = (to_G - from_G)[up] * library_C1 / (inverse_G + from_G[up] * library_C1)
-            cell, gene, number = _gamma_poisson(shape_CG, size_CG, rng)
-            starts = starts_of(np.bincount(cell, minlength=stop - start))
-            blocks.append(
-                sparse.csr_matrix((number, up[gene].astype(np.int32), starts), (stop - start, counts.shape[1]))
-            )
-        return sparse.csr_matrix(sparse.vstack(blocks))
 
     @cached_property
     def _mean_table(self) -> np.ndarray:
@@ -331,40 +283,3 @@ def _dispersion(excess_G: np.ndarray, scale_G: np.ndarray, total_G: np.ndarray, 
     error_G = np.sqrt(2 * n_cells) / np.maximum(total_G, 1e-9)
     trust_G = 1 / (1 + (error_G / max(usual, 0.05)) ** 2)
     return (trust_G * raw_G.clip(min=0) + (1 - trust_G) * usual).clip(LEAST_DISPERSED, MOST_DISPERSED)
-
-
-def _thinned(counts: sparse.csr_matrix, keep_CG: np.ndarray, rng: np.random.Generator) -> sparse.csr_matrix:
-    """Each molecule kept with the given probability."""
-    keep = keep_CG[row_of(counts.indptr), counts.indices]
-    values = counts.data.copy()
-    some = np.flatnonzero(keep < 1)
-    values[some] = rng.binomial(values[some], keep[some])
-    return sparse.csr_matrix((values, counts.indices, counts.indptr), shape=counts.shape)
-
-
-def _gamma_poisson(
-    shape_CG: np.ndarray, size_CG: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where Poisson(size × Gamma(shape)) is above 0, and the numbers there: cells, genes, numbers.
-
-    Nearly all entries are 0. One uniform number per entry decides that, and also the number if it is not 0.
-    """
-    log_none_CG = -shape_CG * np.log1p(size_CG)
-    uniform_CG = rng.random(shape_CG.shape)
-    large_CG = shape_CG * size_CG > LARGE_MEAN
-    cell, gene = np.nonzero((uniform_CG > np.exp(log_none_CG)) | large_CG)
-    shape, size, large = (array[cell, gene] for array in (shape_CG, size_CG, large_CG))
-    number = np.zeros(len(cell), np.int64)
-    number[large] = rng.poisson(rng.standard_gamma(shape[large]) * size[large])
-    left = np.flatnonzero(~large)
-    uniform, shape, odds = uniform_CG[cell[left], gene[left]], shape[left], (size / (1 + size))[left]
-    term = np.exp(log_none_CG[cell[left], gene[left]])
-    reached, k = term.copy(), 0
-    while left.size and k < 1000:
-        term = term * (shape + k) / (k + 1) * odds
-        k += 1
-        reached = reached + term
-        number[left] = k
-        more = uniform > reached
-        left, uniform, shape, odds, term, reached = (a[more] for a in (left, uniform, shape, odds, term, reached))
-    return cell, gene, number
