@@ -102,7 +102,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     data = make_data(config, store, assigned)
     module = make_module(config, {"model": dict(config.model)}, data)
     config.callbacks = None
-    trainer = make_trainer(config, [watch])
+    trainer = make_trainer(config, module.model, [watch])
     trainer.fit(module, data)
     found = {
         "seconds": watch.seconds, "busy": watch.busy, "flops": module.flops, "peak_flops": peak_flops(trainer),

@@ -51,7 +51,7 @@ FIXED = {
     ),
     "infer": (
         "challenge", "ckpt", "targets", "contexts", "n_cells", "batches", "genes", "controls", "store", "perturbation", "predictor", "draw", "counts", "pool", "knockdown", "amplitude", "addition",
-        "target_sum", "max_controls", "compression", "sets_per_step", "seed", "trust",
+        "target_sum", "max_controls", "compression", "sets_per_step", "seed", "precision", "trust",
     ),
     "package": (
         "challenge", "pred", "genes", "targets", "contexts", "controls", "convert", "pred_kind", "pred_target_sum", "n_cells", "draw",

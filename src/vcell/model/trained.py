@@ -17,6 +17,9 @@ from vcell.model.lora import merged
 from vcell.model.negative_binomial import CountLaw, draw
 from vcell.model.predictor import prior_of
 from vcell.model.table import PerturbationTable
+from vcell.system import auto_precision
+
+PRECISIONS = ("auto", "float32", "bf16")
 
 
 @dataclass
@@ -33,12 +36,15 @@ class TrainedModel:
         What the checkpoint says of itself.
     addition
         How much of what the network adds to its prior is kept, 0 to 1; None: as its validation has found.
+    products
+        Precision of the network's matrix products where it predicts; in training Lightning says it.
     """
 
     model: nn.Module
     table: PerturbationTable
     identity: Identity
     addition: float | None = None
+    products: torch.dtype = torch.float32
     _vectors: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -146,10 +152,12 @@ class TrainedModel:
 
     def _say(self, batch: CellSetBatch, control_SCG: Tensor) -> Tensor | CountLaw:
         vectors_SP = self._lookup(batch.perturbations, control_SCG.device)
-        said: Tensor | CountLaw = self.model(
-            control_SCG, vectors_SP, batch.embedding_SCE, batch.context_S, batch.batch_SC
-        )
-        return said
+        arguments = control_SCG, vectors_SP, batch.embedding_SCE, batch.context_S, batch.batch_SC
+        if self.products == torch.float32:
+            said: Tensor | CountLaw = self.model(*arguments)
+            return said
+        with torch.autocast(control_SCG.device.type, self.products):
+            return self.model(*arguments)
 
     def start(self, batch: CellSetBatch) -> Tensor:
         """The cells that the network changes: control cells, or its prior's."""
@@ -161,6 +169,21 @@ class TrainedModel:
     def to(self, device: torch.device | str) -> TrainedModel:
         """Moves the network to `device`; gives the same object."""
         self.model.to(device)
+        return self
+
+    def in_precision(self, precision: str) -> TrainedModel:
+        """Has the network predict in ``float32`` or ``bf16``, or as suits it and its device best (``auto``); gives the same object.
+
+        ``auto`` is `system.auto_precision`, but float32 on GPUs without bf16: fp16 has no room for a network's largest values.
+        """
+        if precision not in PRECISIONS:
+            raise VcellError(f"precision={precision} must be one of {', '.join(PRECISIONS)}")
+        if precision == "auto":
+            weights = list(self.model.parameters())
+            device = weights[0].device if weights else torch.device("cpu")
+            best = auto_precision(device, sum(weight.numel() for weight in weights))
+            precision = "bf16" if best == "bf16-mixed" else "float32"
+        self.products = torch.bfloat16 if precision == "bf16" else torch.float32
         return self
 
     def _lookup(self, perturbations: list[str], device: torch.device) -> Tensor:

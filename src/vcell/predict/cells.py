@@ -9,8 +9,9 @@ Shape legend: C cells, G genes of the control cells' store, P genes of the predi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from typing import Protocol
 
 import numpy as np
@@ -75,9 +76,14 @@ class Source:
 
 
 class CellMaker(Protocol):
-    """Cells of the file for some targets, in their order."""
+    """Cells of the file for some targets, in their order. One with a method `begin` is told what comes next."""
 
     def cells(self, wanted: Sequence[Wanted]) -> Iterator[sparse.csr_matrix]: ...
+
+
+@cache
+def _background() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="rates")
 
 
 @dataclass(frozen=True)
@@ -231,10 +237,11 @@ class DrawnCells:
     models: CountModels
     matched: bool = False  # whether each gene's sum over the cells is made what its rate says
     pool: int = 1  # control cells averaged into each
+    _begun: dict[int, Future] = field(default_factory=dict, repr=False, compare=False)
 
     def cells(self, wanted: Sequence[Wanted]) -> Iterator[sparse.csr_matrix]:
         tasks = []
-        for group, rate_G in zip(wanted, self.effects.rates(wanted), strict=True):
+        for group, rate_G in zip(wanted, self._rates(wanted), strict=True):
             several = replace(group, n_cells=group.n_cells * self.pool)
             controls = self.source.controls(several).reshape(self.pool, group.n_cells).T
             stands_already = again(controls[:, 0]) if self.pool == 1 else np.zeros(group.n_cells, bool)
@@ -242,6 +249,15 @@ class DrawnCells:
                 block = slice(start, start + CELLS_AT_ONCE)
                 tasks.append((group, rate_G, controls[block], stands_already[block], start))
         yield from in_threads(self._draw, tasks)
+
+    def begin(self, wanted: Sequence[Wanted]) -> None:
+        """Has the network work on these cells while others are drawn and written; they are then asked for as the same object."""
+        if id(wanted) not in self._begun:
+            self._begun[id(wanted)] = _background().submit(self.effects.rates, wanted)
+
+    def _rates(self, wanted: Sequence[Wanted]) -> list[np.ndarray]:
+        begun = self._begun.pop(id(wanted), None)
+        return self.effects.rates(wanted) if begun is None else begun.result()
 
     def _draw(self, task: tuple[Wanted, np.ndarray, np.ndarray, np.ndarray, int]) -> sparse.csr_matrix:
         group, rate_G, cells, again_C, start = task

@@ -56,6 +56,7 @@ class LoadedModel(TrainedModel):
         store: str | Sequence[str] | None = None,
         seed: int = 0,
         device: str = "auto",
+        precision: str = "auto",
         verbose: bool = False,
     ) -> ad.AnnData: ...
 
@@ -89,7 +90,7 @@ class LoadedModel(TrainedModel):
             Control cells per context that are kept.
         store
             Where the run's cell store lies now.
-        seed, device
+        seed, device, precision
             How to predict.
         verbose
             Print what the command would print.

@@ -68,6 +68,8 @@ class PredictOptions:
         Control cells per context that are written; None: all.
     sets_per_step, seed, device
         How to predict.
+    precision
+        Of a network's matrix products: ``float32``, ``bf16``, or ``auto`` (`TrainedModel.in_precision`).
     runs
         Where checkpoints are looked for by name.
     trust
@@ -97,6 +99,7 @@ class PredictOptions:
     sets_per_step: int = 8
     seed: int = 0
     device: str = "auto"
+    precision: str = "auto"
     runs: str = "runs"
     trust: Sequence[str] = ()
     pred_kind: str = "auto"

@@ -90,6 +90,11 @@ class PredictionPlan:
         if len(job.controls):
             yield from copied_cells(self.source.store, self.layout, job.controls)
 
+    def begin(self, job: Job) -> None:
+        """Has work begin on a job whose cells are asked for soon."""
+        if job.wanted and callable(begin := getattr(self.maker, "begin", None)):
+            begin(job.wanted)
+
     def obs(self) -> pd.DataFrame:
         """Labels of the file's cells: target, context, and the batch of the control cell behind each."""
         source, challenge = self.source, self.challenge

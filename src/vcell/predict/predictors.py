@@ -74,9 +74,10 @@ def make_predictor(
     found: list[Predictor] = []
     for name in weights:
         if name == "model":
-            found.append(model.to(device))
+            found.append(model.to(device).in_precision(options.precision))
         else:
-            found.append(baselines[name] if name in baselines else _other_model(name, model, options).to(device))
+            other = None if name in baselines else _other_model(name, model, options).to(device)
+            found.append(baselines[name] if other is None else other.in_precision(options.precision))
     return found[0] if list(weights.values()) == [1.0] else Blend(found, list(weights.values()))
 
 

@@ -95,10 +95,14 @@ def fill(plan: PredictionPlan, parts: PartsFolder, rank: Rank) -> None:
     others = np.setdiff1d(numbers, own)[::-1]
     with progress_bar(sum(parts.sizes), f"predicting {parts.out.name}", "cells", disable=rank.number > 0) as progress:
         progress.update(parts.cells_done)
-        for number in [*own.tolist(), *others.tolist()]:
+        order = [*own.tolist(), *others.tolist()]
+        for number, following in zip(order, [*order[1:], None], strict=True):
             if not parts.folder.is_dir():
                 return  # joined by rank 0 already
             if not parts.has(number):
+                plan.begin(jobs[number])
+                if following is not None and following in own and not parts.has(following):
+                    plan.begin(jobs[following])  # the network works on them while these are drawn
                 parts.write(number, plan.cells(jobs[number]))
                 if rank.number == 0 and parts.has(number):
                     parts.check_space(number)

@@ -36,6 +36,7 @@ from vcell.model.losses import Loss
 from vcell.model.run_table import table_for
 from vcell.model.table import PerturbationTable
 from vcell.model.trained import TrainedModel
+from vcell.system import auto_precision
 from vcell.training.cost import batch_flops
 from vcell.training.environment import check_wandb, cluster_environment
 from vcell.training.module import TransitionModule
@@ -272,7 +273,7 @@ def make_optimizer(config: DictConfig, model: torch.nn.Module) -> Any:
     """
     options = dict(config.optimizer)
     if options.get("fused") == "auto":
-        options["fused"] = precision(config.trainer) != "16-mixed"
+        options["fused"] = precision(config.trainer, model) != "16-mixed"
     optimizer = build(options)
     try:
         optimizer(model.parameters())
@@ -281,7 +282,7 @@ def make_optimizer(config: DictConfig, model: torch.nn.Module) -> Any:
     return optimizer
 
 
-def make_short_trainer(config: DictConfig, callback: Callback, steps: int, folder: str) -> Trainer:
+def make_short_trainer(config: DictConfig, model: nn.Module, callback: Callback, steps: int, folder: str) -> Trainer:
     """A trainer of a few steps that leaves nothing but what `callback` saw; validates one batch at their end."""
     short = {
         "max_steps": steps, "val_check_interval": steps * config.trainer.accumulate_grad_batches, "limit_val_batches": 1,
@@ -291,11 +292,11 @@ def make_short_trainer(config: DictConfig, callback: Callback, steps: int, folde
     OmegaConf.set_struct(changed, False)
     changed.trainer.update(short)
     changed.logger = changed.callbacks = None
-    return make_trainer(changed, [callback])
+    return make_trainer(changed, model, [callback])
 
 
-def make_trainer(config: DictConfig, callbacks: Sequence[Callback] = ()) -> Trainer:
-    """Lightning's trainer with the configured callbacks and loggers, and further `callbacks`."""
+def make_trainer(config: DictConfig, model: nn.Module, callbacks: Sequence[Callback] = ()) -> Trainer:
+    """Lightning's trainer for `model`, with the configured callbacks and loggers, and further `callbacks`."""
     options = config.trainer
     gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     if options.accelerator == "gpu" and not gpu:
@@ -311,20 +312,19 @@ def make_trainer(config: DictConfig, callbacks: Sequence[Callback] = ()) -> Trai
         plugins.append(environment)
     return build(
         options,
-        precision=precision(options),
+        precision=precision(options, model),
         logger=loggers,
         callbacks=[*(build(callback) for callback in (config.callbacks or {}).values() if callback), *callbacks],
         plugins=plugins,
     )
 
 
-def precision(options: DictConfig) -> str:
-    """As configured; ``auto`` is bf16 where the GPU has it, fp16 with loss scaling on older ones, fp32 on CPU."""
+def precision(options: DictConfig, model: nn.Module) -> str:
+    """As configured; ``auto`` is `auto_precision` of the accelerator and the network."""
     if options.precision != "auto":
         return str(options.precision)
-    if options.accelerator == "cpu" or not torch.cuda.is_available():
-        return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    kind = "cpu" if options.accelerator == "cpu" or not torch.cuda.is_available() else "cuda"
+    return auto_precision(torch.device(kind), sum(weight.numel() for weight in model.parameters()))
 
 
 def make_wandb(config: DictConfig, logger: DictConfig) -> Any:

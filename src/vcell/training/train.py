@@ -100,7 +100,7 @@ def _train(config: DictConfig, run: RunSettings, own: Own | None, folder: RunFol
         check(config, run, data, module, notes, rank)
         return
     notes += start_from_another(run, module, continues=checkpoint is not None)
-    trainer = make_trainer(config)  # what it refuses leaves no folder
+    trainer = make_trainer(config, module.model)  # what it refuses leaves no folder
     if rank == 0:
         if checkpoint is None:
             folder.begin(run.plain, run.overwrite)
@@ -184,7 +184,7 @@ def check(
         say(summary(run, data, module), notes)
     with tempfile.TemporaryDirectory(prefix="vcell-check-") as place:
         watch = Stopwatch()
-        found = estimate(make_short_trainer(config, watch, STEPS, place), run, data, module, watch)
+        found = estimate(make_short_trainer(config, module.model, watch, STEPS, place), run, data, module, watch)
     if rank == 0:
         print("\n".join([str(found), *guidance(data, module.table)]), flush=True)
 
