@@ -1,9 +1,11 @@
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from vcell.data.datamodule import CellSetDataModule
 from vcell.data.files.normalize import to_log1p
 from vcell.data.gather import DeviceRows, Gather
 from vcell.data.sampler import CellSetSampler
@@ -49,6 +51,35 @@ def test_a_store_on_the_device_gives_the_same_numbers(store: CellStore, device: 
     sets = CellSetSampler(cells, [g for g in cells.groups if g[1] != cells.control], 5, 3).batch(2)
     gather = Gather(cells, 1e4)
     resident = replace(gather, resident=DeviceRows.of(cells, device))
+    assert len(resident.resident.cells.genes) == cells.stored_values  # its size on the device is known before
     expected, found = (g.to_device(g.fetch(sets), device) for g in (gather, resident))
     torch.testing.assert_close(found.control_SCG, expected.control_SCG, rtol=0, atol=0)
     torch.testing.assert_close(found.perturbed_SCG, expected.perturbed_SCG, rtol=0, atol=0)
+
+
+def test_a_store_on_the_device_may_have_parts_of_other_number_types(store: CellStore, monkeypatch: pytest.MonkeyPatch):
+    wide = np.result_type(store.values.dtype, np.uint32)
+    view = with_genes(store, store.genes)
+    monkeypatch.setattr(type(view), "number_types", property(lambda self: (np.dtype(np.uint32), wide)))
+    cells = np.arange(0, store.n_cells, 7)
+    rows = DeviceRows.of(view, "cpu").rows(torch.from_numpy(cells))
+    assert rows.genes.dtype == rows.counts.dtype == torch.int32
+    expected = store.rows(cells)
+    np.testing.assert_array_equal(rows.counts.numpy(), expected.values.astype(np.int64))
+    np.testing.assert_array_equal(rows.genes.numpy(), expected.indices.astype(np.int64))
+
+
+@pytest.mark.parametrize(
+    ("asked", "free", "chosen", "said"),
+    [
+        ("auto", 10**9, True, "held by the GPU"),
+        ("auto", 10, False, "copied to the GPU step by step, which takes longer .* of which it may take 75%"),
+        (False, 10**9, False, "data.sets.resident=false"),
+        (True, 10, True, "data.sets.resident=true"),
+    ],
+)
+def test_where_the_store_lies_is_said_with_the_reason(store: CellStore, asked: str | bool, free: int, chosen: bool, said: str):
+    data = CellSetDataModule(store, {}, 1e4, 5, 3, resident=asked)
+    found, words = data._residence(torch.device("cuda"), free)
+    assert found is chosen and re.search(said, words)
+    assert data._residence(torch.device("cpu"), 0) == ((False, "") if asked is not True else (True, words))

@@ -19,7 +19,7 @@ from vcell.data.sampler import CellSetSampler, Weights
 from vcell.data.splits import Group
 from vcell.data.store.store import Cells
 
-SHARE_FOR_STORE = 0.4  # of the GPU's free memory; the rest is for the model and its activations
+SHARE_FOR_STORE = 0.75  # of the GPU's free memory; the rest is for the model and its activations
 
 
 class PrefetchLoader:
@@ -120,15 +120,32 @@ class CellSetDataModule(LightningDataModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Uploads the store if the device is to hold it."""
+        """Uploads the store if the device is to hold it, and says so."""
         if self.gather.resident is not None or self.trainer is None:
             return
         device = self.trainer.strategy.root_device
-        fits = (
-            device.type == "cuda" and bytes_on_device(self.store) < SHARE_FOR_STORE * torch.cuda.mem_get_info(device)[0]
-        )
-        if self.resident is True or (self.resident == "auto" and fits):
+        chosen, why = self._residence(device, torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0)
+        if why and self.trainer.is_global_zero:
+            print(f"cells        {why}", flush=True)
+        if chosen:
             self.gather = replace(self.gather, resident=DeviceRows.of(self.store, device))
+
+    def _residence(self, device: torch.device, free: int) -> tuple[bool, str]:
+        """Whether the device is to hold the store, and in words why and what it costs; no words where nothing was to be chosen."""
+        if self.resident is not True and device.type != "cuda":
+            return False, ""
+        needs, gb = bytes_on_device(self.store), 1e9
+        has = f"the store takes {needs / gb:,.1f} GB, and {free / gb:,.1f} GB of the GPU are free"
+        if self.resident is True:
+            return True, f"held by the device ({needs / gb:,.1f} GB; data.sets.resident=true)"
+        if self.resident is False:
+            return False, f"copied to the GPU step by step (data.sets.resident=false); {has}"
+        if needs < SHARE_FOR_STORE * free:
+            return True, f"held by the GPU: {has}"
+        return False, (
+            f"copied to the GPU step by step, which takes longer than computing it on fast GPUs: {has}, of which it may take "
+            f"{SHARE_FOR_STORE:.0%}. Fewer genes (data.hvg, data.genes) make it smaller"
+        )
 
     def train_dataloader(self) -> PrefetchLoader:
         sampler, trainer = self.sampler("train"), self.trainer

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import numpy as np
@@ -226,23 +226,26 @@ class DeviceRows:
 
     @classmethod
     def of(cls, store: Cells, device: torch.device | str) -> DeviceRows:
-        """Copies a store to the device, block by block."""
-        parts: list[SparseTensors] = []
+        """Copies a store to the device, block by block, into tensors that are there: its size is what it takes."""
+        gene_type, count_type = store.number_types
+        none = SparseCells(*(np.zeros(0, t) for t in (np.int64, gene_type, count_type, np.float32)))
+        sizes = store.n_cells, store.stored_values, store.stored_values, store.n_cells
+        types = (part.dtype for part in sparse_tensors(none).parts)
+        whole = SparseTensors(*(torch.empty(n, dtype=t, device=device) for n, t in zip(sizes, types, strict=True)))
+        lengths, at = torch.empty(store.n_cells, dtype=torch.int64), 0
         with progress_bar(store.n_cells, "store to the device", "cells") as progress:
             for start in range(0, store.n_cells, BLOCK_CELLS):
-                numbers = np.arange(start, min(start + BLOCK_CELLS, store.n_cells))
-                rows = sparse_tensors(store.rows(numbers))
-                parts.append(SparseTensors(*(part.to(device) for part in rows.parts)))
-                progress.update(len(numbers))
-        columns = [list(column) for column in zip(*(p.parts for p in parts), strict=True)]
-        del parts
-        whole = []
-        for column in columns:  # one after another, each freed when joined: the peak is one and a half stores, not two
-            whole.append(torch.cat(column))
-            column.clear()
-        lengths = whole[0]
-        starts = torch.cat([torch.zeros(1, dtype=torch.int64, device=device), lengths.cumsum(0)])
-        return cls(starts, SparseTensors(*whole), lengths.cpu())
+                cells = slice(start, min(start + BLOCK_CELLS, store.n_cells))
+                read = store.rows(np.arange(cells.start, cells.stop))
+                # before the numbers become signed: bits of a short one are another number in a long one
+                rows = sparse_tensors(replace(read, indices=read.indices.astype(gene_type, copy=False), values=read.values.astype(count_type, copy=False)))  # fmt: skip
+                values = slice(at, at + len(rows.genes))
+                for part, place, block in zip(whole.parts, (cells, values, values, cells), rows.parts, strict=True):
+                    part[place] = block.to(device)
+                lengths[cells], at = rows.lengths, values.stop
+                progress.update(len(rows.lengths))
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        return cls(starts.to(device), whole, lengths)
 
     def rows(self, numbers: Tensor) -> SparseTensors:
         """Rows of the cells with these `numbers`, without a copy to the host."""
@@ -255,9 +258,8 @@ class DeviceRows:
 
 
 def bytes_on_device(store: Cells) -> int:
-    """What `DeviceRows.of` needs at its peak, about: numbers and counts of two or four bytes, and joining them."""
-    stored = store.stored_values
-    return int(stored * (4 if store.n_genes < 2**16 else 8) * 1.5) + store.n_cells * 24
+    """What `DeviceRows.of` needs: numbers and counts of two or four bytes."""
+    return store.stored_values * sum(kind.itemsize for kind in store.number_types) + store.n_cells * 20
 
 
 def sparse_tensors(rows: SparseCells) -> SparseTensors:

@@ -63,13 +63,17 @@ class Covariate(nn.Module):
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root-mean-square norm in the precision of its input: with float32 weights and bf16 input, torch has no fused kernel."""
+    """Root-mean-square norm in the precision of its input, with sums in float32.
+
+    With float32 weights and bf16 input torch has no fused kernel; and autocast would cast input, weights and result to and fro.
+    """
 
     def __init__(self, hidden: int) -> None:
         super().__init__(hidden, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        with torch.autocast(x.device.type, enabled=False):
+            return rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):

@@ -310,13 +310,18 @@ def make_trainer(config: DictConfig, model: nn.Module, callbacks: Sequence[Callb
     plugins: list[Any] = [AtomicCheckpointIO()]
     if (environment := cluster_environment(int(options.get("num_nodes") or 1), options.get("devices"))) is not None:
         plugins.append(environment)
-    return build(
+    trainer: Trainer = build(
         options,
         precision=precision(options, model),
         logger=loggers,
         callbacks=[*(build(callback) for callback in (config.callbacks or {}).values() if callback), *callbacks],
         plugins=plugins,
     )
+    # each step it makes the host wait for the device, to tell all ranks of a signal; the callback `last` does so every 20 steps
+    epoch_loop: Any = trainer.fit_loop.epoch_loop
+    if hasattr(epoch_loop, "_broadcast_sigterm_tensor"):
+        epoch_loop._broadcast_sigterm_tensor = lambda: None
+    return trainer
 
 
 def precision(options: DictConfig, model: nn.Module) -> str:

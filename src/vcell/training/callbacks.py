@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -102,11 +103,27 @@ class Average(EMAWeightAveraging):
         if not 0 < decay < 1:
             raise VcellError(f"callbacks.average.decay={decay} must lie between 0 and 1")
         super().__init__(use_buffers=False, decay=decay)
+        self.decay = decay
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy, ModelParallelStrategy):
             raise VcellError("averaging needs unsharded weights: callbacks=[default] with trainer=fsdp, or trainer=ddp")
         super().setup(trainer, module, stage)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: CellSetBatch, batch_idx: int
+    ) -> None:
+        """Updates the average in one kernel for all weights. torch's own way asks the device twice each step whether it is the first."""
+        if trainer.global_step <= self._latest_update_step:
+            return
+        assert self._average_model is not None
+        average, current = ([p.data for p in m.parameters()] for m in (self._average_model.module, module))
+        if self._latest_update_step == 0:
+            torch._foreach_copy_(average, current)
+        else:
+            torch._foreach_lerp_(average, current, 1 - self.decay)
+        self._average_model.n_averaged += 1
+        self._latest_update_step = trainer.global_step
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Nothing is copied: checkpoints hold the average already."""

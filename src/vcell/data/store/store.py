@@ -90,7 +90,12 @@ class Cells:
 
     @property
     def stored_values(self) -> int:
-        """Values above 0, at most: a view may show fewer."""
+        """Values above 0."""
+        raise NotImplementedError
+
+    @property
+    def number_types(self) -> tuple[np.dtype, np.dtype]:
+        """Types that hold the numbers of all genes, and all values."""
         raise NotImplementedError
 
     @cached_property
@@ -240,6 +245,10 @@ class CellStore(Cells):
     @property
     def stored_values(self) -> int:
         return len(self.values)
+
+    @property
+    def number_types(self) -> tuple[np.dtype, np.dtype]:
+        return self.indices.dtype, self.values.dtype
 
     def rows(self, cells: np.ndarray) -> SparseCells:
         """The counts of `cells` (any order, repeats allowed), copied out of the memory map."""

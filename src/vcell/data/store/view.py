@@ -17,6 +17,8 @@ from vcell.data.files.genes import align, appended
 from vcell.data.store.store import LABELS, Cells, CellStore, SparseCells
 from vcell.errors import VcellError, shortlist
 
+BLOCK_VALUES = 1 << 24  # looked at at a time
+
 
 @dataclass(frozen=True)
 class StoreView(Cells):
@@ -29,9 +31,13 @@ class StoreView(Cells):
     def name(self) -> str:
         return ", ".join(part.name for part in self.parts)
 
-    @property
+    @cached_property
     def stored_values(self) -> int:
-        return sum(part.stored_values for part in self.parts)
+        return sum(_stored(part, position) for part, position in zip(self.parts, self.position, strict=True))
+
+    @property
+    def number_types(self) -> tuple[np.dtype, np.dtype]:
+        return np.dtype(number_type(self.n_genes)), np.result_type(*(part.values for part in self.parts))
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -135,6 +141,14 @@ def _own_sources(store: CellStore, stores: Sequence[CellStore]) -> pd.Series:
     others = {name for other in stores if other is not store for name in other.obs["source"].cat.categories}
     names = [f"{store.path}/{s}" if s in others else s for s in store.obs["source"].cat.categories]
     return store.obs["source"].cat.rename_categories(names)
+
+
+def _stored(part: CellStore, position: np.ndarray) -> int:
+    """Stored values of the genes that have a place in the view."""
+    if (position >= 0).all():
+        return part.stored_values
+    blocks = (part.indices[i : i + BLOCK_VALUES] for i in range(0, part.stored_values, BLOCK_VALUES))
+    return sum(int(np.count_nonzero(position[block] >= 0)) for block in blocks)
 
 
 def _known(stores: Sequence[CellStore], position: Sequence[np.ndarray], n_genes: int) -> np.ndarray | None:
