@@ -7,15 +7,13 @@ import torch
 
 from vcell.data.batch import CellSetBatch
 from vcell.errors import VcellError
+from vcell.model.energy import EPS, energy_distance, rounding
 from vcell.model.losses import (
-    EPS,
     TERMS,
     SetLoss,
     change_size,
     delta_error,
     discrimination_loss,
-    energy_distance,
-    rounding,
     sorted_error,
 )
 
@@ -107,6 +105,29 @@ def test_the_gradient_is_that_of_the_definition(genes: int, seed: int):
         # sums of some units of cells' differences from each other, each divided by their distance
         limit = 2 * rounding(genes) * (x.abs().amax() + y.abs().amax()) / min(x.shape[1], y.shape[1])
         assert (found.grad.double() - wanted.grad).abs().max() <= limit
+
+
+@pytest.mark.parametrize("genes", [50, 5_000])
+def test_cells_rounded_to_bf16_give_nearly_the_same_distance_and_gradient(genes: int):
+    """bf16 keeps a number to one part in 512."""
+    x, y = counts_like(0, genes, 16)
+    unit = 2**-9
+    exact, rounded = (x.clone().requires_grad_() for _ in range(2))
+    wanted, found = energy_distance(exact, y), energy_distance(rounded, y, precision="bf16")
+    centre = y.mean(1, keepdim=True)
+    # a cell moves by a unit of its distance from the centre at most, and a distance between two by what both move
+    moved = unit * ((x - centre).norm(dim=2).mean(1) + (y - centre).norm(dim=2).mean(1))
+    assert ((found - wanted).abs() <= 2 * moved).all()
+    wanted.sum().backward()
+    found.sum().backward()
+    # cells, weights and the result are rounded
+    assert (rounded.grad - exact.grad).norm() <= 4 * unit * exact.grad.norm()
+    same = energy_distance(x, x, precision="bf16")
+    assert (same.abs() <= 2 * moved).all()
+    with torch.no_grad():
+        torch.testing.assert_close(energy_distance(x, y, block=5, precision="bf16"), found, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(energy_distance(x, y, precision="tf32"), wanted, rtol=2e-3, atol=1e-3)
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_a_cell_is_at_distance_0_from_itself_on_any_machine():

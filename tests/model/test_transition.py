@@ -6,6 +6,7 @@ from hydra.utils import instantiate
 
 from vcell.config import CONFIG_DIR, compose
 from vcell.errors import VcellError
+from vcell.model.layers import AlignedLinear
 from vcell.model.transition import TransitionModel
 
 pytestmark = pytest.mark.numeric
@@ -148,3 +149,18 @@ def test_each_table_may_have_an_encoder_of_its_own():
     assert "perturbation_encoder.0.weight" in single.axes
     with pytest.raises(VcellError, match="table_encoders=both must be joint or each"):
         TransitionModel(6, 5, **shape, table_encoders="both")
+
+
+def test_padded_rows_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    """As on a GPU, in half precision: an odd number of genes."""
+    plain, padded = AlignedLinear(1_201, 24), AlignedLinear(24, 1_201)
+    x = torch.rand(2, 3, 1_201)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = padded(plain(x))
+        monkeypatch.setattr(AlignedLinear, "_in_half_precision", staticmethod(lambda x: True))
+        found = padded(plain(x))
+    assert found.shape == wanted.shape and found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, wanted, rtol=2**-7, atol=2**-9)  # bf16, in another order of summation
+    found.float().square().sum().backward()
+    assert plain.weight.grad.shape == (24, 1_201) and plain.weight.grad.abs().sum() > 0
+    assert [*dict(plain.named_parameters())] == ["weight", "bias"]

@@ -163,14 +163,14 @@ def test_a_loss_that_is_not_finite_stops_with_its_set_and_the_weights_before(
     train_here(*options, "trainer.max_steps=6", "name=before", "schedule.decay=constant")
     seen = []
 
-    def poisoned(trained: TrainedModel, batch: CellSetBatch) -> torch.Tensor:
-        predicted = say(trained, batch)
+    def poisoned(loss: SetLoss, predicted_SCG: torch.Tensor, batch: CellSetBatch) -> dict[str, torch.Tensor]:
         if torch.is_grad_enabled():
             seen.append(batch)
-        return predicted + (torch.tensor([0, 0, torch.nan, 0]).view(4, 1, 1) if len(seen) == 7 else 0)
+        bad = torch.tensor([0, 0, torch.nan, 0]).view(4, 1, 1) if len(seen) == 7 else 0
+        return forward(loss, predicted_SCG + bad, batch)
 
-    say = TrainedModel.say
-    monkeypatch.setattr(TrainedModel, "say", poisoned)
+    forward = SetLoss.forward
+    monkeypatch.setattr(SetLoss, "forward", poisoned)
     with pytest.raises(VcellError) as refused:
         train_here(*options, "trainer.max_steps=20", "schedule.decay=constant")
     bad = f"{seen[6].perturbations[2]} in {seen[6].contexts[2]}"
@@ -178,7 +178,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_set_and_the_weights_before(
     rescued = Path("runs/demo/checkpoints/before_nonfinite.ckpt")
     assert str(rescued) in str(refused.value)
     assert same_weights(rescued, Path("runs/before/checkpoints/last.ckpt"))
-    monkeypatch.setattr(TrainedModel, "say", say)
+    monkeypatch.setattr(SetLoss, "forward", forward)
     train_here("init_from=" + str(rescued), "name=after", "trainer.max_steps=1", "model.dropout=0.2")
 
 

@@ -5,9 +5,12 @@ Shape legend: S sets, C cells of a set, G genes, E width of an embedding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -40,9 +43,18 @@ class CellSetBatch:
     control_library_SC: Tensor | None = None  # float32, counts of the cells
     perturbed_library_SC: Tensor | None = None
     target_sum: float | None = None
+    codes_S2: Tensor | None = None  # int64, of context and perturbation: the same on every rank
 
     @property
     def n_cells(self) -> int:
         """Cells of the batch, controls and perturbed ones."""
         sets, cells, _ = self.control_SCG.shape
         return sets * cells + (0 if self.perturbed_SCG is None else sets * self.perturbed_SCG.shape[1])
+
+
+def codes(contexts: Sequence[str], perturbations: Sequence[str]) -> Tensor:
+    """int64 ``(sets, 2)`` that stand for the names, the same on every rank."""
+    return torch.tensor(
+        [[int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big", signed=True) for name in pair]
+         for pair in zip(contexts, perturbations, strict=True)]
+    )  # fmt: skip

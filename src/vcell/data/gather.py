@@ -11,13 +11,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from importlib.util import find_spec
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
-from vcell.data.batch import CellSetBatch, CellSets
+from vcell.data.batch import CellSetBatch, CellSets, codes
 from vcell.data.covariates import Covariates
 from vcell.data.files.csr import starts_of
 from vcell.data.files.normalize import scaled_log1p, stored_to_log1p, to_log1p
@@ -33,6 +34,12 @@ SIGNED = {
     np.dtype(np.float32): np.dtype(np.float32),
 }
 UNSIGNED = {signed: unsigned for unsigned, signed in SIGNED.items()}
+
+
+@cache
+def has_kernel() -> bool:
+    """Whether cells can be made dense by a kernel of our own: GPU builds of torch bring Triton along where it works."""
+    return find_spec("triton") is not None
 
 
 @cache
@@ -69,11 +76,12 @@ class FetchedSets:
     embedding_SCE: Tensor | None
     context_S: Tensor | None
     batch_SC: Tensor | None
+    codes_S2: Tensor | None = None
 
     @property
     def rest(self) -> tuple[Tensor | None, ...]:
         """What goes to the device as it is."""
-        return self.known_SG, self.embedding_SCE, self.context_S, self.batch_SC
+        return self.known_SG, self.embedding_SCE, self.context_S, self.batch_SC, self.codes_S2
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,8 @@ class Gather:
         if self.covariates is not None:
             context_S = torch.from_numpy(self.covariates.context_numbers(sets.contexts))
             batch_SC = torch.from_numpy(self.batch_number_of_cell[sets.controls_SC])
-        fetched = FetchedSets(sets, cells, known_SG, embedding_SCE, context_S, batch_SC)
+        codes_S2 = codes(sets.contexts, sets.perturbations)
+        fetched = FetchedSets(sets, cells, known_SG, embedding_SCE, context_S, batch_SC, codes_S2)
         if not pin:
             return fetched
         pinned = [part if part is None else part.pin_memory() for part in fetched.rest]
@@ -125,25 +134,46 @@ class Gather:
     def to_device(self, fetched: FetchedSets, device: torch.device | str = "cpu") -> CellSetBatch:
         """Densifies and normalises on `device`: controls and perturbed cells, ``(sets, cells, genes)``."""
         sets = fetched.sets
-        cells = fetched.cells
-        if isinstance(cells, Tensor):
-            assert self.resident is not None
-            cells = self.resident.rows(cells)
-        log1p_CG = self.densify(cells, device)
+        log1p_CG, library = self._dense(fetched.cells, torch.device(device))
         n_control = sets.controls_SC.size
         control_SCG = log1p_CG[:n_control].view(*sets.controls_SC.shape, self.store.n_genes)
         perturbed_SCG = None
         if sets.perturbed_SC is not None:
             perturbed_SCG = log1p_CG[n_control:].view(*sets.perturbed_SC.shape, self.store.n_genes)
         rest = [part if part is None else part.to(device, non_blocking=True) for part in fetched.rest]
-        library = cells.library_size.to(device, non_blocking=True)
         controls = library[:n_control].view(sets.controls_SC.shape)
         perturbed = None if sets.perturbed_SC is None else library[n_control:].view(sets.perturbed_SC.shape)
-        known_SG, embedding_SCE, context_S, batch_SC = rest
+        known_SG, embedding_SCE, context_S, batch_SC, codes_S2 = rest
         return CellSetBatch(
             sets.contexts, sets.perturbations, control_SCG, perturbed_SCG, known_SG, embedding_SCE, context_S, batch_SC,
-            controls, perturbed, self.target_sum,
+            controls, perturbed, self.target_sum, codes_S2,
         )  # fmt: skip
+
+    def _dense(self, cells: SparseTensors | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cells as log1p ``(cells, genes)``, and their library sizes, on `device`."""
+        if device.type == "cuda" and has_kernel():
+            return self._dense_by_kernel(cells, device)
+        if isinstance(cells, Tensor):
+            assert self.resident is not None
+            cells = self.resident.rows(cells)
+        return self.densify(cells, device), cells.library_size.to(device, non_blocking=True)
+
+    def _dense_by_kernel(self, cells: SparseTensors | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        from vcell.data.triton_dense import dense_log1p
+
+        if isinstance(cells, Tensor):  # numbers of cells that the device holds
+            assert self.resident is not None
+            numbers, starts, whole = cells.to(device, non_blocking=True), self.resident.starts, self.resident.cells
+            library = whole.library_size[numbers]
+        else:
+            lengths, *parts = (part.to(device, non_blocking=True) for part in cells.parts)
+            whole, library = SparseTensors(lengths, *parts), parts[-1]
+            starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+            numbers = torch.arange(len(lengths), device=device)
+        found = dense_log1p(
+            starts, numbers, whole.genes, whole.counts, whole.library_size, self.target_sum, self.store.n_genes
+        )
+        return found, library
 
     def densify(self, cells: SparseTensors, device: torch.device | str) -> Tensor:
         """log1p of counts per target sum, ``(cells, genes)``."""

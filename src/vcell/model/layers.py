@@ -9,11 +9,35 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention, silu
 
 from vcell.errors import VcellError
 
 ENCODERS = ("joint", "each")
+
+
+ALIGNED = 64  # numbers: rows of this many begin at addresses that fast kernels need, in any precision
+
+
+class AlignedLinear(nn.Linear):
+    """A linear layer whose rows are padded with zeros where a GPU would else multiply slowly.
+
+    In half precision, rows of an odd number of genes begin at addresses that its matrix units cannot load from. Weights and input are cast
+    each step anyway, and are padded as they are; what is kept and what comes out have the true width.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads = -self.in_features % ALIGNED, -self.out_features % ALIGNED
+        if not any(pads) or max(self.weight.shape) < 1024 or not self._in_half_precision(x):
+            return super().forward(x)
+        dtype = torch.get_autocast_dtype(x.device.type)
+        weight = pad(self.weight.to(dtype), (0, pads[0], 0, pads[1]))
+        bias = None if self.bias is None else pad(self.bias.to(dtype), (0, pads[1]))
+        return linear(pad(x.to(dtype), (0, pads[0])), weight, bias)[..., : self.out_features]
+
+    @staticmethod
+    def _in_half_precision(x: Tensor) -> bool:
+        return x.device.type == "cuda" and torch.is_autocast_enabled("cuda")
 
 
 def mlp(width_in: int, hidden: int, width_out: int, layers: int, dropout: float) -> nn.Sequential:
@@ -21,7 +45,7 @@ def mlp(width_in: int, hidden: int, width_out: int, layers: int, dropout: float)
     widths = [width_in, *[hidden] * (layers - 1), width_out]
     parts: list[nn.Module] = []
     for i in range(layers):
-        parts.append(nn.Linear(widths[i], widths[i + 1]))
+        parts.append(AlignedLinear(widths[i], widths[i + 1]))
         if i < layers - 1:
             parts += [nn.GELU(), nn.Dropout(dropout)]
     return nn.Sequential(*parts)

@@ -8,135 +8,17 @@ Shape legend: S sets, N sets of all ranks, C cells of a set, G genes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from vcell.data.batch import CellSetBatch
+from vcell.data.batch import CellSetBatch, codes
 from vcell.errors import VcellError, install, nearest
-
-EPS = torch.finfo(torch.float32).eps
-
-
-def energy_distance(predicted_SCG: Tensor, observed_SCG: Tensor, block: int | None = None) -> Tensor:
-    """Energy distance between predicted and measured cell sets.
-
-    E|x - y| - E|x - x'| / 2 - E|y - y'| / 2 with Euclidean distances over all genes. The means within a set run over
-    all pairs, a cell with itself included (the V-statistic), so equal sets have distance 0.
-
-    Parameters
-    ----------
-    predicted_SCG, observed_SCG
-        log1p of counts, ``(sets, cells, genes)``; cell numbers may differ.
-    block
-        Cells whose distances are held at a time, and computed again in the backward pass: for sets of thousands of cells. The
-        result is the same.
-
-    Returns
-    -------
-    Non-negative distances, ``(sets,)``, float32, in log1p units.
-
-    References
-    ----------
-    Székely & Rizzo 2013; Adduri et al. 2025, Methods.
-    """
-    with torch.autocast(predicted_SCG.device.type, enabled=False):  # distances need float32
-        predicted_SCG, observed_SCG = predicted_SCG.float(), observed_SCG.float()
-        # centred: squared norms of near-equal cells are then small, and their difference keeps its digits
-        centre = observed_SCG.mean(1, keepdim=True).detach()
-        return _EnergyDistance.apply(predicted_SCG - centre, observed_SCG - centre, block)
-
-
-class _EnergyDistance(torch.autograd.Function):
-    """The energy distance from one Gram matrix of both sets, with its gradient written out.
-
-    With z the cells of both sets and s_ij = 1 / (C_x C_y) between the sets, -1 / C_x^2 and -1 / C_y^2 within them, the distance
-    is sum_ij s_ij |z_i - z_j| / 2, and its derivative by z_i is sum_j s_ij (z_i - z_j) / |z_i - z_j|. A cell's distance to itself is
-    0 by definition, not by the luck of two sums; so is any that is rounding alone, and it gets no gradient.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x_SCG: Tensor, y_SCG: Tensor, block: int | None) -> Tensor:
-        z_SZG = torch.cat([x_SCG, y_SCG], 1)
-        ctx.n_x, ctx.block = x_SCG.shape[1], block or z_SZG.shape[1]
-        norms_SZ = _squared_norms(z_SZG, ctx.block)
-        total_S = z_SZG.new_zeros(len(z_SZG))
-        kept: Tensor | None = None  # distances, where they all fit
-        for rows in _row_blocks(z_SZG.shape[1], ctx.block):
-            distance_SBZ = _distances(z_SZG, norms_SZ, rows)
-            total_S += (distance_SBZ * _signs(z_SZG, ctx.n_x, rows)).sum((1, 2))
-            kept = distance_SBZ
-        whole = kept if ctx.block >= z_SZG.shape[1] else None
-        ctx.save_for_backward(z_SZG, norms_SZ, whole)
-        return total_S / 2
-
-    @staticmethod
-    def backward(ctx: Any, gradient_S: Tensor) -> tuple[Tensor | None, ...]:
-        z_SZG, norms_SZ, whole = ctx.saved_tensors
-        n_x, n_z = ctx.n_x, z_SZG.shape[1]
-        wanted = range(0 if ctx.needs_input_grad[0] else n_x, n_z if ctx.needs_input_grad[1] else n_x)
-        out_SZG = torch.empty_like(z_SZG[:, wanted.start : wanted.stop])
-        with torch.autocast(z_SZG.device.type, enabled=False):
-            for rows in _row_blocks(len(wanted), ctx.block):
-                rows = slice(rows.start + wanted.start, rows.stop + wanted.start)
-                distance_SBZ = _distances(z_SZG, norms_SZ, rows) if whole is None else whole[:, rows]
-                apart = distance_SBZ != 0  # true for NaN, which must show
-                share_SBZ = torch.where(apart, _signs(z_SZG, n_x, rows) / torch.where(apart, distance_SBZ, 1.0), 0.0)
-                share_SBZ = share_SBZ * gradient_S[:, None, None]
-                here = slice(rows.start - wanted.start, rows.stop - wanted.start)
-                out_SZG[:, here] = torch.baddbmm(
-                    share_SBZ.sum(2, keepdim=True) * z_SZG[:, rows], share_SBZ, z_SZG, alpha=-1
-                )
-        n_x = max(0, n_x - wanted.start)
-        return (
-            out_SZG[:, :n_x] if ctx.needs_input_grad[0] else None,
-            out_SZG[:, n_x:] if ctx.needs_input_grad[1] else None,
-            None,
-        )
-
-
-def _row_blocks(n_cells: int, block: int) -> list[slice]:
-    return [slice(first, min(first + block, n_cells)) for first in range(0, n_cells, block)]
-
-
-def _squared_norms(z_SZG: Tensor, block: int) -> Tensor:
-    """Squared norms ``(sets, cells)``, as the diagonal of products: the sums that distances subtract."""
-    parts = [z_SZG[:, rows] for rows in _row_blocks(z_SZG.shape[1], block)]
-    return torch.cat([torch.bmm(part, part.transpose(1, 2)).diagonal(dim1=1, dim2=2) for part in parts], 1)
-
-
-def _distances(z_SZG: Tensor, norms_SZ: Tensor, rows: slice) -> Tensor:
-    """Distances of the cells `rows` from all cells, ``(sets, rows, cells)``; 0 where they are rounding alone."""
-    size_SBZ = norms_SZ[:, rows, None] + norms_SZ[:, None, :]
-    squared_SBZ = torch.baddbmm(size_SBZ, z_SZG[:, rows], z_SZG.transpose(1, 2), alpha=-2)
-    squared_SBZ = torch.where(
-        squared_SBZ <= rounding(z_SZG.shape[2]) * size_SBZ, 0.0, squared_SBZ
-    )  # false for NaN, which must show
-    number = torch.arange(rows.start, rows.stop, device=z_SZG.device)
-    own = squared_SBZ[:, number - rows.start, number]
-    squared_SBZ[:, number - rows.start, number] = torch.where(own.isnan(), own, 0.0)
-    return squared_SBZ.sqrt()
-
-
-def rounding(n_genes: int) -> float:
-    """Error of a squared distance relative to the two cells' squared norms, at most.
-
-    It is norm + norm - 2 x product, each a sum over genes: in the worst order of summation such a sum is off by about
-    sqrt(genes) units in the last place (Higham & Mary 2019, SIAM J. Sci. Comput. 41), in the blocks of a BLAS by far less, but by some.
-    """
-    return EPS * max(16.0, n_genes**0.5)
-
-
-def _signs(z_SZG: Tensor, n_x: int, rows: slice) -> Tensor:
-    """The weight s_ij of each pair, ``(rows, cells)``."""
-    n_y = z_SZG.shape[1] - n_x
-    share_Z = torch.cat([z_SZG.new_full((n_x,), 1 / n_x), z_SZG.new_full((n_y,), -1 / n_y)])
-    return -share_Z[rows, None] * share_Z[None, :]
+from vcell.model.energy import PRECISIONS, energy_distance, energy_precision
 
 
 def delta_error(predicted_SCG: Tensor, observed_SCG: Tensor) -> Tensor:
@@ -244,12 +126,23 @@ class SetLoss(nn.Module):
         Of `sinkhorn` and `mmd`: the length, in log1p units, below which cells count as the same.
     temperature
         Of `discrimination_loss`.
+    precision
+        Of the products of `energy_distance`: ``float32``, ``tf32``, ``bf16``; ``auto``: bf16 on GPUs that have it, else float32.
     """
 
     def __init__(
-        self, weights: Mapping[str, float], block: int | None = None, blur: float = 0.5, temperature: float = 0.1
+        self,
+        weights: Mapping[str, float],
+        block: int | None = None,
+        blur: float = 0.5,
+        temperature: float = 0.1,
+        precision: str = "auto",
     ) -> None:
         super().__init__()
+        if precision not in PRECISIONS:
+            raise VcellError(
+                f"loss.precision={precision} must be one of {', '.join(PRECISIONS)}.{nearest(precision, PRECISIONS)}"
+            )
         for name in weights:
             if name not in TERMS:
                 raise VcellError(f"loss.weights names {name!r}; terms are {', '.join(TERMS)}.{nearest(name, TERMS)}")
@@ -261,7 +154,7 @@ class SetLoss(nn.Module):
         for name, value in (("block", block), ("blur", blur), ("temperature", temperature)):
             if value is not None and value <= 0:
                 raise VcellError(f"loss.{name}={value} must be above 0")
-        self.block, self.temperature = block, temperature
+        self.block, self.temperature, self.precision = block, temperature, precision
         self.samples: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
             name: _geomloss(name, blur) for name in GEOMLOSS if name in self.weights
         }
@@ -295,7 +188,8 @@ class SetLoss(nn.Module):
         control_SG = compared.control_SCG.mean(1)
         batch, device = compared.batch, control_SG.device
         observed_SG = compared.observed_SCG.mean(1) - control_SG
-        codes_S2 = codes(batch.contexts, batch.perturbations).to(device, non_blocking=True)
+        found = codes(batch.contexts, batch.perturbations) if batch.codes_S2 is None else batch.codes_S2
+        codes_S2 = found.to(device, non_blocking=True)
         own_S = torch.arange(len(observed_SG), device=device) + _rank() * len(observed_SG)
         measured_NG, codes_N2 = _of_all_ranks(observed_SG.detach()), _of_all_ranks(codes_S2)
         known_NG = None if batch.known_SG is None else _of_all_ranks(batch.known_SG.to(torch.uint8)).bool()
@@ -312,7 +206,9 @@ class SetLoss(nn.Module):
 
 
 TERMS: dict[str, Callable[[SetLoss, Compared], Tensor]] = {
-    "energy": lambda loss, c: energy_distance(c.predicted_SCG, c.observed_SCG, loss.block),
+    "energy": lambda loss, c: energy_distance(
+        c.predicted_SCG, c.observed_SCG, loss.block, energy_precision(loss.precision, c.predicted_SCG.device)
+    ),
     "delta": lambda loss, c: delta_error(c.predicted_SCG, c.observed_SCG),
     "l1": lambda loss, c: sorted_error(c.predicted_SCG, c.observed_SCG),
     "sparsity": lambda loss, c: change_size(c.predicted_SCG, c.control_SCG),
@@ -327,15 +223,6 @@ GEOMLOSS: dict[str, dict[str, Any]] = {"sinkhorn": {"loss": "sinkhorn", "p": 2},
 def masked(cells_SCG: Tensor, observed_SG: Tensor | None) -> Tensor:
     """Genes that a set's sources never measured set to 0, so that they count in no distance and get no gradient."""
     return cells_SCG if observed_SG is None else cells_SCG * observed_SG.unsqueeze(1)
-
-
-def codes(contexts: Sequence[str], perturbations: Sequence[str]) -> Tensor:
-    """int64 ``(sets, 2)`` that stand for the names, the same on every rank; pinned where there is a GPU."""
-    numbers = torch.tensor(
-        [[int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big", signed=True) for name in pair]
-         for pair in zip(contexts, perturbations, strict=True)]
-    )  # fmt: skip
-    return numbers.pin_memory() if torch.cuda.is_available() else numbers
 
 
 def _geomloss(name: str, blur: float) -> nn.Module:

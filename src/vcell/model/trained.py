@@ -146,12 +146,9 @@ class TrainedModel:
         found = self.identity.addition if self.addition is None else self.addition
         return 1.0 if found is None else found
 
-    def say(self, batch: CellSetBatch) -> Tensor | CountLaw:
-        """What the network says of a batch: predicted cells, or the law that their counts follow."""
-        return self._say(batch, self.start(batch))
-
     def _say(self, batch: CellSetBatch, control_SCG: Tensor) -> Tensor | CountLaw:
-        vectors_SP = self._lookup(batch.perturbations, control_SCG.device)
+        """What the network says of a batch: predicted cells, or the law that their counts follow."""
+        vectors_SP = self.lookup(batch.perturbations, control_SCG.device)
         arguments = control_SCG, vectors_SP, batch.embedding_SCE, batch.context_S, batch.batch_SC
         if self.products == torch.float32:
             said: Tensor | CountLaw = self.model(*arguments)
@@ -186,8 +183,8 @@ class TrainedModel:
         self.products = torch.bfloat16 if precision == "bf16" else torch.float32
         return self
 
-    def _lookup(self, perturbations: list[str], device: torch.device) -> Tensor:
-        """Their vectors. On a GPU the table lies there, and only row numbers travel, without waiting."""
+    def lookup(self, perturbations: list[str], device: torch.device) -> Tensor:
+        """Vectors of perturbations, ``(sets, width)``. On a GPU the table lies there, and only row numbers travel, without waiting."""
         if device.type != "cuda":
             return self.table.lookup(perturbations).to(device)
         if self._vectors is None or self._vectors.device != device:

@@ -198,7 +198,7 @@ class TransitionModel(nn.Module):
             return self._law(hidden_SCD, control_SCG)
         if self.head == "state_hidden":
             return self.decoder(hidden_SCD + encoded_SCD).float().relu()
-        cells_SCG = control_SCG + self.decoder(hidden_SCD).float()
+        cells_SCG = control_SCG + self.decoder(hidden_SCD)  # float32 as the control cells are
         if self.bottleneck is not None:
             cells_SCG = self.bottleneck(cells_SCG).float()
         return cells_SCG.relu()

@@ -190,8 +190,9 @@ def make_module(
             f"model.head=nb is trained by the likelihood of whole counts, and {fractions[0]} holds none "
             f"({data.store.scales[fractions[0]].words}). Use model.head=expression, or files with raw counts"
         )
-    if config.compile:
-        model.compile(mode=None if config.compile is True else config.compile)
+    compiled = None if not config.compile else "default" if config.compile is True else str(config.compile)
+    if compiled is not None:
+        model.compile(mode=compiled)  # where it predicts; in training it is compiled together with the loss
     identity = make_identity(resolved, data.gather, data.assigned, table, sizes)
     return TransitionModule(
         TrainedModel(model, table, identity),
@@ -206,6 +207,7 @@ def make_module(
             data.sets_per_step,
             data.set_size,
         ),
+        compiled=compiled,
     )
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import cos, inf, pi
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from vcell.data.batch import CellSetBatch
 from vcell.data.permute import key
@@ -54,6 +54,8 @@ class TransitionModule(LightningModule):
         Of the draws within a step (dropout), which are a function of (seed, step, rank).
     flops
         Of a batch, forward and backward, for the figures on utilisation.
+    compiled
+        A mode of `torch.compile`: network and loss become one graph; None: as they are written.
     """
 
     def __init__(
@@ -65,11 +67,13 @@ class TransitionModule(LightningModule):
         scores: ValidationScores | None = None,
         seed: int = 0,
         flops: int = 0,
+        compiled: str | None = None,
     ) -> None:
         super().__init__()
         self.trained, self.model = trained, trained.model  # weights are named model.*
         self.loss, self.optimizer, self.schedule, self.scores, self.seed = loss, optimizer, schedule, scores, seed
         self.flops = flops
+        self.terms = loss_terms if compiled is None else torch.compile(loss_terms, mode=compiled)
         self.guard = Guard()
         self.chosen_for: dict[str, Any] | None = None  # what a best checkpoint is written for
         self.addition: float | None = None  # how much of what the network adds to its prior validation would keep
@@ -107,8 +111,9 @@ class TransitionModule(LightningModule):
 
     def training_step(self, batch: CellSetBatch, batch_idx: int) -> Tensor:
         assert self.loss is not None
-        said = self.trained.say(batch)
-        terms = likelihood_loss(said, batch) if isinstance(said, CountLaw) else self.loss(said, batch)
+        start_SCG = self.trained.start(batch)
+        vectors_SP = self.trained.lookup(batch.perturbations, start_SCG.device)
+        terms = self.terms(self.model, self.loss, start_SCG, vectors_SP, batch)
         self.guard.loss(terms["loss"], batch)
         if self._logs_now():
             means = {f"train/{name}": value_S.detach().mean() for name, value_S in terms.items()}
@@ -171,6 +176,14 @@ class TransitionModule(LightningModule):
         fitted = None if prior is None else prior.get_extra_state()
         known = replace(self.identity, chosen_for=self.chosen_for, prior=fitted, addition=self.addition)
         checkpoint["vcell"] = known.plain()
+
+
+def loss_terms(
+    model: nn.Module, loss: Loss, start_SCG: Tensor, vectors_SP: Tensor, batch: CellSetBatch
+) -> Mapping[str, Tensor]:
+    """The loss and its terms of each set, from what a network says of cells and perturbations."""
+    said = model(start_SCG, vectors_SP, batch.embedding_SCE, batch.context_S, batch.batch_SC)
+    return likelihood_loss(said, batch) if isinstance(said, CountLaw) else loss(said, batch)
 
 
 def seed_device(device: torch.device, seed: int) -> None:
