@@ -37,7 +37,7 @@ FREE = {
 }  # fmt: skip
 FIXED = {
     "train": (
-        "name", "seed", "effects", "init_from", "finetune", "lora", "compile", "perturbation", "optimizer", "schedule", "validation", "model", "loss",
+        "name", "seed", "effects", "init_from", "finetune", "lora", "compile", "matmul_precision", "perturbation", "optimizer", "schedule", "validation", "model", "loss",
         *(f"data.{key}" for key in (
             "name", "stores", "columns", "control", "labels", "context", "matrix", "scale", "normalised_to", "reconcile", "empty_cells",
             "genes", "rename", "zero_genes", "min_overlap", "obsm", "filter", "input", "hvg", "target_sum", "simulate", "required", "exclude",

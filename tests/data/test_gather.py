@@ -78,7 +78,9 @@ def test_a_store_on_the_device_may_have_parts_of_other_number_types(store: CellS
         (True, 10, True, "data.sets.resident=true"),
     ],
 )
-def test_where_the_store_lies_is_said_with_the_reason(store: CellStore, asked: str | bool, free: int, chosen: bool, said: str):
+def test_where_the_store_lies_is_said_with_the_reason(
+    store: CellStore, asked: str | bool, free: int, chosen: bool, said: str
+):
     data = CellSetDataModule(store, {}, 1e4, 5, 3, resident=asked)
     found, words = data._residence(torch.device("cuda"), free)
     assert found is chosen and re.search(said, words)

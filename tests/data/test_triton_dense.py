@@ -6,7 +6,9 @@ from importlib.util import find_spec
 
 import pytest
 
-pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton, which GPU builds of torch bring along")
+pytestmark = pytest.mark.skipif(
+    find_spec("triton") is None, reason="needs triton, which GPU builds of torch bring along"
+)
 
 INTERPRETED = """
 import numpy as np, torch

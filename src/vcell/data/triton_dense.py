@@ -15,7 +15,13 @@ BLOCK = 1024  # stored values at a time
 
 
 def dense_log1p(
-    starts: Tensor, numbers: Tensor, genes: Tensor, counts: Tensor, library_size: Tensor, target_sum: float, n_genes: int
+    starts: Tensor,
+    numbers: Tensor,
+    genes: Tensor,
+    counts: Tensor,
+    library_size: Tensor,
+    target_sum: float,
+    n_genes: int,
 ) -> Tensor:
     """log1p of counts per `target_sum` of the cells `numbers`, float32 ``(cells, genes)``.
 

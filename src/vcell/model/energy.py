@@ -5,12 +5,14 @@ Shape legend: S sets, C cells of a set, Z cells of both sets, B cells of a block
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from vcell.system import matrix_products
 
 PRECISIONS = ("auto", "float32", "tf32", "bf16")
 EPS = torch.finfo(torch.float32).eps
@@ -67,7 +69,7 @@ class _EnergyDistance(torch.autograd.Function):
     def forward(ctx: Any, x_SCG: Tensor, y_SCG: Tensor, block: int | None, precision: str) -> Tensor:
         z_SZG = _centred(x_SCG, y_SCG, torch.bfloat16 if precision == "bf16" else torch.float32)
         ctx.n_x, ctx.block, ctx.tf32 = x_SCG.shape[1], block or z_SZG.shape[1], precision == "tf32"
-        with _matrix_products(ctx.tf32):
+        with _products(ctx.tf32):
             blocks = _row_blocks(z_SZG.shape[1], ctx.block)
             whole: Tensor | None = None  # distances, where they all fit
             if len(blocks) == 1:
@@ -89,7 +91,7 @@ class _EnergyDistance(torch.autograd.Function):
         n_x, n_z = ctx.n_x, z_SZG.shape[1]
         wanted = range(0 if ctx.needs_input_grad[0] else n_x, n_z if ctx.needs_input_grad[1] else n_x)
         found = []
-        with torch.autocast(z_SZG.device.type, enabled=False), _matrix_products(ctx.tf32):
+        with torch.autocast(z_SZG.device.type, enabled=False), _products(ctx.tf32):
             for rows in _row_blocks(len(wanted), ctx.block):
                 rows = slice(rows.start + wanted.start, rows.stop + wanted.start)
                 distance_SBZ = _distances_of(z_SZG, norms_SZ, rows) if whole is None else whole[:, rows]
@@ -130,18 +132,8 @@ def _weights(distance_SBZ: Tensor, signs_BZ: Tensor, rows: slice) -> Tensor:
     return weight_SBZ
 
 
-@contextmanager
-def _matrix_products(tf32: bool) -> Iterator[None]:
-    """Products of float32 matrices as TF32 where the device has it."""
-    if not tf32:
-        yield
-        return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+def _products(tf32: bool) -> AbstractContextManager[None]:
+    return matrix_products("high") if tf32 else nullcontext()
 
 
 def _weighted_sum(weight_SBZ: Tensor, z_SZG: Tensor) -> Tensor:
@@ -159,7 +151,9 @@ def _inner(a_SBG: Tensor, b_SZG: Tensor) -> Tensor:
         return torch.bmm(a_SBG, b_SZG.transpose(1, 2))
     if a_SBG.device.type == "cuda":
         return torch.bmm(a_SBG, b_SZG.transpose(1, 2), out_dtype=torch.float32)
-    return torch.bmm(a_SBG.float(), b_SZG.float().transpose(1, 2))  # CPUs have no such product; the numbers are the same
+    return torch.bmm(
+        a_SBG.float(), b_SZG.float().transpose(1, 2)
+    )  # CPUs have no such product; the numbers are the same
 
 
 def _row_blocks(n_cells: int, block: int) -> list[slice]:
@@ -181,7 +175,9 @@ def _distances(inner_SBZ: Tensor, norms_SZ: Tensor, rows: slice, n_genes: int) -
     """The same from inner products; 0 where they are rounding alone."""
     size_SBZ = norms_SZ[:, rows, None] + norms_SZ[:, None, :]
     squared_SBZ = size_SBZ - 2 * inner_SBZ
-    squared_SBZ = torch.where(squared_SBZ <= rounding(n_genes) * size_SBZ, 0.0, squared_SBZ)  # false for NaN, which must show
+    squared_SBZ = torch.where(
+        squared_SBZ <= rounding(n_genes) * size_SBZ, 0.0, squared_SBZ
+    )  # false for NaN, which must show
     number = torch.arange(rows.start, rows.stop, device=inner_SBZ.device)
     own = squared_SBZ[:, number - rows.start, number]
     squared_SBZ[:, number - rows.start, number] = torch.where(own.isnan(), own, 0.0)
@@ -200,6 +196,6 @@ def rounding(n_genes: int) -> float:
 def _signs(z_SZG: Tensor, n_x: int, rows: slice) -> Tensor:
     """The weight s_ij of each pair, ``(rows, cells)``."""
     n_y = z_SZG.shape[1] - n_x
-    signs = {"dtype": torch.float32, "device": z_SZG.device}
-    share_Z = torch.cat([torch.full((n_x,), 1 / n_x, **signs), torch.full((n_y,), -1 / n_y, **signs)])
+    own, other = (torch.full((n,), 1 / n, dtype=torch.float32, device=z_SZG.device) for n in (n_x, n_y))
+    share_Z = torch.cat([own, -other])
     return -share_Z[rows, None] * share_Z[None, :]

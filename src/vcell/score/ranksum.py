@@ -14,9 +14,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from scipy import sparse
 
-from vcell.score.compiled import njit
 from vcell.system import in_threads
 
 FEW = 32  # values that insertion sorts faster

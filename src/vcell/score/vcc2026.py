@@ -15,10 +15,10 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 import torch
+from numba import njit
 from scipy import sparse
 
 from vcell.data.files.normalize import pseudobulk_log1p
-from vcell.score.compiled import njit
 from vcell.score.differential import Calls, calls_2026
 from vcell.score.gpu import dense_jackknife
 from vcell.score.grouped import GroupedCells, mean_profile

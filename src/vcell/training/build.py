@@ -79,6 +79,7 @@ class RunSettings:
     reconcile: str | None
     input: str | int | None  # what the model sees of a control cell
     bank: Path | None  # where measured effects are kept
+    matmul_precision: str  # of float32 matrix products
     plain: dict[str, Any]  # all of the configuration
 
     @classmethod
@@ -99,6 +100,7 @@ class RunSettings:
             reconcile=config.data.reconcile,
             input=config.data.input,
             bank=None if config.bank is None else Path(str(config.bank)),
+            matmul_precision=config.matmul_precision,
             plain=plain(config),
         )
 

@@ -29,6 +29,7 @@ from vcell.model.checkpoint import read_checkpoint
 from vcell.model.find import find_checkpoint
 from vcell.model.lora import add_lora
 from vcell.model.table import decision_lines
+from vcell.system import matrix_products
 from vcell.training import effects
 from vcell.training.build import (
     Own,
@@ -74,7 +75,10 @@ def train(config: DictConfig, own: Own | None = None) -> RunFolder:
     rank = getattr(rank_zero_only, "rank", 0)  # as Lightning finds it: torchrun, SLURM or its own launcher
     quieten()
     folder = RunFolder(run.folder)
-    with locked(folder.path, "the run") if rank == 0 and not run.check else nullcontext():
+    with (
+        locked(folder.path, "the run") if rank == 0 and not run.check else nullcontext(),
+        matrix_products(run.matmul_precision),
+    ):
         _train(config, run, own, folder, rank)
     return folder
 
