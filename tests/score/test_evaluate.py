@@ -154,9 +154,31 @@ def test_2026_takes_whole_counts_only(real_2026: Path, tmp_path: Path):
 def test_without_the_extra_one_line_says_how_to_get_it(tmp_path: Path):
     for name in ("pred.h5ad", "r.h5ad"):
         (tmp_path / name).touch()
-    hidden = "import sys; sys.modules['numba'] = None; from vcell.cli.launch import launch; from vcell.evaluate import run; sys.argv = ['x', 'real=r.h5ad']; launch('evaluate', run)"
+    hidden = "import sys; sys.modules['cell_eval'] = None; from vcell.cli.launch import launch; from vcell.evaluate import run; sys.argv = ['x', 'real=r.h5ad']; launch('evaluate', run)"
     done = subprocess.run([sys.executable, "-c", hidden], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert_refused(done, "pip install 'cell-eval", "'cell-eval==0.8.2'")
+
+
+@pytest.mark.parametrize("challenge", ["vcc2025", "vcc2026"])
+def test_scores_do_not_depend_on_where_the_cells_lie(
+    real_2026: Path, tmp_path: Path, challenge: str, monkeypatch: pytest.MonkeyPatch
+):
+    """In memory, or in scratch files as those of large contexts."""
+    real = ad.read_h5ad(real_2026)
+    order = np.random.default_rng(0).permutation(real.n_obs)
+    real[order].copy().write_h5ad(tmp_path / "r.h5ad")
+    pred = real[:, ::-1].copy()  # other order of genes, and one that was not measured
+    pred.var_names = [*pred.var_names[:-1], "other"]
+    pred.write_h5ad(tmp_path / "p.h5ad")
+    options = [f"pred={tmp_path / 'p.h5ad'}", f"real={tmp_path / 'r.h5ad'}", f"challenge={challenge}", "engine=fast", "pictures=false"]
+    score(tmp_path / "memory", *options)
+    monkeypatch.setattr("vcell.score.cells.MOST_IN_MEMORY", 0)
+    monkeypatch.setattr("vcell.score.cells.CELLS_AT_ONCE", 7)
+    monkeypatch.setattr("vcell.score.rows.CELLS_AT_ONCE", 11)
+    score(tmp_path / "file", *options)
+    one, two = ((tmp_path / place / "per_perturbation.csv").read_text() for place in ("memory", "file"))
+    assert one == two
+    assert not [*tmp_path.glob(".vcell-cells-*")]
 
 
 def test_contexts_weigh_the_same(real_2026: Path, tmp_path: Path):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
@@ -25,9 +25,13 @@ from vcell.data.store.store import Cells
 from vcell.errors import VcellError, nearest
 from vcell.inspection.columns import USUAL
 from vcell.inspection.values import look_at
-from vcell.score.grouped import GroupedCells
+from vcell.progress import progress_bar
+from vcell.score.rows import CELLS_AT_ONCE, InFile, InMemory, LabelledCells, OfStore, Rows
 
 SAMPLE_CELLS = 500
+STORED_BYTES = 8  # of a value and its gene in memory
+MOST_IN_MEMORY = 1_500_000_000  # bytes of one file's cells of a context; more lie in a scratch file
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTEXT_COLUMNS = ("context", "cell_type", "cell_line")
 
 
@@ -49,7 +53,7 @@ class ReadCells(Protocol):
     contexts: np.ndarray | None  # None where all cells are of one context without a name
     about: dict[str, Any]  # what a file written by vcell says of itself
 
-    def cells_of(self, context: str | None) -> ad.AnnData: ...
+    def cells_of(self, context: str | None) -> LabelledCells: ...
 
 
 class CellFile:
@@ -62,6 +66,8 @@ class CellFile:
     ----------
     matrix
         ``X``, ``layers/NAME``, ``raw/X``; None: X, or another one where X holds no counts and that does.
+    folder
+        Where scratch files of cells may lie that are too many for memory.
 
     Raises
     ------
@@ -69,8 +75,10 @@ class CellFile:
         If it cannot be read, or has no column or control cells of that name.
     """
 
-    def __init__(self, path: Path, columns: Columns, needs_controls: bool, matrix: str | None = None) -> None:
-        self.path, self.columns = path, columns
+    def __init__(
+        self, path: Path, columns: Columns, needs_controls: bool, matrix: str | None = None, folder: Path | None = None
+    ) -> None:
+        self.path, self.columns, self.folder = path, columns, folder
         with open_h5ad(path) as file:
             known = column_names(element(file, "obs", path)) if has(file, "obs") else []
             name = _first([columns.perturbation, "target_gene", *USUAL["perturbation"]], known)
@@ -121,21 +129,32 @@ class CellFile:
             labelled if context is None or self.contexts is None else labelled & (self.contexts == context)
         )
 
-    def cells_of(self, context: str | None) -> ad.AnnData:
-        """Cells of a context in memory, X as CSR, values checked."""
+    def cells_of(self, context: str | None) -> LabelledCells:
+        """Cells of a context, values checked: in memory where that is small, else in a scratch file."""
         rows = self.rows(context)
         with open_h5ad(self.path) as file, tempfile.TemporaryDirectory(prefix="vcell-cells-") as scratch:
             matrix = Matrix.open(file, self.path, self.matrix, len(self.labels), len(self.genes))
+            size = matrix.stored * STORED_BYTES * len(rows) // max(1, len(self.labels))
+            blocks = map(self._checked, matrix_blocks(matrix, rows, Path(scratch)))
             try:
-                cells = matrix_rows(matrix, rows, Path(scratch))
+                if size <= MOST_IN_MEMORY:
+                    found: Rows = InMemory(sparse.csr_matrix(sparse.vstack([*blocks], format="csr")))
+                else:
+                    what = f"reading {self.path.name}" + (f", {context}" if context else "")
+                    with progress_bar(len(rows), what, "cells") as progress:
+                        found = InFile(counted(blocks, progress), len(self.genes), self.folder or Path(scratch))
             except (OSError, KeyError) as error:
+                if isinstance(error, OSError) and error.errno in FULL:
+                    raise
                 raise VcellError(
                     f"{self.path}: {self.matrix} cannot be read ({type(error).__name__}: {error})"
                 ) from error
+        return LabelledCells.of(self.labels[rows], self.genes, found)
+
+    def _checked(self, cells: sparse.csr_matrix) -> sparse.csr_matrix:
         if not np.isfinite(cells.data).all() or (cells.data < 0).any():
             raise VcellError(f"{self.path}: {self.matrix} holds NaN, infinite or negative values")
-        obs = pd.DataFrame({self.columns.perturbation: self.labels[rows]}, index=pd.Index(rows.astype(str)))
-        return ad.AnnData(cells, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes)))
+        return cells
 
 
 def _first(wanted: Sequence[str | None], known: Sequence[str]) -> str | None:
@@ -165,17 +184,24 @@ def best_matrix(file: h5py.File, path: Path) -> str:
     return min(better, key=lambda values: values.rank).name if better else "X"
 
 
-def matrix_rows(matrix: Matrix, rows: np.ndarray, scratch: Path) -> sparse.csr_matrix:
-    """Rows of a matrix, ascending, whatever its layout."""
+def matrix_blocks(matrix: Matrix, rows: np.ndarray, scratch: Path) -> Iterator[sparse.csr_matrix]:
+    """Rows of a matrix, ascending, some at a time, whatever its layout."""
     if matrix.layout != "csc":
-        found = matrix.rows(rows)
-        return _csr(found.values, found.indices, found.indptr, matrix.shape[1])
-    wanted, parts = np.zeros(matrix.shape[0], bool), []
+        for start in range(0, len(rows), CELLS_AT_ONCE) or [0]:
+            found = matrix.rows(rows[start : start + CELLS_AT_ONCE])
+            yield _csr(found.values, found.indices, found.indptr, matrix.shape[1])
+        return
+    wanted = np.zeros(matrix.shape[0], bool)
     wanted[rows] = True
     for block in matrix.blocks(scratch):
         here = _csr(block.values, block.indices, block.indptr, matrix.shape[1])
-        parts.append(here[wanted[block.start : block.start + here.shape[0]]])
-    return sparse.csr_matrix(sparse.vstack(parts, format="csr"))
+        yield here[wanted[block.start : block.start + here.shape[0]]]
+
+
+def counted(blocks: Iterator[sparse.csr_matrix], progress: Any) -> Iterator[sparse.csr_matrix]:
+    for block in blocks:
+        yield block
+        progress.update(block.shape[0])
 
 
 def _csr(values: np.ndarray, indices: np.ndarray, indptr: np.ndarray, n_genes: int) -> sparse.csr_matrix:
@@ -207,8 +233,12 @@ class StoreCells:
         self.labels = np.repeat(np.array(names, object), sizes).astype(str)
         self.contexts = None if columns.context is None else np.repeat([c for c, _ in self.groups], sizes)
 
-    def cells_of(self, context: str | None) -> ad.AnnData:
-        """Cells of a context in memory, X as CSR of counts."""
+    def cells_of(self, context: str | None) -> LabelledCells:
+        """Cells of a context, as counts, read from the store as they are needed."""
         here = [g for g in self.groups if context is None or self.contexts is None or g[0] == context]
-        grouped = GroupedCells.of_store(self.store, here, self.columns.control)
-        return grouped.anndata(self.columns.perturbation)
+        cells = [self.store.groups[g] for g in here]
+        names = [self.columns.control if p == self.store.control else p for _, p in here]
+        rows = OfStore(self.store, np.concatenate(cells))
+        labels = np.repeat(np.array(names, object), [len(c) for c in cells]).astype(str)
+        small = self.store.stored_values * STORED_BYTES * rows.n_cells // self.store.n_cells <= MOST_IN_MEMORY
+        return LabelledCells.of(labels, self.genes, InMemory(rows.take(np.arange(rows.n_cells))) if small else rows)

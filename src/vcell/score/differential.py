@@ -17,7 +17,6 @@ Shape legend: P targets, G genes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,9 +25,7 @@ from scipy import sparse
 from scipy.stats import false_discovery_control
 
 from vcell.data.files.normalize import counts_of_log1p
-from vcell.score.gpu import rank_test
-from vcell.score.grouped import GroupedCells
-from vcell.system import in_threads
+from vcell.score.gpu import RankTest, rank_test
 
 SIGNIFICANT = 0.05
 PER_MILLION = 1e6
@@ -61,41 +58,67 @@ class Calls:
         return self.targets.index(target)
 
 
-def calls_2025(cells: GroupedCells, device: torch.device) -> Calls:
-    """Of log1p cells against their own controls."""
-    control_mean = counts_of_log1p(_mean(cells.controls))
-    p_of = rank_test(cells.controls, device)
+@dataclass(frozen=True)
+class Tests2025:
+    """Of log1p cells against some controls, which are analysed once."""
 
-    def test(target: str) -> tuple[np.ndarray, np.ndarray]:
-        group = cells.cells[target]
+    control_mean_G: np.ndarray
+    p_of: RankTest
+
+    @classmethod
+    def of(cls, controls: sparse.csr_matrix, device: torch.device) -> Tests2025:
+        return cls(counts_of_log1p(_mean(controls)), rank_test(controls, device))
+
+    def __call__(self, group: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+        """p-values and log2 fold changes of some cells, ``(genes)``."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            fold = np.log2(counts_of_log1p(_mean(group)) / control_mean)
-        return p_of(group), np.nan_to_num(fold, nan=0.0, posinf=np.inf, neginf=-np.inf)
+            fold_G = np.log2(counts_of_log1p(_mean(group)) / self.control_mean_G)
+        return self.p_of(group), np.nan_to_num(fold_G, nan=0.0, posinf=np.inf, neginf=-np.inf)
 
-    targets, p_PG, fold_PG = _all(cells, test)
-    adjusted_PG = _adjusted(p_PG)
-    # cell-eval reads the table as single precision before it compares
-    called_PG = adjusted_PG.astype(np.float32) < np.float32(SIGNIFICANT)
-    return Calls(targets, p_PG, adjusted_PG, fold_PG, called_PG)
+    def calls(self, targets: list[str], p_PG: np.ndarray, fold_PG: np.ndarray) -> Calls:
+        adjusted_PG = _adjusted(p_PG)
+        # cell-eval reads the table as single precision before it compares
+        called_PG = adjusted_PG.astype(np.float32) < np.float32(SIGNIFICANT)
+        return Calls(targets, p_PG, adjusted_PG, fold_PG, called_PG)
 
 
-def calls_2026(cells: GroupedCells, controls: sparse.csr_matrix, device: torch.device) -> Calls:
-    """Of whole counts against the measured controls given."""
-    per_million = cpm(controls)
-    control_mean = _mean(per_million)
-    tested_G = control_mean > LEAST_CPM
-    p_of = rank_test(_log1p(per_million), device)
+@dataclass(frozen=True)
+class Tests2026:
+    """Of whole counts against some controls, which are analysed once; of the genes that these express only."""
 
-    def test(target: str) -> tuple[np.ndarray, np.ndarray]:
-        group = cpm(cells.cells[target])
-        fold = np.log2((_mean(group) + EPSILON) / (control_mean + EPSILON))
-        return np.where(tested_G, p_of(_log1p(group)), np.nan), fold
+    control_mean_G: np.ndarray
+    tested_G: np.ndarray
+    p_of: RankTest
 
-    targets, p_PG, fold_PG = _all(cells, test)
-    adjusted_PG = np.full_like(p_PG, np.nan)
-    if tested_G.any():
-        adjusted_PG[:, tested_G] = _adjusted(p_PG[:, tested_G])
-    return Calls(targets, p_PG, adjusted_PG, fold_PG, adjusted_PG < SIGNIFICANT)
+    @classmethod
+    def of(cls, controls: sparse.csr_matrix, device: torch.device) -> Tests2026:
+        per_million = cpm(controls)
+        mean_G = _mean(per_million)
+        tested_G = mean_G > LEAST_CPM
+        return cls(mean_G, tested_G, rank_test(_log1p(_columns(per_million, tested_G)), device))
+
+    def __call__(self, group: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+        """p-values, NaN for genes that are not tested, and log2 fold changes of some cells, ``(genes)``."""
+        per_million = cpm(group)
+        fold_G = np.log2((_mean(per_million) + EPSILON) / (self.control_mean_G + EPSILON))
+        p_G = np.full(len(fold_G), np.nan)
+        p_G[self.tested_G] = self.p_of(_log1p(_columns(per_million, self.tested_G)))
+        return p_G, fold_G
+
+    def calls(self, targets: list[str], p_PG: np.ndarray, fold_PG: np.ndarray) -> Calls:
+        adjusted_PG = np.full_like(p_PG, np.nan)
+        if self.tested_G.any():
+            adjusted_PG[:, self.tested_G] = _adjusted(p_PG[:, self.tested_G])
+        return Calls(targets, p_PG, adjusted_PG, fold_PG, adjusted_PG < SIGNIFICANT)
+
+
+def _columns(cells: sparse.csr_matrix, kept_G: np.ndarray) -> sparse.csr_matrix:
+    """Some columns, in their order: by one look at each stored value."""
+    here = kept_G[cells.indices]
+    number_G = np.cumsum(kept_G, dtype=np.int32) - 1
+    ends = np.concatenate([[0], np.cumsum(here)])
+    parts = (cells.data[here], number_G[cells.indices[here]], ends[cells.indptr].astype(cells.indptr.dtype))
+    return sparse.csr_matrix(parts, shape=(cells.shape[0], int(kept_G.sum())))
 
 
 def cpm(counts: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -117,16 +140,6 @@ def _log1p(cells: sparse.csr_matrix) -> sparse.csr_matrix:
 def _mean(cells: sparse.csr_matrix) -> np.ndarray:
     """In the cells' own precision, as the packages take it: fold changes that are equal there must be equal here."""
     return np.asarray(cells.mean(axis=0)).ravel()
-
-
-def _all(
-    cells: GroupedCells, test: Callable[[str], tuple[np.ndarray, np.ndarray]]
-) -> tuple[list[str], np.ndarray, np.ndarray]:
-    targets = cells.targets
-    p_PG, fold_PG = (np.empty((len(targets), len(cells.genes))) for _ in range(2))
-    for row, (p_G, fold_G) in enumerate(in_threads(test, targets)):
-        p_PG[row], fold_PG[row] = p_G, fold_G
-    return targets, p_PG, fold_PG
 
 
 def _adjusted(p_PG: np.ndarray) -> np.ndarray:

@@ -39,7 +39,9 @@ class Embedding:
     def of(cls, cells: GroupedCells, target_sum: float | None) -> Embedding:
         """From some cells of every label, deterministic."""
         each = max(2, FITTED_CELLS // len(cells.cells))
-        sample = _log1p(sparse.vstack([spread(c, each) for c in cells.cells.values()], format="csr"), target_sum)
+        sample = _log1p(
+            sparse.vstack([spread(cells.cells[label], each) for label in cells.cells], format="csr"), target_sum
+        )
         square = np.asarray(sample.multiply(sample).mean(axis=0)).ravel()
         variance = square - np.asarray(sample.mean(axis=0)).ravel() ** 2
         genes = np.sort(np.argsort(-variance, kind="stable")[:FITTED_GENES])

@@ -20,6 +20,7 @@ from vcell.score import caveats, figures, strata
 from vcell.score.cells import CellFile, Columns, ReadCells, StoreCells
 from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import summary
+from vcell.score.official import require
 from vcell.score.options import ScoreOptions
 from vcell.score.pairs import Pair, common_genes, only, pair_in, pairs, scored_contexts
 from vcell.score.references import References
@@ -190,11 +191,17 @@ def hand_over(run_folder: Path, out: Path) -> None:
 def run_evaluation(options: ScoreOptions) -> tuple[Evaluation, References, dict[str, Any]]:
     """Every context, one after the other."""
     scorer, device, columns = SCORERS[options.challenge.scorer], choose_device(options.device, 0), options.columns
-    pred = CellFile(options.pred, columns, needs_controls=not scorer.counts)
-    real = measured_cells(options)
+    if options.engine != "fast":
+        require(scorer.package.replace("-", "_"), scorer.year)
+    room = next(parent for parent in options.folder.resolve().parents if parent.is_dir())  # for scratch files
+    pred = CellFile(options.pred, columns, needs_controls=not scorer.counts, folder=room)
+    real = measured_cells(options, room)
     about = pred.about
     references, notes = References.find(options, about)
-    others = {name: CellFile(path, columns, not scorer.counts) for name, path in other_predictions(options).items()}
+    others = {
+        name: CellFile(path, columns, not scorer.counts, folder=room)
+        for name, path in other_predictions(options).items()
+    }
     found = Evaluation(scorer, label_of(about), list(others), notes=notes)
     target_sums = {}
     for pair in pairs(pred, real, columns, scorer.counts, notes):
@@ -226,7 +233,7 @@ def run_evaluation(options: ScoreOptions) -> tuple[Evaluation, References, dict[
     return found, references, {"target_sum": target_sums, "prediction": about}
 
 
-def measured_cells(options: ScoreOptions) -> ReadCells:
+def measured_cells(options: ScoreOptions, room: Path | None = None) -> ReadCells:
     """The measured cells: of a file, whose columns may be named otherwise than in the prediction, or of a cell store."""
     columns = options.columns
     stores = options.real_stores or ([str(options.real)] if is_store(str(options.real)) else [])
@@ -237,7 +244,7 @@ def measured_cells(options: ScoreOptions) -> ReadCells:
         perturbation=options.real_perturbation or columns.perturbation,
         context=options.real_context or columns.context,
     )
-    return CellFile(options.real, own, needs_controls=True, matrix=options.real_matrix)
+    return CellFile(options.real, own, needs_controls=True, matrix=options.real_matrix, folder=room)
 
 
 def other_predictions(options: ScoreOptions) -> dict[str, Path]:

@@ -13,8 +13,8 @@ import pandas as pd
 from vcell.errors import VcellError, nearest
 from vcell.score.embedding import spread
 from vcell.score.metrics import Metric, per_target
-from vcell.score.own import Side
 from vcell.score.pairs import Pair
+from vcell.score.side import Side
 from vcell.score.statistics import Interval
 
 if TYPE_CHECKING:

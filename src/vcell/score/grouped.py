@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from vcell.data.splits import Group
-from vcell.data.store.store import Cells
 from vcell.errors import VcellError
+from vcell.score.rows import InMemory, LabelledCells
+
+
+class Lazy(Mapping[str, sparse.csr_matrix]):
+    """Cells by label that are made when they are asked for, each time anew.
+
+    Parameters
+    ----------
+    sizes
+        Cells of each label.
+    make
+        Gives the cells of a label; any number of threads may ask.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], make: Callable[[str], sparse.csr_matrix]) -> None:
+        self.sizes, self.make = dict(sizes), make
+
+    def __getitem__(self, label: str) -> sparse.csr_matrix:
+        if label not in self.sizes:
+            raise KeyError(label)
+        return self.make(label)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __contains__(self, label: object) -> bool:
+        return label in self.sizes
 
 
 @dataclass(frozen=True)
@@ -27,40 +55,50 @@ class GroupedCells:
         Names of the columns.
     control
         Label of control cells.
+    same_as
+        Where targets are those of other cells under other names: these cells, and the names there.
     """
 
     cells: Mapping[str, sparse.csr_matrix]
     genes: Sequence[str]
     control: str
+    same_as: tuple[GroupedCells, Mapping[str, str]] | None = None
 
     @classmethod
     def of(cls, cells: ad.AnnData, perturbation: str, control: str) -> GroupedCells:
         """From cells and the obs column of their targets."""
         labels = cells.obs[perturbation].astype(str).to_numpy()
-        names, codes = np.unique(labels, return_inverse=True)
-        order = np.argsort(codes, kind="stable")
-        matrix = sparse.csr_matrix(cells.X)
-        if not (order[1:] > order[:-1]).all():
-            matrix = matrix[order]
-        ends = np.cumsum(np.bincount(codes, minlength=len(names)))
-        begins = np.concatenate([[0], ends[:-1]])
-        by_label = {str(n): _rows(matrix, b, e) for n, b, e in zip(names, begins, ends, strict=True)}
-        return cls(by_label, list(cells.var_names), control)
+        return cls.of_labelled(
+            LabelledCells.of(labels, list(cells.var_names), InMemory(sparse.csr_matrix(cells.X))), control
+        )
 
     @classmethod
-    def of_store(cls, store: Cells, groups: Iterable[Group], control: str) -> GroupedCells:
-        """From groups of a cell store, as counts; control cells get the label `control`."""
-        numbers: dict[str, list[np.ndarray]] = {}
-        for context, perturbation in groups:
-            label = control if perturbation == store.control else perturbation
-            numbers.setdefault(label, []).append(store.groups[context, perturbation])
-        by_label = {}
-        for label in sorted(numbers):
-            rows = store.rows(np.concatenate(numbers[label]))
-            shape = (len(rows.indptr) - 1, store.n_genes)
-            parts = (rows.values.astype(np.float32), rows.indices.astype(np.int32), rows.indptr)
-            by_label[label] = sparse.csr_matrix(parts, shape=shape)
-        return cls(by_label, list(store.genes), control)
+    def of_labelled(cls, cells: LabelledCells, control: str) -> GroupedCells:
+        """From cells and their labels. Of cells that are not in memory only the controls are."""
+        names, codes = np.unique(cells.labels, return_inverse=True)
+        order = np.argsort(codes, kind="stable")
+        ends = np.cumsum(np.bincount(codes, minlength=len(names)))
+        places = {str(n): order[b:e] for n, b, e in zip(names, np.concatenate([[0], ends[:-1]]), ends, strict=True)}
+        if isinstance(cells.rows, InMemory):
+            if not (order[1:] > order[:-1]).all():
+                cells = LabelledCells.of(cells.labels[order], cells.genes, InMemory(cells.take(order)))
+                places = {n: np.arange(e - len(p), e) for (n, p), e in zip(places.items(), ends, strict=True)}
+            return cls({n: cells.take(p) for n, p in places.items()}, cells.genes, control)
+        controls = {control: cells.take(places[control])} if control in places else {}
+
+        def make(label: str) -> sparse.csr_matrix:
+            return controls[label] if label in controls else cells.take(places[label])
+
+        return cls(Lazy({n: len(p) for n, p in places.items()}, make), cells.genes, control)
+
+    def n_cells(self, label: str) -> int:
+        """Of a label, without reading them."""
+        return self.cells.sizes[label] if isinstance(self.cells, Lazy) else self.cells[label].shape[0]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Cells of each label."""
+        return {label: self.n_cells(label) for label in self.cells}
 
     @property
     def targets(self) -> list[str]:
@@ -84,20 +122,25 @@ class GroupedCells:
         """The same cells with their genes in this order."""
         place = {gene: i for i, gene in enumerate(self.genes)}
         order = [place[gene] for gene in genes]
-        return GroupedCells({label: cells[:, order] for label, cells in self.cells.items()}, list(genes), self.control)
+        return replace(self, cells=Lazy(self.sizes, lambda label: self.cells[label][:, order]), genes=list(genes))
 
     def only(self, targets: Iterable[str]) -> GroupedCells:
         """Those targets, and the controls."""
         wanted = {*targets, self.control}
-        return self._like({label: cells for label, cells in self.cells.items() if label in wanted})
+        return self._like({label: self for label in self.cells if label in wanted})
 
     def with_controls(self, controls: sparse.csr_matrix) -> GroupedCells:
         """The same targets with other controls."""
-        return self._like({**self.cells, self.control: controls})
+        own = GroupedCells({self.control: controls}, self.genes, self.control)
+        return self._like({**dict.fromkeys(self.cells, self), self.control: own})
 
     def relabelled(self, names: Mapping[str, str]) -> GroupedCells:
         """Targets under other names; the controls stay."""
-        return self._like({names.get(label, label): cells for label, cells in self.cells.items()})
+        former = {names.get(label, label): label for label in self.cells}
+        cells = Lazy(
+            {label: self.n_cells(former[label]) for label in sorted(former)}, lambda label: self.cells[former[label]]
+        )
+        return replace(self, cells=cells, same_as=(self, former))
 
     def halves(self, seed: int) -> tuple[GroupedCells, GroupedCells]:
         """Two disjoint halves of every label's cells, drawn as both official packages draw theirs.
@@ -111,27 +154,38 @@ class GroupedCells:
         """
         rng = np.random.default_rng(seed)
         first, second = {}, {}
-        for label, cells in self.cells.items():
-            order = rng.permutation(np.arange(cells.shape[0]))
+        for label, number in self.sizes.items():
+            order = rng.permutation(np.arange(number))
             half = len(order) // 2
             if half:
-                first[label], second[label] = cells[order[:half]], cells[order[half : 2 * half]]
+                first[label], second[label] = order[:half], order[half : 2 * half]
         if self.control not in first or len(first) < 2:
             raise VcellError(
                 "the ceiling splits measured cells into halves: that takes two control cells, and two cells of one target at least"
             )
-        return self._like(first), self._like(second)
+        return self._some(first), self._some(second)
 
     def without_group(self, group: int, groups: int) -> GroupedCells:
         """Every label without each `groups`-th cell, from `group`; a label of a single cell keeps it."""
         kept = {}
-        for label, cells in self.cells.items():
-            keep = np.arange(cells.shape[0]) % min(groups, max(2, cells.shape[0])) != group
-            kept[label] = cells[np.flatnonzero(keep)] if keep.any() and cells.shape[0] > 1 else cells
-        return self._like(kept)
+        for label, number in self.sizes.items():
+            keep = np.arange(number) % min(groups, max(2, number)) != group
+            kept[label] = np.flatnonzero(keep) if keep.any() and number > 1 else np.arange(number)
+        return self._some(kept)
 
-    def _like(self, cells: Mapping[str, sparse.csr_matrix]) -> GroupedCells:
-        return GroupedCells({label: cells[label] for label in sorted(cells)}, self.genes, self.control)
+    def _some(self, places: Mapping[str, np.ndarray]) -> GroupedCells:
+        """Some cells of each label; the controls are kept in memory."""
+        controls = self.cells[self.control][places[self.control]] if self.control in places else None
+
+        def make(label: str) -> sparse.csr_matrix:
+            return controls if label == self.control else self.cells[label][places[label]]
+
+        return GroupedCells(Lazy({label: len(p) for label, p in places.items()}, make), self.genes, self.control)
+
+    def _like(self, sources: Mapping[str, GroupedCells]) -> GroupedCells:
+        """The labels, each from the cells that it names."""
+        sizes = {label: sources[label].n_cells(label) for label in sorted(sources)}
+        return GroupedCells(Lazy(sizes, lambda label: sources[label].cells[label]), self.genes, self.control)
 
     def anndata(self, perturbation: str) -> ad.AnnData:
         """As AnnData, for the official packages."""
@@ -144,10 +198,3 @@ class GroupedCells:
 def mean_profile(cells: sparse.csr_matrix) -> np.ndarray:
     """Mean over cells, in double precision, ``(genes)``."""
     return np.asarray(cells.mean(axis=0, dtype=np.float64)).ravel()
-
-
-def _rows(matrix: sparse.csr_matrix, begin: int, end: int) -> sparse.csr_matrix:
-    """Rows from `begin` to `end`, without copying their values."""
-    first, last = matrix.indptr[begin], matrix.indptr[end]
-    parts = (matrix.data[first:last], matrix.indices[first:last], matrix.indptr[begin : end + 1] - first)
-    return sparse.csr_matrix(parts, shape=(end - begin, matrix.shape[1]), copy=False)

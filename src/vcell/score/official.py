@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import importlib.util
 import io
 import logging
 import tempfile
@@ -144,6 +145,18 @@ class Official2026:
         return table.reindex(index=sorted(pred.targets), columns=list(names)).rename(columns=names).astype(float)
 
 
+def require(package: str, year: int) -> None:
+    """Refuses to go on without the package, before anything is read.
+
+    Raises
+    ------
+    VcellError
+        With how to get it.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise _missing(package, year)
+
+
 def installed(package: str, year: int) -> Any:
     """The package, imported.
 
@@ -155,8 +168,12 @@ def installed(package: str, year: int) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        name = package.replace("_", "-")
-        raise VcellError(f"the official scores of {year} need {name}: {install('score')}, or engine=fast") from error
+        raise _missing(package, year) from error
+
+
+def _missing(package: str, year: int) -> VcellError:
+    name = package.replace("_", "-")
+    return VcellError(f"the official scores of {year} need {name}: {install('score')}, or engine=fast")
 
 
 @contextlib.contextmanager

@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from vcell.score import vcc2025, vcc2026
 from vcell.score.differential import Calls
-from vcell.score.embedding import CELLS_PER_SET, Embedding, energy_distance_unbiased, spread
+from vcell.score.embedding import Embedding, energy_distance_unbiased
+from vcell.score.side import Side
 
 TOP = 50
 FEWEST_GENES = 3
-Side = vcc2025.Side | vcc2026.Side
 
 
 def extra_scores(pred: Side, real: Side, embedding: Embedding) -> pd.DataFrame:
@@ -35,10 +34,7 @@ def extra_scores(pred: Side, real: Side, embedding: Embedding) -> pd.DataFrame:
         "TOP50": [top_recovery(pred.calls, p, real.calls, r) for p, r in enumerate(real_P)],
         "LFC": [fold_correlation(pred.calls, p, real.calls, r) for p, r in enumerate(real_P)],
         "ENERGY": [
-            energy_distance_unbiased(
-                *(embedding.place(spread(side.cells.cells[t], CELLS_PER_SET)) for side in (pred, real))
-            )
-            for t in targets
+            energy_distance_unbiased(pred.placed(p, embedding), real.placed(r, embedding)) for p, r in enumerate(real_P)
         ],
     }
     return pd.DataFrame(table, index=pd.Index(targets, name="perturbation"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import anndata as ad
 import numpy as np
 
 from vcell.data.files.genes import align
@@ -13,6 +12,7 @@ from vcell.data.files.labels import NO_GUIDE, resolve
 from vcell.errors import VcellError, shortlist
 from vcell.score.cells import Columns, ReadCells
 from vcell.score.grouped import GroupedCells
+from vcell.score.rows import LabelledCells
 from vcell.score.scaling import same_scale, whole_counts
 
 LEAST_MEASURED = 0.5  # of the prediction's genes, that measured cells must have
@@ -62,51 +62,33 @@ def pair_in(
 ) -> Pair:
     """Predicted and measured cells of one context."""
     predicted, measured = pred.cells_of(context), real.cells_of(context)
+    names = [pred.genes[i] for i in place.predicted]
     if not place.all_predicted:
-        predicted = predicted[:, place.predicted].copy()
+        predicted = predicted.in_columns(place.predicted, names)
     if not place.same_order:
-        measured = measured[:, place.measured].copy()
-        measured.var_names = list(predicted.var_names)
-    _same_targets(predicted, measured, columns)
+        measured = measured.in_columns(place.measured, names)
+    measured = _same_targets(predicted, measured, columns)
     where = f"{context}: " if context and pred.contexts is not None else ""
     targets = common_targets(predicted, measured, columns, where, notes)
-    predicted, measured = (kept_only(c, [*targets, columns.control], columns) for c in (predicted, measured))
+    predicted, measured = (c.where(np.isin(c.labels, [*targets, columns.control])) for c in (predicted, measured))
     target_sum, total = None, 0.0
     if counts:
-        whole_counts(predicted, pred.path, "the prediction")
-        whole_counts(measured, real.path, "the measured cells")
+        predicted = whole_counts(predicted, pred.path, "the prediction")
+        measured = whole_counts(measured, real.path, "the measured cells")
     else:
-        target_sum, total = same_scale(predicted, measured, pred.about, columns)
-    return pair_of(str(context or ""), predicted, measured, columns, target_sum, total)
-
-
-def _same_targets(predicted: ad.AnnData, measured: ad.AnnData, columns: Columns) -> None:
-    """Measured labels as the prediction spells them."""
-    known = set(predicted.obs[columns.perturbation])
-    distinct = sorted(set(measured.obs[columns.perturbation]) - {columns.control})
-    meant = {
-        name: became
-        for name, became in zip(distinct, resolve(distinct, known - {columns.control}), strict=True)
-        if name != became
-    }
-    if meant:
-        measured.obs[columns.perturbation] = measured.obs[columns.perturbation].replace(meant)
-
-
-def kept_only(cells: ad.AnnData, labels: list[str], columns: Columns) -> ad.AnnData:
-    """Cells of these labels; the same object where that is all of them."""
-    kept = cells.obs[columns.perturbation].isin(labels).to_numpy()
-    return cells if kept.all() else cells[kept].copy()
-
-
-def pair_of(
-    context: str, predicted: ad.AnnData, measured: ad.AnnData, columns: Columns, target_sum: float | None, total: float
-) -> Pair:
-    """From cells that are comparable."""
-    made = GroupedCells.of(predicted, columns.perturbation, columns.control)
-    real = GroupedCells.of(measured, columns.perturbation, columns.control)
+        predicted, measured, target_sum, total = same_scale(predicted, measured, pred.about, columns)
+    made, real_cells = (GroupedCells.of_labelled(cells, columns.control) for cells in (predicted, measured))
     own = columns.control in made.cells
-    return Pair(context, made if own else made.with_controls(real.controls), real, target_sum, own, total)
+    made = made if own else made.with_controls(real_cells.controls)
+    return Pair(str(context or ""), made, real_cells, target_sum, own, total)
+
+
+def _same_targets(predicted: LabelledCells, measured: LabelledCells, columns: Columns) -> LabelledCells:
+    """Measured labels as the prediction spells them."""
+    known = set(predicted.labels) - {columns.control}
+    distinct = sorted(set(measured.labels) - {columns.control})
+    meant = {name: became for name, became in zip(distinct, resolve(distinct, known), strict=True) if name != became}
+    return measured.relabelled(meant) if meant else measured
 
 
 @dataclass(frozen=True)
@@ -178,11 +160,13 @@ def scored_contexts(pred: ReadCells, real: ReadCells, columns: Columns, notes: l
     return list(both)
 
 
-def common_targets(pred: ad.AnnData, real: ad.AnnData, columns: Columns, where: str, notes: list[str]) -> list[str]:
+def common_targets(
+    pred: LabelledCells, real: LabelledCells, columns: Columns, where: str, notes: list[str]
+) -> list[str]:
     """Targets that were predicted and measured."""
-    in_pred, in_real = (set(cells.obs[columns.perturbation]) - {columns.control} for cells in (pred, real))
+    in_pred, in_real = (set(cells.labels) - {columns.control} for cells in (pred, real))
     common = in_pred & in_real
-    if columns.control not in set(real.obs[columns.perturbation]):
+    if columns.control not in real.labels:
         raise VcellError(f"{where}the measured cells have no control cells {columns.control!r} of this context")
     if not common:
         raise VcellError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from vcell.effects.own_gene import OwnGenes, own_genes
 from vcell.errors import VcellError, shortlist
 from vcell.model.checkpoint import read_identity, table_of
 from vcell.model.find import find_checkpoint
-from vcell.predict.cells import Source
+from vcell.predict.cells import CellMaker, Source
 from vcell.predict.controls import open_run_store
 from vcell.predict.infer import make_maker, make_source
 from vcell.predict.layout import Layout
 from vcell.predict.predictors import bank_of
 from vcell.predict.request import Wanted
-from vcell.score.grouped import GroupedCells
+from vcell.score.grouped import GroupedCells, Lazy
 from vcell.score.options import ScoreOptions
 from vcell.score.pairs import Pair
 
@@ -102,20 +102,17 @@ class References:
         ):
             self.without.add(str(context))
             return
-        numbers = {t: pair.pred.cells[t].shape[0] for t in pair.pred.targets}
+        numbers = {t: pair.pred.n_cells(t) for t in pair.pred.targets}
         values = "counts" if pair.target_sum is None else "log1p"
         layout = Layout.of(pair.pred.genes, self.source.store, values, pair.target_sum or self.source.gather.target_sum)
-        request = [Wanted(context, target, number) for target, number in numbers.items()]
         drawn = self.drawn or values == "counts"
         self.asked |= {(context, target) for target in numbers}
         for name, predictor in self.predictors.items():
-            blocks = make_maker(
+            maker = make_maker(
                 predictor, self.source, layout, torch.device("cpu"), drawn, self.counts, self.calls, self.own
-            ).cells(request)
-            made = sparse.csr_matrix(sparse.vstack(list(blocks), format="csr"))
-            ends = np.cumsum(list(numbers.values()))
-            cells = {t: made[e - n : e] for (t, n), e in zip(numbers.items(), ends, strict=True)}
-            yield name, GroupedCells(cells, pair.pred.genes, pair.pred.control).with_controls(pair.pred.controls)
+            )
+            cells = GroupedCells(Lazy(numbers, _maker(maker, context, numbers)), pair.pred.genes, pair.pred.control)
+            yield name, cells.with_controls(pair.pred.controls)
 
     def trained_on(self, context: str, targets: list[str]) -> list[str]:
         """Targets whose measured cells of this context the run was trained on: a score on them says nothing."""
@@ -152,13 +149,22 @@ class References:
 
 def copied(cells: GroupedCells, seed: int) -> GroupedCells:
     """The prediction's own controls, drawn again under every target's label."""
-    rng = np.random.default_rng(seed)
-    controls = cells.controls
-    drawn = {}
+    rng, controls, drawn = np.random.default_rng(seed), cells.controls, {}
     for target in cells.targets:
-        number = cells.cells[target].shape[0]
-        drawn[target] = controls[rng.choice(controls.shape[0], number, replace=number > controls.shape[0])]
-    return GroupedCells(drawn, cells.genes, cells.control).with_controls(controls)
+        number = cells.n_cells(target)
+        drawn[target] = rng.choice(controls.shape[0], number, replace=number > controls.shape[0])
+    again = Lazy({t: len(c) for t, c in drawn.items()}, lambda target: controls[drawn[target]])
+    return GroupedCells(again, cells.genes, cells.control).with_controls(controls)
+
+
+def _maker(maker: CellMaker, context: str, numbers: Mapping[str, int]) -> Callable[[str], sparse.csr_matrix]:
+    """Makes the cells of a target when they are asked for."""
+
+    def make(target: str) -> sparse.csr_matrix:
+        blocks = maker.cells([Wanted(context, target, numbers[target])])
+        return sparse.csr_matrix(sparse.vstack(list(blocks), format="csr"))
+
+    return make
 
 
 def wrong_targets(cells: GroupedCells, seed: int) -> GroupedCells:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
 import numpy as np
 from scipy import sparse
 
@@ -13,34 +12,46 @@ from vcell.data.files.normalize import LARGEST_LOG1P, counts_of_log1p
 from vcell.data.files.scale import Scale, detect_scale, recover_counts
 from vcell.errors import VcellError
 from vcell.score.cells import SAMPLE_CELLS, Columns
+from vcell.score.rows import LabelledCells
 
 
-def whole_counts(cells: ad.AnnData, path: Path, what: str) -> None:
-    """Refuses anything but whole counts, which the scores of 2026 require; counts are recovered from measured log1p counts."""
+def whole_counts(cells: LabelledCells, path: Path, what: str) -> LabelledCells:
+    """The cells as whole counts, which the scores of 2026 require; counts are recovered from measured log1p counts.
+
+    Raises
+    ------
+    VcellError
+        If there are none, here or where cells are first read.
+    """
     scale = scale_of_prediction(cells) if what == "the prediction" else scale_of(cells)
-    if scale is not Scale.COUNTS:
-        if what == "the prediction" or not scale.recoverable:
-            hint = (
-                " python -m vcell.infer challenge=vcc2026 writes them; python -m vcell.package pred=FILE challenge=vcc2026 makes "
-                "them from other predictions"
-            )
-            raise VcellError(
-                f"{path}: the 2026 scores require whole counts, and those of {what} are {'log1p or other values' if scale is Scale.UNKNOWN else scale.words}."
-                f"{hint if what == 'the prediction' else ' Give the file with their raw counts'}"
-            )
-        cells.X = recovered(cells, scale, what)
-    elif not (cells.X.data == np.rint(cells.X.data)).all():
-        raise VcellError(f"{path}: X contains counts that are not whole; the 2026 scores require whole counts")
+    if scale is Scale.COUNTS:
+
+        def checked(block: sparse.csr_matrix) -> sparse.csr_matrix:
+            if not (block.data == np.rint(block.data)).all():
+                raise VcellError(f"{path}: X contains counts that are not whole; the 2026 scores require whole counts")
+            return block
+
+        return cells.changed(checked)
+    if what == "the prediction" or not scale.recoverable:
+        hint = (
+            " python -m vcell.infer challenge=vcc2026 writes them; python -m vcell.package pred=FILE challenge=vcc2026 makes "
+            "them from other predictions"
+        )
+        raise VcellError(
+            f"{path}: the 2026 scores require whole counts, and those of {what} are {'log1p or other values' if scale is Scale.UNKNOWN else scale.words}."
+            f"{hint if what == 'the prediction' else ' Give the file with their raw counts'}"
+        )
+    return cells.changed(lambda block: recovered(block, scale, what))
 
 
-def scale_of(cells: ad.AnnData) -> Scale:
-    """The scale of X, on cells spread over the file."""
-    spread = np.unique(np.linspace(0, cells.n_obs - 1, min(cells.n_obs, SAMPLE_CELLS)).astype(int))
-    sample = cells.X[spread]
+def scale_of(cells: LabelledCells) -> Scale:
+    """The scale of the values, on cells spread over all."""
+    spread = np.unique(np.linspace(0, cells.n_cells - 1, min(cells.n_cells, SAMPLE_CELLS)).astype(int))
+    sample = cells.take(spread)
     return detect_scale(sample.data, sample.indptr)
 
 
-def scale_of_prediction(cells: ad.AnnData) -> Scale:
+def scale_of_prediction(cells: LabelledCells) -> Scale:
     """The same of a prediction, whose control cells may be measured, on a scale, and its other cells what a network says, on none."""
     try:
         return scale_of(cells)
@@ -48,7 +59,7 @@ def scale_of_prediction(cells: ad.AnnData) -> Scale:
         return Scale.UNKNOWN
 
 
-def log1p_target_sum(cells: ad.AnnData, about: dict[str, Any], columns: Columns) -> float:
+def log1p_target_sum(cells: LabelledCells, about: dict[str, Any], columns: Columns) -> float:
     """Counts per cell of a log1p matrix: as the file says, else as its control cells show.
 
     Raises
@@ -56,12 +67,12 @@ def log1p_target_sum(cells: ad.AnnData, about: dict[str, Any], columns: Columns)
     VcellError
         If control cells have totals so different that they were not scaled to one, or not to what the file says.
     """
-    rows = (cells.obs[columns.perturbation] == columns.control).to_numpy()
-    if not rows.any():
+    rows = np.flatnonzero(cells.labels == columns.control)
+    if not len(rows):
         raise VcellError(
             f"the prediction has no control cells {columns.control!r}, from which to tell what its values were scaled to"
         )
-    controls = cells.X[rows].copy()
+    controls = cells.take(rows).copy()
     controls.data = counts_of_log1p(controls.data.astype(np.float64))
     totals = np.asarray(controls.sum(axis=1)).ravel()
     if about.get("target_sum"):
@@ -82,34 +93,35 @@ def log1p_target_sum(cells: ad.AnnData, about: dict[str, Any], columns: Columns)
     return float(middle)
 
 
-def recovered(cells: ad.AnnData, scale: Scale, what: str) -> sparse.csr_matrix:
+def recovered(cells: sparse.csr_matrix, scale: Scale, what: str) -> sparse.csr_matrix:
     """Whole counts, float32; every cell must give them back."""
-    if scale is Scale.COUNTS and (cells.X.data == np.rint(cells.X.data)).all():
-        return cells.X.astype(np.float32, copy=False)
-    found = recover_counts(cells.X.data, cells.X.indptr, scale)
+    if scale is Scale.COUNTS and (cells.data == np.rint(cells.data)).all():
+        return cells.astype(np.float32, copy=False)
+    found = recover_counts(cells.data, cells.indptr, scale)
     if not found.fine.all():
         raise VcellError(f"{what}: {int((~found.fine).sum()):,} cells cannot be recovered as counts: {scale.words}")
-    parts = (found.counts.astype(np.float32), cells.X.indices, cells.X.indptr)
-    return sparse.csr_matrix(parts, shape=cells.X.shape)
+    parts = (found.counts.astype(np.float32), cells.indices, cells.indptr)
+    return sparse.csr_matrix(parts, shape=cells.shape)
 
 
-def counts_to_log1p(cells: ad.AnnData, scale: Scale, target_sum: float, what: str) -> float:
-    """X, in place, to log1p of counts per `target_sum`; through the counts, which every cell must give back.
-
-    Returns the median library size of the counts.
-    """
+def log1p_of_counts(cells: sparse.csr_matrix, scale: Scale, target_sum: float, what: str) -> sparse.csr_matrix:
+    """log1p of counts per `target_sum`; through the counts, which every cell must give back."""
     counts = recovered(cells, scale, what)
-    totals = np.asarray(counts.sum(axis=1)).ravel()
     # as scanpy does it, to the last bit: the official scorers read its numbers
-    divisor = totals / np.float32(target_sum)
+    divisor = _totals(counts) / np.float32(target_sum)
     divisor[divisor == 0] = 1
     values = counts.data / np.repeat(divisor, np.diff(counts.indptr))
-    cells.X = sparse.csr_matrix((np.log1p(values, out=values), counts.indices, counts.indptr), shape=counts.shape)
-    return float(np.median(totals))
+    return sparse.csr_matrix((np.log1p(values, out=values), counts.indices, counts.indptr), shape=counts.shape)
 
 
-def same_scale(pred: ad.AnnData, real: ad.AnnData, about: dict[str, Any], columns: Columns) -> tuple[float, float]:
-    """Brings both to log1p of counts per one target sum, which is returned, with the measured cells' median library size.
+def _totals(cells: sparse.csr_matrix) -> np.ndarray:
+    return np.asarray(cells.sum(axis=1)).ravel()
+
+
+def same_scale(
+    pred: LabelledCells, real: LabelledCells, about: dict[str, Any], columns: Columns
+) -> tuple[LabelledCells, LabelledCells, float, float]:
+    """Both as log1p of counts per one target sum; this sum, and the measured cells' median library size.
 
     Measured cells go through their raw counts, so whatever scale their file is in, the comparison is on the
     prediction's. A prediction of whole counts is scaled as the official scorer would: to its cells' median total.
@@ -122,13 +134,16 @@ def same_scale(pred: ad.AnnData, real: ad.AnnData, about: dict[str, Any], column
     # predicted log1p values need not come from whole counts
     pred_scale = None if about.get("scale") == "log1p" else scale_of_prediction(pred)
     if pred_scale is Scale.COUNTS:
-        target_sum = float(np.median(np.asarray(pred.X.sum(axis=1)).ravel()))
-        counts_to_log1p(pred, Scale.COUNTS, target_sum, "the prediction")
+        target_sum = float(np.median(np.concatenate([_totals(block) for block in pred.blocks()])))
+        pred = pred.changed(lambda block: log1p_of_counts(block, Scale.COUNTS, target_sum, "the prediction"))
     else:
-        if pred.X.data.size and pred.X.data.max() >= LARGEST_LOG1P:
+        largest = max((float(block.data.max(initial=0.0)) for block in pred.blocks()), default=0.0)
+        if largest >= LARGEST_LOG1P:
             raise VcellError(
-                f"the prediction holds values up to {pred.X.data.max():,.1f}: neither whole counts nor log1p (below {LARGEST_LOG1P:.0f})"
+                f"the prediction holds values up to {largest:,.1f}: neither whole counts nor log1p (below {LARGEST_LOG1P:.0f})"
             )
         target_sum = log1p_target_sum(pred, about, columns)
-    total = counts_to_log1p(real, real_scale, target_sum, "the measured cells")
-    return target_sum, total
+    what = "the measured cells"
+    totals = np.concatenate([_totals(recovered(block, real_scale, what)) for block in real.blocks()])
+    real = real.changed(lambda block: log1p_of_counts(block, real_scale, target_sum, what))
+    return pred, real, target_sum, float(np.median(totals))

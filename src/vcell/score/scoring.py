@@ -16,8 +16,9 @@ from vcell.score.embedding import Embedding
 from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import EXTRA, METRICS_2025, METRICS_2026, Metric, summary
 from vcell.score.official import Official2025, Official2026
-from vcell.score.own import Side, extra_scores
+from vcell.score.own import extra_scores
 from vcell.score.pairs import Pair
+from vcell.score.side import Side
 from vcell.score.vcc2025 import Fast2025
 from vcell.score.vcc2026 import BULK_SUM, Fast2026
 
@@ -58,6 +59,8 @@ class Scorer:
 
     Attributes
     ----------
+    package, year
+        Of the official scorer.
     metrics
         The official members.
     fast, official
@@ -71,8 +74,9 @@ class Scorer:
     """
 
     package: str
+    year: int
     metrics: tuple[Metric, ...]
-    fast: Callable[[GroupedCells, torch.device], YearScorer]
+    fast: Callable[..., YearScorer]
     official: Callable[[GroupedCells, int], Any]
     counts: bool
     floor: str
@@ -81,9 +85,9 @@ class Scorer:
 
 SCORERS = {
     "cell-eval": Scorer(
-        "cell-eval", METRICS_2025, Fast2025, Official2025, False, "cell_mean", {"DES": 1.0, "PDS": 1.0, "MAE": 0.0}
+        "cell-eval", 2025, METRICS_2025, Fast2025, Official2025, False, "cell_mean", {"DES": 1.0, "PDS": 1.0, "MAE": 0.0}
     ),
-    "cell-eval2": Scorer("cell-eval2", METRICS_2026, Fast2026, Official2026, True, "mean_response", None),
+    "cell-eval2": Scorer("cell-eval2", 2026, METRICS_2026, Fast2026, Official2026, True, "mean_response", None),
 }
 
 
@@ -134,9 +138,9 @@ class ContextScorer:
         if engine not in ENGINES:
             raise VcellError(f"engine={engine} must be one of {', '.join(ENGINES)}")
         self.scorer, self.engine = scorer, engine
-        self.fast = scorer.fast(pair.real, device)
-        self.official = None if engine == "fast" else scorer.official(pair.real, threads)
         self.embedding = Embedding.of(pair.real, BULK_SUM if scorer.counts else None)
+        self.fast = scorer.fast(pair.real, device, embedding=self.embedding)
+        self.official = None if engine == "fast" else scorer.official(pair.real, threads)
         self.scores = ContextScores(pair.context)
         if self.official is not None:
             self.scores.parameters = self.official.parameters
@@ -201,8 +205,9 @@ def without_cells(
     found: dict[str, list[list[float]]] = {name: [] for name in predictions}
     with progress_bar(CELL_GROUPS, "intervals over cells", "groups") as progress:
         for group in range(CELL_GROUPS):
-            fast = scorer.fast(pair.real.without_group(group, CELL_GROUPS), device)
-            embedding = Embedding.of(fast.real.cells, BULK_SUM if scorer.counts else None)
+            some = pair.real.without_group(group, CELL_GROUPS)
+            embedding = Embedding.of(some, BULK_SUM if scorer.counts else None)
+            fast = scorer.fast(some, device, embedding=embedding)
             for name, cells in predictions.items():
                 side = fast.side(cells.without_group(group, CELL_GROUPS))
                 values = summary(fast.score(side).join(extra_scores(side, fast.real, embedding)), metrics)

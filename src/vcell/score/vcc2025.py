@@ -6,8 +6,6 @@ Shape legend: P targets, G genes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -15,37 +13,13 @@ import torch
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
-from vcell.score.differential import Calls, calls_2025
-from vcell.score.grouped import GroupedCells, mean_profile
+from vcell.score.differential import Calls, Tests2025
+from vcell.score.embedding import Embedding
+from vcell.score.grouped import GroupedCells, Lazy, mean_profile
+from vcell.score.side import Side, known_as
 from vcell.system import in_threads
 
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Side:
-    """What the scores need of one set of cells, log1p, with its own controls."""
-
-    cells: GroupedCells
-    device: torch.device
-
-    @cached_property
-    def calls(self) -> Calls:
-        return calls_2025(self.cells, self.device)
-
-    @cached_property
-    def bulk_PG(self) -> np.ndarray:
-        """Mean log1p of each target, float32 as the package keeps it."""
-        return np.array([mean_profile(self.cells.cells[t]) for t in self.cells.targets], np.float32)
-
-    @cached_property
-    def control_G(self) -> np.ndarray:
-        return mean_profile(self.cells.controls).astype(np.float32)
-
-    @property
-    def delta_PG(self) -> np.ndarray:
-        """Pseudobulk effects against the side's own controls."""
-        return self.bulk_PG - self.control_G
 
 
 class Fast2025:
@@ -57,14 +31,26 @@ class Fast2025:
         Measured log1p cells with controls.
     device
         Where the rank tests run.
+    embedding
+        In which cells are placed while they are read.
     """
 
-    def __init__(self, real: GroupedCells, device: torch.device = CPU) -> None:
-        self.real, self.device = Side(real, device), device
+    def __init__(self, real: GroupedCells, device: torch.device = CPU, embedding: Embedding | None = None) -> None:
+        self.device, self.embedding = device, embedding
+        self._tests: dict[int, tuple[sparse.csr_matrix, Tests2025, np.ndarray]] = {}  # by their controls
+        self._first: Side | None = None  # the prediction that references may be made of
+        self.real, self._first = self.side(real), None
 
     def side(self, pred: GroupedCells) -> Side:
         """The prediction's side: its own controls count."""
-        return Side(pred, self.device)
+        controls = pred.controls
+        if id(controls) not in self._tests:
+            profile_G = mean_profile(controls).astype(np.float32)
+            self._tests[id(controls)] = controls, Tests2025.of(controls, self.device), profile_G
+        _, tests, control_G = self._tests[id(controls)]
+        side = Side(pred, tests, control_G, _profile, embedding=self.embedding, like=known_as(self._first, pred))
+        self._first = self._first or side
+        return side
 
     def score(self, pred: Side) -> pd.DataFrame:
         """DES, PDS and MAE of every target; same targets and genes as measured."""
@@ -81,7 +67,7 @@ class Fast2025:
     def replicates(self) -> Iterator[tuple[pd.DataFrame, Side, Side]]:
         """One half of the measured cells scored as a prediction of the other, one row per target; and the sides of both."""
         first, second = self.real.cells.halves(0)
-        inner = Fast2025(first, self.device)
+        inner = Fast2025(first, self.device, self.embedding)
         pred = inner.side(second)
         yield inner.score(pred), pred, inner.real
 
@@ -89,8 +75,14 @@ class Fast2025:
         """The official baseline: the mean of all groups' mean profiles, controls' included, as every cell of every target."""
         cells = self.real.cells
         profile = np.vstack([self.real.bulk_PG, self.real.control_G]).astype(float).mean(0).astype(np.float32)
-        tiled = {t: _tiled(profile, cells.cells[t].shape[0]) for t in cells.targets}
-        return GroupedCells({**tiled, cells.control: cells.controls}, cells.genes, cells.control).only(cells.targets)
+        sizes = {t: cells.n_cells(t) for t in cells.targets}
+        tiled = GroupedCells(Lazy(sizes, lambda t: _tiled(profile, sizes[t])), cells.genes, cells.control)
+        return tiled.with_controls(cells.controls)
+
+
+def _profile(cells: sparse.csr_matrix) -> np.ndarray:
+    """Mean log1p, as the package keeps it."""
+    return mean_profile(cells).astype(np.float32)
 
 
 def overlap(pred: Calls, real: Calls) -> np.ndarray:

@@ -9,8 +9,7 @@ Shape legend: P targets, G genes, C cells.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,10 +18,11 @@ from numba import njit
 from scipy import sparse
 
 from vcell.data.files.normalize import pseudobulk_log1p
-from vcell.score.differential import Calls, calls_2026
+from vcell.score.differential import Calls, Tests2026
+from vcell.score.embedding import Embedding
 from vcell.score.gpu import dense_jackknife
-from vcell.score.grouped import GroupedCells, mean_profile
-from vcell.system import in_threads
+from vcell.score.grouped import GroupedCells, Lazy, mean_profile
+from vcell.score.side import Side, known_as
 
 CPU = torch.device("cpu")
 BULK_SUM = 50_000.0
@@ -30,44 +30,6 @@ PURITY = 0.9
 FEWEST_GENES = 10  # truly changed, for a target's fold changes to count
 TERMS, SMALL = 9, 0.02  # of the jackknife's series, whose error is below 1e-15
 SPLITS = 5  # of the replicate, seeds derived from 0 as the package derives them
-
-
-@dataclass(frozen=True)
-class Side:
-    """What the scores need of one set of whole counts, held against `controls`."""
-
-    cells: GroupedCells
-    controls: sparse.csr_matrix
-    device: torch.device
-
-    @cached_property
-    def calls(self) -> Calls:
-        return calls_2026(self.cells, self.controls, self.device)
-
-    @cached_property
-    def bulk_PG(self) -> np.ndarray:
-        return np.array([pseudobulk(self.cells.cells[t]) for t in self.cells.targets])
-
-    @cached_property
-    def control_G(self) -> np.ndarray:
-        return pseudobulk(self.controls)
-
-    @property
-    def delta_PG(self) -> np.ndarray:
-        """Effects on the pseudobulk."""
-        return self.bulk_PG - self.control_G
-
-    @cached_property
-    def noise_P(self) -> np.ndarray:
-        """Sampling variance of each pseudobulk, summed over genes."""
-        return np.fromiter(in_threads(lambda t: self._noise(self.cells.cells[t]), self.cells.targets), float)
-
-    @cached_property
-    def control_noise(self) -> float:
-        return self._noise(self.controls)
-
-    def _noise(self, counts: sparse.csr_matrix) -> float:
-        return jackknife(counts) if self.device.type == "cpu" else dense_jackknife(counts, BULK_SUM, self.device)
 
 
 class Fast2026:
@@ -81,15 +43,43 @@ class Fast2026:
         Where rank tests and jackknife run.
     own_controls
         Predictions are held against their own controls instead of the measured ones, as the halves of a replicate are.
+    embedding
+        In which cells are placed while they are read.
     """
 
-    def __init__(self, real: GroupedCells, device: torch.device = CPU, own_controls: bool = False) -> None:
-        self.real = Side(real, real.controls, device)
-        self.device, self.own_controls = device, own_controls
+    def __init__(
+        self,
+        real: GroupedCells,
+        device: torch.device = CPU,
+        own_controls: bool = False,
+        embedding: Embedding | None = None,
+    ) -> None:
+        self.device, self.own_controls, self.embedding = device, own_controls, embedding
+        self._first: Side | None = None  # the prediction that references may be made of
+        self.real = self._side(real, real.controls)
 
     def side(self, pred: GroupedCells) -> Side:
         """The prediction's side."""
-        return Side(pred, pred.controls if self.own_controls else self.real.controls, self.device)
+        if self.own_controls:
+            return self._side(pred, pred.controls)
+        side = replace(self.real, cells=pred, like=known_as(self._first, pred))
+        self._first = self._first or side
+        return side
+
+    def _side(self, cells: GroupedCells, controls: sparse.csr_matrix) -> Side:
+        tests = Tests2026.of(controls, self.device)
+        return Side(
+            cells,
+            tests,
+            pseudobulk(controls),
+            pseudobulk,
+            self._noise,
+            self.embedding,
+            control_noise=self._noise(controls),
+        )
+
+    def _noise(self, counts: sparse.csr_matrix) -> float:
+        return jackknife(counts) if self.device.type == "cpu" else dense_jackknife(counts, BULK_SUM, self.device)
 
     def score(self, pred: Side) -> pd.DataFrame:
         """The six members for every target, NaN where one is not defined; same targets and genes as measured."""
@@ -119,7 +109,7 @@ class Fast2026:
         Fold changes are judged on the genes that all cells call; every other member on those of one half.
         """
         first, second = self.real.cells.halves(seed)
-        inner = Fast2026(first, self.device, own_controls=True)
+        inner = Fast2026(first, self.device, own_controls=True, embedding=self.embedding)
         pred = inner.side(second)
         table = inner.score(pred)
         rows = [self.real.calls.of(t) for t in table.index]
@@ -145,14 +135,17 @@ class Fast2026:
                 number_G[gene] -= 1
         control_G = mean_profile(cells.controls)
         scale_G = np.divide(total_G / number_G, control_G, out=np.zeros_like(control_G), where=control_G > 0)
-        rng = np.random.default_rng(0)
-        made = {}
-        for target in cells.targets:
-            drawn = cells.controls[rng.integers(0, cells.controls.shape[0], cells.cells[target].shape[0])]
-            drawn.data = (drawn.data * scale_G[drawn.indices]).astype(np.float32)
-            drawn.eliminate_zeros()
-            made[target] = drawn
-        return GroupedCells({**made, cells.control: cells.controls}, cells.genes, cells.control).only(cells.targets)
+        rng, controls = np.random.default_rng(0), cells.controls
+        drawn = {t: rng.integers(0, controls.shape[0], cells.n_cells(t)) for t in cells.targets}
+
+        def make(target: str) -> sparse.csr_matrix:
+            made = controls[drawn[target]]
+            made.data = (made.data * scale_G[made.indices]).astype(np.float32)
+            made.eliminate_zeros()
+            return made
+
+        floor = GroupedCells(Lazy({t: len(c) for t, c in drawn.items()}, make), cells.genes, cells.control)
+        return floor.with_controls(controls)
 
 
 def pseudobulk(counts: sparse.csr_matrix) -> np.ndarray:

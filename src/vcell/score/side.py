@@ -1,0 +1,128 @@
+"""What the scores need of some cells, measured in one pass over their targets: the cells may lie in a file, or be drawn as they are read.
+
+Shape legend: P targets, G genes, K components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from scipy import sparse
+
+from vcell.score.differential import Calls
+from vcell.score.embedding import CELLS_PER_SET, Embedding, spread
+from vcell.score.grouped import GroupedCells
+from vcell.system import in_threads
+
+
+class Tests(Protocol):
+    """Differential expression of a year, against controls."""
+
+    def __call__(self, group: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def calls(self, targets: list[str], p_PG: np.ndarray, fold_PG: np.ndarray) -> Calls: ...
+
+
+class Measured(NamedTuple):
+    """Of the targets of some cells."""
+
+    bulk_PG: np.ndarray
+    noise_P: np.ndarray
+    p_PG: np.ndarray
+    fold_PG: np.ndarray
+    placed: list[np.ndarray]  # ``(cells, components)`` of some cells of each
+
+    def rows(self, places: list[int]) -> Measured:
+        """Of some of the targets."""
+        bulk_PG, noise_P, p_PG, fold_PG = (part[places] for part in self[:4])
+        return Measured(bulk_PG, noise_P, p_PG, fold_PG, [self.placed[p] for p in places] if self.placed else [])
+
+
+@dataclass(frozen=True)
+class Side:
+    """What the scores need of one set of cells.
+
+    Attributes
+    ----------
+    cells
+        Predicted or measured cells.
+    tests
+        Against the controls that count for them.
+    control_G
+        Pseudobulk of these.
+    bulk, noise
+        Of a target's cells: pseudobulk, and its sampling variance summed over genes.
+    embedding
+        In which some cells of each target are placed; None: not wanted.
+    like
+        The side of the same cells under other names, and these names, where that was measured already.
+    control_noise
+        Sampling variance of the controls' pseudobulk.
+    """
+
+    cells: GroupedCells
+    tests: Tests
+    control_G: np.ndarray
+    bulk: Callable[[sparse.csr_matrix], np.ndarray]
+    noise: Callable[[sparse.csr_matrix], float] | None = None
+    embedding: Embedding | None = None
+    like: tuple[Side, dict[str, str]] | None = None
+    control_noise: float = 0.0
+
+    @cached_property
+    def measured(self) -> Measured:
+        if self.like is not None:
+            other, names = self.like
+            place = {target: p for p, target in enumerate(other.cells.targets)}
+            return other.measured.rows([place[names[target]] for target in self.cells.targets])
+        targets = self.cells.targets
+        bulk_PG, p_PG, fold_PG = (np.empty((len(targets), len(self.cells.genes))) for _ in range(3))
+        noise_P, placed = np.zeros(len(targets)), []
+        for p, (bulk_G, noise, (p_G, fold_G), place_CK) in enumerate(in_threads(self._measure, targets)):
+            bulk_PG[p], noise_P[p], p_PG[p], fold_PG[p] = bulk_G, noise, p_G, fold_G
+            if place_CK is not None:
+                placed.append(place_CK)
+        return Measured(bulk_PG, noise_P, p_PG, fold_PG, placed)
+
+    def _measure(self, target: str) -> tuple[np.ndarray, float, tuple[np.ndarray, np.ndarray], np.ndarray | None]:
+        cells = self.cells.cells[target]
+        noise = 0.0 if self.noise is None else self.noise(cells)
+        placed = None if self.embedding is None else self.embedding.place(spread(cells, CELLS_PER_SET))
+        return self.bulk(cells), noise, self.tests(cells), placed
+
+    @cached_property
+    def calls(self) -> Calls:
+        measured = self.measured
+        return self.tests.calls(self.cells.targets, measured.p_PG, measured.fold_PG)
+
+    @property
+    def bulk_PG(self) -> np.ndarray:
+        """Pseudobulks."""
+        return self.measured.bulk_PG
+
+    @property
+    def noise_P(self) -> np.ndarray:
+        """Sampling variance of each pseudobulk, summed over genes."""
+        return self.measured.noise_P
+
+    @property
+    def delta_PG(self) -> np.ndarray:
+        """Effects on the pseudobulk."""
+        return self.bulk_PG - self.control_G
+
+    def placed(self, row: int, embedding: Embedding) -> np.ndarray:
+        """Some cells of a target in `embedding`, ``(cells, components)``."""
+        if self.embedding is embedding:
+            return self.measured.placed[row]
+        return embedding.place(spread(self.cells.cells[self.cells.targets[row]], CELLS_PER_SET))
+
+
+def known_as(side: Side | None, cells: GroupedCells) -> tuple[Side, dict[str, str]] | None:
+    """`side` where it is that of these cells under other names; and the name there of each target."""
+    if side is None or cells.same_as is None or cells.same_as[0] is not side.cells:
+        return None
+    return side, dict(cells.same_as[1])
