@@ -6,12 +6,14 @@
 # make bench-train   of training, next to arc-state
 # make bench-score   of the scorers, next to cell-eval and cell-eval2
 # make bench-quality   what every predictor scores in a new context, next to arc-state: an hour
+# make bench-growth   what grows faster than the data
+# make gpu   on a machine with a GPU: its tests, that no step waits, and the benchmarks
 # make bench-infer   from checkpoint to submission, next to arc-state and cell-eval; whole counts
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-hardware lint bench bench-train bench-infer bench-score bench-quality env clean
+.PHONY: demo test test-hardware lint bench bench-train bench-infer bench-score bench-quality bench-growth gpu env clean
 .DELETE_ON_ERROR:
 
 demo: env
@@ -56,6 +58,12 @@ bench-infer: env $(STATE)/.ready
 
 bench-score: env
 	$(RUN) benchmarks/score.py
+
+bench-growth: env
+	$(RUN) benchmarks/growth.py
+
+gpu: env
+	$(RUN) benchmarks/gpu.py
 
 bench-quality: env $(STATE)/.ready
 	$(RUN) benchmarks/ladder.py

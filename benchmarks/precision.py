@@ -2,8 +2,7 @@
 
     python benchmarks/precision.py [--genes 2000] [--steps 150] [--seeds 3]
 
-state_sm is trained on a simulated screen (`screen=field`) in float32, with products of high and medium precision, and in bf16, from the
-same seeds and on the same sets of cells. Validation scores of each way are compared with those of float32, next to how far seeds lie
+state_sm is trained on a simulated screen (`screen=field`) in float32 and in bf16, from the same seeds and on the same sets of cells. Validation scores of each way are compared with those of float32, next to how far seeds lie
 apart; times are those of the steps, relative to float32. Prints a table and writes it to benchmarks/results/.
 """
 
@@ -24,8 +23,6 @@ from tables import device_name, save
 
 WAYS = {
     "float32": ["trainer.precision=32-true"],
-    "float32, high": ["trainer.precision=32-true", "matmul_precision=high"],
-    "float32, medium": ["trainer.precision=32-true", "matmul_precision=medium"],
     "bf16-mixed": ["trainer.precision=bf16-mixed"],
 }
 SCORES = ("val/loss", "val/discrimination", "val/delta_correlation", "val/mae")

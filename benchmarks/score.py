@@ -112,8 +112,9 @@ def compare(folder: Path, year: int) -> list[dict]:
 
 def score_once(year: int, pred: Path, real: Path) -> None:
     """Our scores of the two files, as JSON."""
+    from vcell.score.cells import CellFile, Columns
     from vcell.score.metrics import summary
-    from vcell.score.pairs import CellFile, Columns, pairs
+    from vcell.score.pairs import pairs
     from vcell.score.scoring import SCORERS
     from vcell.system import choose_device
 

@@ -51,6 +51,10 @@ def main() -> None:
     parser.add_argument(
         "--overrides", nargs="*", default=[], help="of vcell.train: compile=true trainer.precision=32-true ..."
     )
+    parser.add_argument(
+        "--callbacks", default="none", help="none, or those of training: default, average [%(default)s]"
+    )
+    parser.add_argument("--name", default="", help="added to the name of the table")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -61,7 +65,7 @@ def main() -> None:
         make(Path(folder), options.genes)
         found = {name: in_own_process(name, folder) for name in options.models}
     save(
-        f"train_step_{device_name()}_{options.genes}",
+        f"train_step_{device_name()}_{options.genes}{'_' * bool(options.name)}{options.name}",
         f"python benchmarks/train_step.py {' '.join(sys.argv[1:])}",
         report(found, options),
     )
@@ -92,7 +96,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     quieten()
     watch = Watch(options)
     config = compose("train", [
-        "data=perturb_seq", f"data.path={folder}/none.h5ad", f"model={name}", "data.split.val.perturbations=0", "callbacks=none",
+        "data=perturb_seq", f"data.path={folder}/none.h5ad", f"model={name}", "data.split.val.perturbations=0", f"callbacks=[{'default,' * (options.callbacks == 'average')}{options.callbacks}]",
         "data.split.test.perturbations=0", f"data.sets.set_size={SET_SIZE[name]}", f"data.sets.sets_per_step={options.sets}",
         "data.target_sum=10000", f"perturbation.path={folder}/table.pt", f"run_dir={folder}/run", "trainer.val_check_interval=1000000",
         f"trainer.max_steps={watch.end}", *options.overrides,
@@ -101,7 +105,8 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     assigned, _ = split_groups(config.data, store)
     data = make_data(config, store, assigned)
     module = make_module(config, {"model": dict(config.model)}, data)
-    config.callbacks = None
+    if options.callbacks == "none":
+        config.callbacks = None
     trainer = make_trainer(config, module.model, [watch])
     trainer.fit(module, data)
     found = {
@@ -213,7 +218,7 @@ def report(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> str
                 share,
                 f"{row['busy']:.0%}",
             ]
-        shares = [f"{row['parts'][part] / whole:.0%}" for part in PARTS]
+        shares = [f"{row['parts'][part] / whole:.0%}" + f" ({row['parts'][part] * 1e3:.2f} ms)" * gpu for part in PARTS]
         cost = [str(SET_SIZE[name]), f"{row['parameters'] / 1e6:.0f} M", words(row["flops"])]
         lines.append(f"| {name} | {' | '.join([*cost, *speed, *shares])} | {row['memory_gb']:.1f} |")
     return "\n".join(lines)

@@ -87,7 +87,9 @@ def the_measured_cells_are_the_stores() -> None:
     assert set(labels) == {p for _, p in read_identity(ckpt).held_out} | {"non-targeting"}
     for label in set(labels):
         rows = store.rows(store.groups["simC", label])
-        np.testing.assert_array_equal(cells.where(labels == label).take(np.arange((labels == label).sum())).data, rows.values)
+        np.testing.assert_array_equal(
+            cells.where(labels == label).take(np.arange((labels == label).sum())).data, rows.values
+        )
     assert not (RUN / "fold_0" / "real.h5ad").exists()
 
 

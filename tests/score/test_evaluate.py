@@ -170,7 +170,13 @@ def test_scores_do_not_depend_on_where_the_cells_lie(
     pred = real[:, ::-1].copy()  # other order of genes, and one that was not measured
     pred.var_names = [*pred.var_names[:-1], "other"]
     pred.write_h5ad(tmp_path / "p.h5ad")
-    options = [f"pred={tmp_path / 'p.h5ad'}", f"real={tmp_path / 'r.h5ad'}", f"challenge={challenge}", "engine=fast", "pictures=false"]
+    options = [
+        f"pred={tmp_path / 'p.h5ad'}",
+        f"real={tmp_path / 'r.h5ad'}",
+        f"challenge={challenge}",
+        "engine=fast",
+        "pictures=false",
+    ]
     score(tmp_path / "memory", *options)
     monkeypatch.setattr("vcell.score.cells.MOST_IN_MEMORY", 0)
     monkeypatch.setattr("vcell.score.cells.CELLS_AT_ONCE", 7)

@@ -85,7 +85,14 @@ class Scorer:
 
 SCORERS = {
     "cell-eval": Scorer(
-        "cell-eval", 2025, METRICS_2025, Fast2025, Official2025, False, "cell_mean", {"DES": 1.0, "PDS": 1.0, "MAE": 0.0}
+        "cell-eval",
+        2025,
+        METRICS_2025,
+        Fast2025,
+        Official2025,
+        False,
+        "cell_mean",
+        {"DES": 1.0, "PDS": 1.0, "MAE": 0.0},
     ),
     "cell-eval2": Scorer("cell-eval2", 2026, METRICS_2026, Fast2026, Official2026, True, "mean_response", None),
 }
