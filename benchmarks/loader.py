@@ -27,7 +27,8 @@ import torch
 from readers import READERS, SET_SIZE, SETS, TARGET_SUM
 from tables import save
 
-from vcell.data.gather import DeviceRows, Gather
+from vcell.data.gather import Gather
+from vcell.data.resident import DeviceRows
 from vcell.data.sampler import CellSetSampler
 from vcell.data.simulation.screen import Screen
 from vcell.data.simulation.write import simulate

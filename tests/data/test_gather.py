@@ -7,7 +7,8 @@ import torch
 
 from vcell.data.datamodule import CellSetDataModule
 from vcell.data.files.normalize import to_log1p
-from vcell.data.gather import DeviceRows, Gather
+from vcell.data.gather import Gather
+from vcell.data.resident import DeviceRows
 from vcell.data.sampler import CellSetSampler
 from vcell.data.store.store import CellStore
 from vcell.data.store.view import with_genes

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(
 
 INTERPRETED = """
 import numpy as np, torch
-from vcell.data.gather import Gather, SparseTensors
+from vcell.data.gather import Gather
 from vcell.data.triton_dense import dense_log1p
 
 rng = np.random.default_rng(0)

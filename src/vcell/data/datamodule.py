@@ -14,7 +14,8 @@ from lightning.pytorch import LightningDataModule
 
 from vcell.data.batch import CellSetBatch
 from vcell.data.covariates import Covariates
-from vcell.data.gather import DeviceRows, FetchedSets, Gather, bytes_on_device
+from vcell.data.gather import FetchedSets, Gather
+from vcell.data.resident import DeviceRows, bytes_on_device
 from vcell.data.sampler import CellSetSampler, Weights
 from vcell.data.splits import Group
 from vcell.data.store.store import Cells
