@@ -7,6 +7,7 @@ import torch
 
 from vcell.data.batch import CellSetBatch
 from vcell.training.guard import Guard, NotFiniteError
+from vcell.training.module import clip
 
 BATCH = CellSetBatch(["A", "A", "B"], ["P", "Q", "R"], torch.zeros(3, 1, 1), None)
 FINE, BAD = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, torch.nan, torch.inf])
@@ -14,6 +15,19 @@ FINE, BAD = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, torch.nan, torch.i
 
 def optimizer(device: str = "cpu") -> torch.optim.Optimizer:
     return torch.optim.AdamW([torch.ones(3, device=device, requires_grad=True)], lr=0.1, fused=True)
+
+
+@pytest.mark.parametrize("largest", [0.5, 6.0, torch.inf])
+def test_gradients_are_clipped_as_torch_clips_them(largest: float):
+    ours, theirs = ([torch.ones(size, requires_grad=True) for size in (3, 4)] for _ in range(2))
+    for parameters in (ours, theirs):
+        for p in parameters:
+            p.grad = torch.arange(1.0, len(p) + 1)
+        parameters.append(torch.ones(2, requires_grad=True))  # one without
+    norm = clip(ours, largest)
+    assert norm == torch.nn.utils.clip_grad_norm_(theirs, largest) and 6 < norm < 7
+    for a, b in zip(ours[:2], theirs[:2], strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0)
 
 
 def test_fine_steps_pass_and_bad_sets_are_named():
