@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 from scipy import sparse
@@ -36,10 +37,16 @@ def main() -> None:
     parser.add_argument("--controls", type=int, default=18_400, help="of each context [%(default)s]")
     parser.add_argument("--genes", type=int, default=18_533, help="[%(default)s]")
     parser.add_argument("--folder", type=Path, help="where to work; 12 GB a context at full size [a temporary one]")
+    parser.add_argument("--data", type=Path, help="where pred.h5ad and real.h5ad of a former time lie [made anew]")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        stored = make(folder, options)
+        if options.data is None:
+            make(folder, options)
+        else:
+            for file in ("pred.h5ad", "real.h5ad"):
+                (folder / file).symlink_to((options.data / file).resolve())
+        stored = sum(stored_values(folder / file) for file in ("pred.h5ad", "real.h5ad"))
         command = [sys.executable, "-m", "vcell.evaluate", f"pred={folder}/pred.h5ad", f"real={folder}/real.h5ad", "challenge=vcc2026",
                    "engine=fast", "pictures=false", f"out={folder}/scores"]  # fmt: skip
         seconds, peak = timed(command)
@@ -51,8 +58,13 @@ def main() -> None:
         )
 
 
-def make(folder: Path, options: argparse.Namespace) -> int:
-    """real.h5ad and pred.h5ad; gives the stored values of both."""
+def stored_values(path: Path) -> int:
+    with h5py.File(path) as file:
+        return file["X/data"].shape[0]
+
+
+def make(folder: Path, options: argparse.Namespace) -> None:
+    """real.h5ad and pred.h5ad."""
     names = tuple(f"C{i}" for i in range(options.contexts))
     screen = Screen(
         genes=options.genes, contexts=names, targets=options.targets, test_targets=0, cells_per_target=options.cells,
@@ -62,7 +74,6 @@ def make(folder: Path, options: argparse.Namespace) -> int:
     parts = [ad.read_h5ad(folder / "screen" / f"{name}.h5ad", backed="r") for name in names]
     genes = list(parts[0].var_names)
     labels = [part.obs["target_gene"].astype(str).to_numpy() for part in parts]
-    stored = 0
     for file, wanted in (
         ("real", lambda of: np.arange(len(of))),
         ("pred", lambda of: np.flatnonzero(of != "non-targeting")),
@@ -85,12 +96,9 @@ def make(folder: Path, options: argparse.Namespace) -> int:
                 else:
                     blocks = (part[r[i : i + 2000]].to_memory().X for i in range(0, len(r), 2000))
                 for block in blocks:
-                    block = sparse.csr_matrix(block).astype(np.float32)
-                    stored += block.nnz
-                    writer.write(block)
+                    writer.write(sparse.csr_matrix(block).astype(np.float32))
     for name in names:
         (folder / "screen" / f"{name}.h5ad").unlink()
-    return stored
 
 
 def report(options: argparse.Namespace, stored: int, seconds: float, peak: int) -> str:

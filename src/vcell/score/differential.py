@@ -31,6 +31,7 @@ SIGNIFICANT = 0.05
 PER_MILLION = 1e6
 LEAST_CPM = 5.0
 EPSILON = 1e-9
+CELLS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,16 @@ class Tests2026:
         per_million = cpm(controls)
         mean_G = _mean(per_million)
         tested_G = mean_G > LEAST_CPM
-        return cls(mean_G, tested_G, rank_test(_log1p(_columns(per_million, tested_G)), device))
+        tested = _columns(per_million, tested_G)
+        del per_million  # the controls of a large context are a gigabyte, in each form
+        return cls(mean_G, tested_G, rank_test(_to_log1p(tested), device))
 
     def __call__(self, group: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
         """p-values, NaN for genes that are not tested, and log2 fold changes of some cells, ``(genes)``."""
         per_million = cpm(group)
         fold_G = np.log2((_mean(per_million) + EPSILON) / (self.control_mean_G + EPSILON))
         p_G = np.full(len(fold_G), np.nan)
-        p_G[self.tested_G] = self.p_of(_log1p(_columns(per_million, self.tested_G)))
+        p_G[self.tested_G] = self.p_of(_to_log1p(_columns(per_million, self.tested_G)))
         return p_G, fold_G
 
     def calls(self, targets: list[str], p_PG: np.ndarray, fold_PG: np.ndarray) -> Calls:
@@ -124,17 +127,19 @@ def _columns(cells: sparse.csr_matrix, kept_G: np.ndarray) -> sparse.csr_matrix:
 def cpm(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     """Counts per million of each cell, in the arithmetic of `scanpy.pp.normalize_total`: ties must stay ties."""
     data = counts.data.astype(np.float64)
-    lengths = np.diff(counts.indptr)
-    totals = np.asarray(
-        sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape).sum(axis=1)
-    ).ravel()
-    totals = totals / PER_MILLION
+    cells = sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
+    totals = np.asarray(cells.sum(axis=1)).ravel() / PER_MILLION
     totals[totals == 0] = 1.0
-    return sparse.csr_matrix((data / np.repeat(totals, lengths), counts.indices, counts.indptr), shape=counts.shape)
+    for first in range(0, len(totals), CELLS_AT_ONCE):  # divisors of all values at once would be as large as these
+        starts = cells.indptr[first : first + CELLS_AT_ONCE + 1]
+        data[starts[0] : starts[-1]] /= np.repeat(totals[first : first + CELLS_AT_ONCE], np.diff(starts))
+    return cells
 
 
-def _log1p(cells: sparse.csr_matrix) -> sparse.csr_matrix:
-    return sparse.csr_matrix((np.log1p(cells.data), cells.indices, cells.indptr), shape=cells.shape)
+def _to_log1p(cells: sparse.csr_matrix) -> sparse.csr_matrix:
+    """In place."""
+    np.log1p(cells.data, out=cells.data)
+    return cells
 
 
 def _mean(cells: sparse.csr_matrix) -> np.ndarray:

@@ -173,6 +173,7 @@ class ContextScorer:
             values.append(summary(halves, self.scorer.metrics))
             if CEILING not in self.scores.tables:
                 self.scores.tables[CEILING] = halves.join(extra_scores(second, first, self.embedding))
+            del first, second  # with their controls, before the next split is made
         self.scores.ceiling = {str(k): float(v) for k, v in pd.DataFrame(values).mean().items()}
         self.scores.top = dict(self.scorer.perfect) if self.scorer.perfect is not None else self.scores.ceiling
 
