@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from vcell.config import build, compose
 from vcell.data.batch import CellSetBatch, codes
 from vcell.model import energy
+from vcell.training.cost import batch_flops
 from vcell.training.module import loss_terms
 
 SETS, CELLS, GENES, WIDTH = 16, 128, 18_080, 5_120
@@ -126,3 +127,19 @@ def test_network_and_loss_are_one_graph(loss: str, masked: bool):
     found = torch._dynamo.explain(loss_terms)(model, terms, batch.control_SCG, torch.rand(3, 4), batch)
     assert found.graph_break_count == 0, found.break_reasons
     assert found.graph_count == 1
+
+
+def test_the_floating_point_operations_of_a_step_are_counted():
+    """Three products of each weight with each of its inputs, two operations each: forward, and two backward."""
+    sizes = {
+        "n_genes": 12,
+        "perturbation_width": 4,
+        "input_width": None,
+        "seen_genes": None,
+        "n_contexts": 0,
+        "n_batches": 0,
+    }
+    config = compose("train", ["model=tiny"]).model
+    found = batch_flops(lambda: build(config, n_genes=12, perturbation_width=4), sizes, 3, 5)
+    weights = sum(p.numel() for p in build(config, n_genes=12, perturbation_width=4).parameters() if p.dim() == 2)
+    assert 0.8 < found / (6 * 3 * 5 * weights) < 1.2

@@ -6,6 +6,7 @@ Shape legend: S sets, C cells of a set, D hidden, H heads, K width of a head.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +97,7 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(hidden, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False) if x.device.type in ("cpu", "cuda") else nullcontext():
             return rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
