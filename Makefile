@@ -57,7 +57,10 @@ bench-infer: env $(STATE)/.ready
 	$(RUN) benchmarks/infer.py --peer $(STATE)/bin/python
 
 bench-score: env
+	$(RUN) benchmarks/score.py --controls 1500 --targets 30 --cells 100 --genes 6000
+	$(RUN) benchmarks/score.py --controls 2500 --targets 50 --cells 150 --genes 12000
 	$(RUN) benchmarks/score.py
+	$(RUN) benchmarks/score_full.py
 
 bench-growth: env
 	$(RUN) benchmarks/growth.py

@@ -58,7 +58,7 @@ def main() -> None:
         n_cells = options.controls + options.targets * options.cells
         years = " ".join(map(str, options.years))
         save(
-            f"score_{device_name()}",
+            f"score_{device_name()}_{n_cells}x{options.genes}",
             f"python benchmarks/score.py --years {years} {sizes}",
             table(rows, n_cells, options.genes),
         )

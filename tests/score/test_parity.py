@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -266,3 +268,17 @@ def test_a_gpu_gives_the_same(how: Callable[[Cells, Cells], None]):
         here, there = scorer(cells[1]), scorer(cells[1], torch.device("cuda"))
         assert_equal(there.score(there.side(cells[0])), here.score(here.side(cells[0])))
         assert (there.real.calls.called_PG == here.real.calls.called_PG).all()
+
+
+def test_halves_are_gone_once_they_are_scored():
+    """Those of a large context are a gigabyte each; the collector may come late."""
+    fast = Fast2026(screen(np.random.default_rng(0), effects(), each=6, controls=20))
+    gc.collect()
+    gc.disable()
+    try:
+        for table, pred, real in fast.replicates():
+            left = [weakref.ref(side) for side in (pred, real)]
+            del table, pred, real
+            assert [side() for side in left] == [None, None]
+    finally:
+        gc.enable()

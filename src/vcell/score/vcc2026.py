@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -68,18 +69,18 @@ class Fast2026:
 
     def _side(self, cells: GroupedCells, controls: sparse.csr_matrix) -> Side:
         tests = Tests2026.of(controls, self.device)
+        noise = partial(
+            sampling_variance, device=self.device
+        )  # no method: a side must not keep its scorer alive, nor so itself
         return Side(
             cells,
             tests,
             pseudobulk(controls),
             pseudobulk,
-            self._noise,
+            noise,
             self.embedding,
-            control_noise=self._noise(controls),
+            control_noise=noise(controls),
         )
-
-    def _noise(self, counts: sparse.csr_matrix) -> float:
-        return jackknife(counts) if self.device.type == "cpu" else dense_jackknife(counts, BULK_SUM, self.device)
 
     def score(self, pred: Side) -> pd.DataFrame:
         """The six members for every target, NaN where one is not defined; same targets and genes as measured."""
@@ -146,6 +147,11 @@ class Fast2026:
 
         floor = GroupedCells(Lazy({t: len(c) for t, c in drawn.items()}, make), cells.genes, cells.control)
         return floor.with_controls(controls)
+
+
+def sampling_variance(counts: sparse.csr_matrix, device: torch.device) -> float:
+    """Of a pseudobulk, summed over genes."""
+    return jackknife(counts) if device.type == "cpu" else dense_jackknife(counts, BULK_SUM, device)
 
 
 def pseudobulk(counts: sparse.csr_matrix) -> np.ndarray:
