@@ -272,7 +272,8 @@ def test_a_gpu_gives_the_same(how: Callable[[Cells, Cells], None]):
 
 def test_halves_are_gone_once_they_are_scored():
     """Those of a large context are a gigabyte each; the collector may come late."""
-    fast = Fast2026(screen(np.random.default_rng(0), effects(), each=6, controls=20))
+    rng = np.random.default_rng(0)
+    fast = Fast2026(screen(rng, effects(rng), each=6, controls=20))
     gc.collect()
     gc.disable()
     try:
