@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
+from scipy.linalg import eigh
 
 from vcell.data.files.normalize import scaled_log1p
 from vcell.score.grouped import GroupedCells
@@ -50,7 +51,9 @@ class Embedding:
         # eigenvectors of the smaller of the two products
         centred = dense - mean_G
         wide = centred.shape[1] > centred.shape[0]
-        values, vectors = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+        product = centred @ centred.T if wide else centred.T @ centred
+        first = max(0, len(product) - COMPONENTS)
+        values, vectors = eigh(product, subset_by_index=[first, len(product) - 1])
         kept = np.argsort(-values)[: min(COMPONENTS, int((values > 1e-9 * values.max()).sum()))]
         axes = vectors[:, kept]
         if wide:

@@ -101,16 +101,20 @@ class Fast2026:
         return pd.DataFrame(table, index=pd.Index(targets, name="perturbation"))
 
     def replicates(self) -> Iterator[tuple[pd.DataFrame, Side, Side]]:
-        """Splits of the measured cells into halves: in their mean, what a replicate of the experiment would score."""
-        return map(self.split, np.random.SeedSequence(0).generate_state(SPLITS).tolist())
+        """Splits of the measured cells into halves: in their mean, what a replicate of the experiment would score.
 
-    def split(self, seed: int) -> tuple[pd.DataFrame, Side, Side]:
+        The cells of the first are placed in the embedding too.
+        """
+        for number, seed in enumerate(np.random.SeedSequence(0).generate_state(SPLITS).tolist()):
+            yield self.split(seed, self.embedding if number == 0 else None)
+
+    def split(self, seed: int, embedding: Embedding | None = None) -> tuple[pd.DataFrame, Side, Side]:
         """One half of the measured cells scored as a prediction of the other, one row per target; and the sides of both.
 
         Fold changes are judged on the genes that all cells call; every other member on those of one half.
         """
         first, second = self.real.cells.halves(seed)
-        inner = Fast2026(first, self.device, own_controls=True, embedding=self.embedding)
+        inner = Fast2026(first, self.device, own_controls=True, embedding=embedding)
         pred = inner.side(second)
         table = inner.score(pred)
         rows = [self.real.calls.of(t) for t in table.index]
