@@ -106,7 +106,7 @@ def report(options: argparse.Namespace, stored: int, seconds: float, peak: int) 
     return "\n".join(
         [
             f"{os.cpu_count()} cores. {predicted:,} predicted cells, about as many measured ones and {options.contexts * options.controls:,} control cells, "
-            f"{options.genes:,} genes, {stored / 1e9:.2f} thousand million stored values.\n",
+            f"{options.genes:,} genes, {stored / 1e9:.2f} billion stored values.\n",
             "| contexts | peak memory | of the cells as float32 CSR | minutes, of this machine |",
             "|---|---|---|---|",
             f"| {options.contexts} | {peak / 1e9:.1f} GB | {peak / (8 * stored):.2f} | {seconds / 60:.0f} |",

@@ -5,8 +5,8 @@
 `PYTHON` is that of an environment with arc-state (pip install arc-state==0.11.1); without one the benchmark says so and ends. Each
 command trains twice, for a few steps and for some more; a step's time is the difference, so start-up and validation do not count.
 arc-state runs at its defaults but for the shape (state_sm, 16 sets of 128 cells, all genes) and, where there are fewer cores than its 12
-loader workers, as many workers as cores; ours as `vcell.train` does (float32 on a CPU,
-where arc-state allows reduced precision; bf16 on a GPU), and once more with STATE's own head on a GPU, in bf16 on a CPU. Prints a table and writes it to benchmarks/results/.
+loader workers, as many workers as cores; ours as `vcell.train` does (`trainer.precision=auto`), and once more with STATE's own head on a GPU, in bf16 on a
+CPU. Prints a table and writes it to benchmarks/results/.
 """
 
 from __future__ import annotations
