@@ -12,9 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-import anndata as ad
 import numpy as np
-import pandas as pd
 from scipy import sparse
 
 from vcell.data.files.csr import number_type, starts_of
@@ -194,11 +192,6 @@ class LabelledCells:
     def relabelled(self, names: dict[str, str]) -> LabelledCells:
         """Labels replaced by others."""
         return replace(self, labels=np.array([names.get(label, label) for label in self.labels]))
-
-    def anndata(self, perturbation: str) -> ad.AnnData:
-        """All in memory."""
-        obs = pd.DataFrame({perturbation: self.labels}, index=pd.Index(self.numbers.astype(str)))
-        return ad.AnnData(self.take(np.arange(self.n_cells)), obs=obs, var=pd.DataFrame(index=pd.Index(self.genes)))
 
 
 def _slice(matrix: sparse.csr_matrix, begin: int, end: int) -> sparse.csr_matrix:

@@ -80,13 +80,14 @@ class Side:
             place = {target: p for p, target in enumerate(other.cells.targets)}
             return other.measured.rows([place[names[target]] for target in self.cells.targets])
         targets = self.cells.targets
-        bulk_PG, p_PG, fold_PG = (np.empty((len(targets), len(self.cells.genes))) for _ in range(3))
-        noise_P, placed = np.zeros(len(targets)), []
+        p_PG, fold_PG = (np.empty((len(targets), len(self.cells.genes))) for _ in range(2))
+        noise_P, bulks, placed = np.zeros(len(targets)), [], []
         for p, (bulk_G, noise, (p_G, fold_G), place_CK) in enumerate(in_threads(self._measure, targets)):
-            bulk_PG[p], noise_P[p], p_PG[p], fold_PG[p] = bulk_G, noise, p_G, fold_G
+            noise_P[p], p_PG[p], fold_PG[p] = noise, p_G, fold_G
+            bulks.append(bulk_G)
             if place_CK is not None:
                 placed.append(place_CK)
-        return Measured(bulk_PG, noise_P, p_PG, fold_PG, placed)
+        return Measured(np.array(bulks), noise_P, p_PG, fold_PG, placed)  # bulks in the precision that they come in
 
     def _measure(self, target: str) -> tuple[np.ndarray, float, tuple[np.ndarray, np.ndarray], np.ndarray | None]:
         cells = self.cells.cells[target]
