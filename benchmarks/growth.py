@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tables import device_name, save
 
-BASE = {"cells": 40, "genes": 400, "targets": 20, "contexts": 2}  # cells: of each target
+BASE = {"cells": 40, "genes": 400, "targets": 12, "contexts": 2}  # cells: of each target
 CONTROLS = 10  # times the cells of a target
 STEPS = (2, 42)
 WORK = ("prepare", "train, to its first step", "a step", "infer", "evaluate 2025", "evaluate 2026")
