@@ -26,13 +26,15 @@ CONTROLS = 10  # times the cells of a target
 STEPS = (2, 42)
 WORK = ("prepare", "train, to its first step", "a step", "infer", "evaluate 2025", "evaluate 2026")
 OPENING = """
-import json, resource, sys, time
+import json, sys, time
 import vcell.data.store.store
 from vcell.data.store.store import CellStore
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+start = time.process_time()
 store = CellStore.open(sys.argv[1])
 store.groups
-print(json.dumps([store.n_cells, time.process_time() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024]))
+seconds = time.process_time() - start
+held = store.obs.memory_usage(deep=True).sum() + sum(cells.nbytes for cells in store.groups.values())
+print(json.dumps([store.n_cells, seconds, int(held)]))
 """
 
 
