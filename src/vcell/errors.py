@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, requires
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk says
 
 
 class VcellError(Exception):

@@ -115,6 +115,13 @@ def choose_device(device: str, number: int) -> torch.device:
     return torch.device("cuda", number % torch.cuda.device_count())
 
 
+def gpu_has_bf16(device: torch.device) -> bool:
+    """Whether `device` is a GPU that computes bf16 itself."""
+    import torch
+
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def auto_precision(device: torch.device, weights: int) -> str:
     """The precision, in Lightning's words, in which a network of so many weights runs best where nothing else is asked for.
 
@@ -124,7 +131,7 @@ def auto_precision(device: torch.device, weights: int) -> str:
     import torch
 
     if device.type == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+        return "bf16-mixed" if gpu_has_bf16(device) else "16-mixed"
     units = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     fast = torch.backends.mkldnn.is_available() and any(getattr(torch.cpu, unit, bool)() for unit in units)
     return "bf16-mixed" if device.type == "cpu" and fast and weights >= LARGE_NETWORK else "32-true"

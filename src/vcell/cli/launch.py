@@ -15,10 +15,10 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from vcell.cli.arguments import check_overrides, readable
 from vcell.cli.lookup import look_up
 from vcell.config import CONFIG_DIR, with_trainer
-from vcell.errors import VcellError
+from vcell.errors import NO_ROOM, VcellError
 from vcell.stopping import tell
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+DISK_FULL = (*NO_ROOM, errno.EROFS, errno.EIO)
 
 
 def launch(verb: str, run: Callable[[DictConfig], None]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vcell.system import matrix_products
+from vcell.system import gpu_has_bf16, matrix_products
 
 PRECISIONS = ("auto", "float32", "tf32", "bf16")
 EPS = torch.finfo(torch.float32).eps
@@ -53,8 +53,7 @@ def energy_precision(asked: str, device: torch.device) -> str:
     """`asked`, or for ``auto`` bf16 on GPUs that have it, else float32."""
     if asked != "auto":
         return asked
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if bf16 else "float32"
+    return "bf16" if gpu_has_bf16(device) else "float32"
 
 
 class _EnergyDistance(torch.autograd.Function):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +21,7 @@ from vcell.data.files.labels import NO_GUIDE, LabelRules, as_labels, is_control,
 from vcell.data.files.matrix import Matrix, matrix_names
 from vcell.data.splits import Group
 from vcell.data.store.store import Cells
-from vcell.errors import VcellError, nearest
+from vcell.errors import NO_ROOM, VcellError, nearest
 from vcell.inspection.columns import USUAL
 from vcell.inspection.values import look_at
 from vcell.progress import progress_bar
@@ -31,7 +30,6 @@ from vcell.score.rows import CELLS_AT_ONCE, InFile, InMemory, LabelledCells, OfS
 SAMPLE_CELLS = 500
 STORED_BYTES = 8  # of a value and its gene in memory
 MOST_IN_MEMORY = 1_500_000_000  # bytes of one file's cells of a context; more lie in a scratch file
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTEXT_COLUMNS = ("context", "cell_type", "cell_line")
 
 
@@ -144,7 +142,7 @@ class CellFile:
                     with progress_bar(len(rows), what, "cells") as progress:
                         found = InFile(counted(blocks, progress), len(self.genes), self.folder or Path(scratch))
             except (OSError, KeyError) as error:
-                if isinstance(error, OSError) and error.errno in FULL:
+                if isinstance(error, OSError) and error.errno in NO_ROOM:
                     raise
                 raise VcellError(
                     f"{self.path}: {self.matrix} cannot be read ({type(error).__name__}: {error})"
@@ -227,7 +225,8 @@ class StoreCells:
             *((c, store.control) for c in contexts),
             *(g for g in wanted if g[0] in contexts and g in store.groups),
         ]
-        sizes = [len(store.groups[g]) for g in self.groups]
+        cells = [store.groups[g] for g in self.groups]
+        self.cells, sizes = np.concatenate([np.zeros(0, np.int64), *cells]), [len(c) for c in cells]
         names = [columns.control if p == store.control else p for _, p in self.groups]
         self.path, self.genes, self.about = Path(store.name), store.genes, dict[str, Any]()
         self.labels = np.repeat(np.array(names, object), sizes).astype(str)
@@ -235,10 +234,8 @@ class StoreCells:
 
     def cells_of(self, context: str | None) -> LabelledCells:
         """Cells of a context, as counts, read from the store as they are needed."""
-        here = [g for g in self.groups if context is None or self.contexts is None or g[0] == context]
-        cells = [self.store.groups[g] for g in here]
-        names = [self.columns.control if p == self.store.control else p for _, p in here]
-        rows = OfStore(self.store, np.concatenate(cells))
-        labels = np.repeat(np.array(names, object), [len(c) for c in cells]).astype(str)
+        here = np.full(len(self.cells), True) if context is None or self.contexts is None else self.contexts == context
+        rows = OfStore(self.store, self.cells[here])
         small = self.store.stored_values * STORED_BYTES * rows.n_cells // self.store.n_cells <= MOST_IN_MEMORY
-        return LabelledCells.of(labels, self.genes, InMemory(rows.take(np.arange(rows.n_cells))) if small else rows)
+        where = InMemory(rows.take(np.arange(rows.n_cells))) if small else rows
+        return LabelledCells.of(self.labels[here], self.genes, where)
