@@ -12,7 +12,7 @@ HOUSE = Path(__file__).parents[1] / "src" / "vcell"
 FILES = sorted(HOUSE.rglob("*.py"))
 # from the ground up: a floor imports from those below it, and from itself
 FLOORS = [
-    "errors", "progress", "stopping", "lock", "atomic", "system", "config", "challenge", "data.files", "data.simulation", "data.store",
+    "errors", "process", "atomic", "system", "config", "challenge", "data.files", "data.simulation", "data.store",
     "data", "effects", "model", "proteins", "inspection", "predict", "training", "submission", "score", "cli",
 ]  # fmt: skip
 # rooms in which a configuration is read: the commands, and what makes options and objects of it

@@ -300,7 +300,7 @@ def test_a_run_may_move_its_data_and_a_newer_vcell_may_have_more_keys(fresh: Pat
 
 
 def test_a_second_process_of_one_run_is_refused_by_name(fresh: Path):
-    from vcell.lock import Holder
+    from vcell.process.lock import Holder
 
     Path("runs").mkdir()
     holder = Holder(Holder.here().host, "another boot", 4711, "vcell.train experiment=demo", "x")

@@ -284,7 +284,8 @@ def test_every_signal_saves_and_ends_with_its_code(
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     queued: list[list[str]] = []
     monkeypatch.setattr(
-        "vcell.stopping.subprocess.run", lambda command, check: queued.append(command) or SimpleNamespace(returncode=0)
+        "vcell.process.stopping.subprocess.run",
+        lambda command, check: queued.append(command) or SimpleNamespace(returncode=0),
     )
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:

@@ -16,7 +16,7 @@ from vcell.cli.arguments import check_overrides, readable
 from vcell.cli.lookup import look_up
 from vcell.config import CONFIG_DIR, with_trainer
 from vcell.errors import NO_ROOM, VcellError
-from vcell.stopping import tell
+from vcell.process.stopping import tell
 
 DISK_FULL = (*NO_ROOM, errno.EROFS, errno.EIO)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vcell import __version__
 from vcell.errors import nearest
-from vcell.stopping import listen
+from vcell.process.stopping import listen
 from vcell.system import cores
 
 # in the order in which they are used

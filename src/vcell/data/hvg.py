@@ -10,7 +10,7 @@ import pandas as pd
 from vcell.data.gather import BLOCK_CELLS, Gather
 from vcell.data.splits import Group
 from vcell.errors import VcellError
-from vcell.progress import progress_bar
+from vcell.process.progress import progress_bar
 
 BINS = 20
 

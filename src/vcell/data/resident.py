@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vcell.data.store.store import Cells, SparseCells
-from vcell.progress import progress_bar
+from vcell.process.progress import progress_bar
 
 BLOCK_CELLS = 4096
 SIGNED = {

@@ -28,7 +28,7 @@ from vcell.data.sampler import ControlPool
 from vcell.data.splits import Group
 from vcell.data.store.store import Cells
 from vcell.errors import VcellError
-from vcell.progress import progress_bar
+from vcell.process.progress import progress_bar
 from vcell.system import in_threads
 
 VERSION = 1

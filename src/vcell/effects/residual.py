@@ -26,7 +26,7 @@ from vcell.effects.linear import cosine, main_directions
 from vcell.effects.loco import FEWEST_TARGETS, judged, worth
 from vcell.effects.transfer import Transfer
 from vcell.errors import VcellError
-from vcell.progress import progress_bar
+from vcell.process.progress import progress_bar
 
 SKETCH = 1024
 TRAITS = 4  # of a piece of evidence: reliability, size, likeness of controls, agreement with the other studies

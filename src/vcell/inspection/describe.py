@@ -17,7 +17,7 @@ from vcell.data.files.memory import Given, as_file
 from vcell.data.files.paths import read_gene_list
 from vcell.inspection.inspect import inspect
 from vcell.inspection.report import as_text, rows_of
-from vcell.progress import spoken
+from vcell.process.progress import spoken
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from vcell.predict.infer import plan_model
 from vcell.predict.options import PredictOptions
 from vcell.predict.plan import PredictionPlan
 from vcell.predict.predictors import check_predictors
-from vcell.progress import progress_bar, spoken
+from vcell.process.progress import progress_bar, spoken
 
 
 @dataclass

@@ -28,7 +28,7 @@ from vcell.data.files.csr import number_type
 from vcell.data.files.writer import H5adWriter
 from vcell.data.store.store import checksum_of
 from vcell.errors import VcellError
-from vcell.progress import progress_bar
+from vcell.process.progress import progress_bar
 from vcell.system import Rank
 
 CHECKSUMS = "checksums.json"  # of the files of a part

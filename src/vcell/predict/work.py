@@ -11,10 +11,10 @@ from multiprocessing import get_context
 import numpy as np
 
 from vcell.errors import VcellError
-from vcell.lock import locked
 from vcell.predict.parts import PartsFolder
 from vcell.predict.plan import PredictionPlan
-from vcell.progress import progress_bar
+from vcell.process.lock import locked
+from vcell.process.progress import progress_bar
 from vcell.system import Rank
 
 # what plans a prediction: told a rank and what claims the place for the parts; None where others have finished

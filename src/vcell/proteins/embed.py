@@ -17,8 +17,8 @@ from torch import Tensor
 from vcell import __version__
 from vcell.atomic import remove, write_text, written_file
 from vcell.errors import VcellError, shortlist
-from vcell.lock import locked
-from vcell.progress import progress_bar
+from vcell.process.lock import locked
+from vcell.process.progress import progress_bar
 from vcell.proteins.esm import ProteinModel
 from vcell.proteins.fasta import Proteins, named, read_fasta
 from vcell.system import choose_device

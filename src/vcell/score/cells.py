@@ -24,7 +24,7 @@ from vcell.data.store.store import Cells
 from vcell.errors import NO_ROOM, VcellError, nearest
 from vcell.inspection.columns import USUAL
 from vcell.inspection.values import look_at
-from vcell.progress import progress_bar
+from vcell.process.progress import progress_bar
 from vcell.score.rows import CELLS_AT_ONCE, InFile, InMemory, LabelledCells, OfStore, Rows
 
 SAMPLE_CELLS = 500

@@ -14,7 +14,7 @@ from vcell.challenge import Challenge
 from vcell.config import challenge_of
 from vcell.data.files.memory import Given, as_file
 from vcell.data.store.store import Cells, CellStore
-from vcell.progress import spoken
+from vcell.process.progress import spoken
 from vcell.score import figures
 from vcell.score.cells import Columns
 from vcell.score.evaluation import score

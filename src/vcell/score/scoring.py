@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from vcell.errors import VcellError
-from vcell.progress import progress_bar
+from vcell.process.progress import progress_bar
 from vcell.score.embedding import Embedding
 from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import EXTRA, METRICS_2025, METRICS_2026, Metric, summary

@@ -31,7 +31,7 @@ from vcell.data.files.matrix import BLOCK_VALUES
 from vcell.data.files.normalize import scaled_log1p
 from vcell.data.files.writer import H5adWriter, one_index_type, write_frame, written_h5
 from vcell.errors import VcellError
-from vcell.progress import progress_bar
+from vcell.process.progress import progress_bar
 from vcell.submission.labels import Findings, Labels, read_labels
 
 LEVEL = 3  # of zstd, as both official tools have it

@@ -18,7 +18,7 @@ from vcell.data.files.matrix import CsrBlock, Matrix
 from vcell.data.files.writer import H5adWriter
 from vcell.errors import VcellError, shortlist
 from vcell.predict.profile import PROFILE
-from vcell.progress import progress_bar
+from vcell.process.progress import progress_bar
 from vcell.submission.labels import read_labels
 
 KEPT = ("vcell", PROFILE)  # of uns

@@ -11,7 +11,7 @@ from vcell.data.files.memory import Given, as_file
 from vcell.errors import VcellError
 from vcell.predict.key import key_of
 from vcell.predict.options import PredictOptions
-from vcell.progress import spoken
+from vcell.process.progress import spoken
 from vcell.submission.container import Packed
 from vcell.submission.options import PackageOptions
 from vcell.submission.package import package

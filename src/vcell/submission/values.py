@@ -15,7 +15,7 @@ from vcell.data.files.matrix import BLOCK_VALUES, Matrix
 from vcell.data.files.normalize import LARGEST_LOG1P, counts_of_log1p
 from vcell.errors import VcellError, shortlist
 from vcell.predict.profile import check_contexts, profile
-from vcell.progress import progress_bar
+from vcell.process.progress import progress_bar
 from vcell.submission.labels import CONVERT, Findings, Labels
 from vcell.system import in_threads
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from vcell.data.batch import CellSetBatch
 from vcell.errors import VcellError
-from vcell.progress import progress_bar
+from vcell.process.progress import progress_bar
 from vcell.training.module import TransitionModule
 from vcell.training.throughput import Paced
 from vcell.training.validation import improved, score_of

@@ -18,8 +18,8 @@ from vcell.data.store.build import build_store
 from vcell.data.store.store import Cells, CellStore
 from vcell.errors import VcellError
 from vcell.model.losses import Loss
-from vcell.progress import spoken
-from vcell.stopping import Stopped
+from vcell.process.progress import spoken
+from vcell.process.stopping import Stopped
 from vcell.training.build import Own
 from vcell.training.train import train
 

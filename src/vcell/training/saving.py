@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from vcell.errors import VcellError
-from vcell.stopping import Stopped, handle, requeue, tell
+from vcell.process.stopping import Stopped, handle, requeue, tell
 from vcell.training.guard import NotFiniteError
 from vcell.training.module import TransitionModule
 from vcell.training.validation import improved, score_of

@@ -24,11 +24,11 @@ from vcell.data.splits import check_split, describe, write_split
 from vcell.data.store.store import Cells
 from vcell.data.store.view import open_stores
 from vcell.errors import VcellError
-from vcell.lock import locked
 from vcell.model.checkpoint import read_checkpoint
 from vcell.model.find import find_checkpoint
 from vcell.model.lora import add_lora
 from vcell.model.table import decision_lines
+from vcell.process.lock import locked
 from vcell.system import matrix_products
 from vcell.training import effects
 from vcell.training.build import (

@@ -20,7 +20,7 @@ from scipy import sparse
 
 from vcell.atomic import sync_file, sync_folder
 from vcell.errors import VcellError
-from vcell.stopping import held
+from vcell.process.stopping import held
 
 CHUNK = 1 << 18  # stored values per chunk, about 1 MB of float32
 MOST_INT32 = 2**31 - 1

@@ -16,7 +16,7 @@ from vcell.atomic import written_folder
 from vcell.data.files.writer import H5adWriter
 from vcell.data.simulation.screen import CELLS, CONTROL, Screen, Truth
 from vcell.errors import VcellError, shortlist
-from vcell.progress import progress_bar
+from vcell.process.progress import progress_bar
 
 
 def ensure_screen(out: Path, screen: Screen) -> Path:

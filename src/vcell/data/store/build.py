@@ -14,7 +14,7 @@ from vcell.data.files.memory import Given, as_file
 from vcell.data.store.ensure import ensure_store
 from vcell.data.store.options import StoreOptions
 from vcell.data.store.store import Cells
-from vcell.progress import spoken
+from vcell.process.progress import spoken
 
 
 def build_store(

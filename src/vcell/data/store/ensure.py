@@ -17,7 +17,7 @@ from vcell.data.store.recipe import Recipe
 from vcell.data.store.store import Cells, CellStore
 from vcell.data.store.view import open_stores
 from vcell.errors import VcellError, shortlist
-from vcell.lock import locked
+from vcell.process.lock import locked
 
 VERIFIED_BYTES = 2 * 10**9  # of a store, whose checksums take a second or two: compared before each training
 

@@ -34,7 +34,7 @@ from vcell.data.store.rows import PartRows, begin_array, write_rows
 from vcell.data.store.store import FORMAT_VERSION, LABELS, CellStore, checksum_of
 from vcell.data.store.workers import read_parts
 from vcell.errors import VcellError, shortlist
-from vcell.lock import locked
+from vcell.process.lock import locked
 
 
 def ingest(

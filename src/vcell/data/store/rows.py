@@ -11,7 +11,7 @@ import numpy as np
 
 from vcell.data.files.csr import number_type, positions, ranges, starts_of
 from vcell.data.files.matrix import BLOCK_VALUES
-from vcell.progress import progress_bar
+from vcell.process.progress import progress_bar
 
 PAIR_BYTES = 8
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vcell.data.store.part import PartJob, read_part
 from vcell.errors import VcellError, install
-from vcell.progress import progress_bar
+from vcell.process.progress import progress_bar
 from vcell.system import cores
 
 # smaller inputs are read before a second process has started

@@ -13,7 +13,7 @@ import pytest
 LOADING = """
 import os, sys
 sys.argv = ["vcell.train", "experiment=demo"]
-from vcell.stopping import listen
+from vcell.process.stopping import listen
 listen("train")
 print("listening", flush=True)
 import time
@@ -59,7 +59,7 @@ def test_a_file_that_is_being_written_is_closed_first(tmp_path: Path):
     code = """
 import os, signal, sys
 from pathlib import Path
-from vcell.stopping import listen
+from vcell.process.stopping import listen
 listen("infer")
 import numpy as np, pandas as pd
 from vcell.data.files import writer

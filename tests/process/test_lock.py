@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from vcell import lock
 from vcell.errors import VcellError
-from vcell.lock import Holder, locked
+from vcell.process import lock
+from vcell.process.lock import Holder, locked
 
-HOLD = "import sys, time; from pathlib import Path; from vcell.lock import locked\nwith locked(Path(sys.argv[1]), 'the run'):\n    print('held', flush=True); time.sleep(60)"
+HOLD = "import sys, time; from pathlib import Path; from vcell.process.lock import locked\nwith locked(Path(sys.argv[1]), 'the run'):\n    print('held', flush=True); time.sleep(60)"
 
 
 @pytest.fixture()
@@ -79,7 +79,7 @@ def test_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_many_processes_hold_it_one_after_the_other(tmp_path: Path):
     code = (
-        "import sys; from pathlib import Path; from vcell.lock import locked\n"
+        "import sys; from pathlib import Path; from vcell.process.lock import locked\n"
         "for _ in range(5):\n with locked(Path(sys.argv[1]), 'it', wait=True):\n"
         "  f = Path(sys.argv[1] + '.inside'); f.touch(exist_ok=False); n = Path(sys.argv[1] + '.n')\n"
         "  n.write_text(str(int(n.read_text()) + 1)); f.unlink()"
