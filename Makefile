@@ -85,7 +85,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "== environment in $(VENV) (a few minutes, once)"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-	  --editable '.[score,submit,cluster,losses,lora,embed,slurm,wandb,notebook,dev]'
+	  --editable '.[score,submit,cluster,losses,lora,embed,slurm,wandb,tensorboard,mlflow,download,notebook,docs,dev]'
 	@touch $@
 
 clean:

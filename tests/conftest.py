@@ -21,7 +21,7 @@ from vcell.data.simulation.screen import Screen
 from vcell.data.simulation.write import simulate
 from vcell.data.store.ingest import ingest
 from vcell.data.store.store import CellStore
-from vcell.training.curves import read_metrics
+from vcell.records.metrics import read_metrics
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 # what makes `experiment=demo` take seconds: few cells, with effects that few cells show, and a model that starts from control cells

@@ -12,12 +12,12 @@ HOUSE = Path(__file__).parents[1] / "src" / "vcell"
 FILES = sorted(HOUSE.rglob("*.py"))
 # from the ground up: a floor imports from those below it, and from itself
 FLOORS = [
-    "errors", "process", "atomic", "system", "config", "challenge", "data.files", "data.simulation", "data.store",
-    "data", "effects", "model", "proteins", "inspection", "predict", "training", "submission", "score", "cli",
+    "errors", "process", "atomic", "pages", "system", "config", "challenge", "downloads", "data.files", "data.simulation", "data.store",
+    "data", "effects", "model", "records", "proteins", "inspection", "predict", "training", "submission", "score", "cli",
 ]  # fmt: skip
 # rooms in which a configuration is read: the commands, and what makes options and objects of it
 BUILDERS = {
-    "cli/arguments.py", "cli/launch.py", "cli/lookup.py", "cli/usage.py", "config.py", "training/build.py", "predict/options.py",
+    "cli/arguments.py", "cli/launch.py", "cli/settings.py", "cli/lookup.py", "cli/usage.py", "config.py", "training/build.py", "predict/options.py",
     "submission/options.py", "score/options.py", "data/store/options.py",
 }  # fmt: skip
 

@@ -196,3 +196,9 @@ def _defaults(group: str) -> dict[str, Any]:
 
 def _yaml(path: Path) -> Any:
     return OmegaConf.to_container(OmegaConf.load(path))
+
+
+if __name__ == "__main__":  # `vcell config`; imported by name, since the command line is built on this file
+    from importlib import import_module
+
+    import_module("vcell.cli.main").main("config")

@@ -128,13 +128,18 @@ def auto_precision(device: torch.device, weights: int) -> str:
     bf16 on GPUs that have it, and fp16 with loss scaling on older ones. On CPUs bf16 for large networks where matrix units do it (AMX) or
     vector units (AVX512-BF16): twice as fast and more, while for small ones casting takes longer than the products. Else float32.
     """
-    import torch
 
     if device.type == "cuda":
         return "bf16-mixed" if gpu_has_bf16(device) else "16-mixed"
+    return "bf16-mixed" if device.type == "cpu" and fast_bf16() and weights >= LARGE_NETWORK else "32-true"
+
+
+def fast_bf16() -> bool:
+    """Whether this machine's processor has units for bf16 (AMX or AVX512-BF16) that torch uses."""
+    import torch
+
     units = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    fast = torch.backends.mkldnn.is_available() and any(getattr(torch.cpu, unit, bool)() for unit in units)
-    return "bf16-mixed" if device.type == "cpu" and fast and weights >= LARGE_NETWORK else "32-true"
+    return torch.backends.mkldnn.is_available() and any(getattr(torch.cpu, unit, bool)() for unit in units)
 
 
 @contextmanager

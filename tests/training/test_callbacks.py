@@ -1,6 +1,7 @@
 from pathlib import Path
 
-from vcell.training.curves import CsvLogger, plot_curves, read_metrics
+from vcell.records.metrics import read_metrics
+from vcell.training.curves import CsvLogger, plot_curves
 
 
 def test_metrics_go_on_where_a_resumed_run_goes_on(tmp_path: Path):

@@ -24,7 +24,7 @@ from vcell.errors import VcellError
 from vcell.model.checkpoint import read_checkpoint
 from vcell.model.losses import SetLoss
 from vcell.model.trained import TrainedModel
-from vcell.training.curves import read_metrics
+from vcell.records.metrics import read_metrics
 from vcell.training.module import TransitionModule
 from vcell.training.saving import KeepLast
 from vcell.training.validation import ValidationScores
@@ -39,7 +39,9 @@ def weights(path: Path = LAST) -> dict[str, torch.Tensor]:
 
 def test_a_run_leaves_what_it_promises(in_trained: Path):
     run = Path("runs/demo")
-    assert {p.name for p in run.iterdir()} == {"config.yaml", "split.json", "checkpoints", "metrics.csv", "curves.png"}
+    assert {p.name for p in run.iterdir()} == {
+        "config.yaml", "split.json", "checkpoints", "metrics.csv", "curves.png", "curves.html", "run.json", "train.log",
+    }  # fmt: skip
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     rows = read_metrics(run / "metrics.csv")
     assert {"train/loss", "train/energy", "val/loss", "val/delta_correlation", "train/learning_rate"} <= {
@@ -284,8 +286,8 @@ def test_every_signal_saves_and_ends_with_its_code(
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     queued: list[list[str]] = []
     monkeypatch.setattr(
-        "vcell.process.stopping.subprocess.run",
-        lambda command, check: queued.append(command) or SimpleNamespace(returncode=0),
+        "vcell.process.stopping.subprocess",
+        SimpleNamespace(run=lambda command, check: queued.append(command) or SimpleNamespace(returncode=0)),
     )
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:

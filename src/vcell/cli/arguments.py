@@ -67,9 +67,15 @@ FORMER_KEYS = dict.fromkeys(
 
 # what people give without a key, by command
 MAIN = {"inspect": "path", "prepare": "data.path", "train": "data.path", "crossval": "data.path", "infer": "ckpt",
-        "evaluate": "pred", "package": "pred", "simulate": "out", "genes": "path", "embed": "fasta", "table": "path"}  # fmt: skip
-# commands with a word of what to do, and the key of the words after it: vcell genes lookup QARS TAZ
-DEEDS = {"genes": {"lookup": "names", "check": "path", "update": "path"}, "table": {"show": "path"}}
+        "evaluate": "pred", "package": "pred", "simulate": "out", "genes": "path", "embed": "fasta", "table": "path",
+        "download": "names", "runs": "names", "config": "names", "doctor": "folder"}  # fmt: skip
+# commands with a word of what to do, and the key of the words after it: vcell genes lookup QARS TAZ; and those without such a word
+DEEDS = {
+    "genes": {"lookup": "names", "check": "path", "update": "path"},
+    "table": {"show": "path"},
+    "runs": {"list": "runs", "compare": "names"},
+    "config": {"diff": "names"},
+}
 # options of Hydra, and those of them that take a value of their own
 OPTIONS = {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--info", "-i", "--shell-completion", "-sc"}  # fmt: skip
 WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun"}  # fmt: skip
@@ -103,6 +109,11 @@ def readable(verb: str, arguments: list[str]) -> list[str]:
 
 def _with_keys(verb: str, arguments: list[str]) -> list[str]:
     """The arguments with the keys that a command of `DEEDS` does without."""
+    if verb == "download":
+        names = [a for a in arguments if "=" not in a and not a.startswith("-")]
+        flags = {"--dry-run": "dry_run=true"}
+        rest = [flags.get(a, a) for a in arguments if a not in names]
+        return [*([f"names={json.dumps(names)}"] if names else []), *rest]
     if verb not in DEEDS or not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
         return arguments
     deed, more = arguments[0], arguments[1:]

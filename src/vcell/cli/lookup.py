@@ -23,6 +23,10 @@ FILES = {
     "genes": ("path",),
     "embed": ("fasta", "genes"),
     "table": ("path", "of"),
+    "download": ("catalogue",),
+    "runs": (),
+    "config": (),
+    "doctor": (),
 }
 
 OF_CELLS = "cells"  # `vcell.model.table.CELLS`, which is not loaded here: a table of the run's own cells

@@ -27,7 +27,12 @@ VERBS = (
     "genes",
     "embed",
     "table",
+    "download",
+    "runs",
+    "config",
+    "doctor",
 )
+MODULES = {"config": "cli.settings"}  # of commands whose name another module has
 PACKAGE = Path(__file__).parents[1]
 COMPLETION = ("-sc", "--shell-completion")
 
@@ -42,7 +47,7 @@ def main(verb: str) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     from vcell.cli.launch import launch
 
-    launch(verb, importlib.import_module(f"vcell.{verb}").run)
+    launch(verb, importlib.import_module(f"vcell.{MODULES.get(verb, verb)}").run)
 
 
 def console() -> None:
@@ -86,7 +91,7 @@ def overview() -> str:
 
 def _about(verb: str) -> str:
     """The first line of a command's module, without loading it."""
-    text = (PACKAGE / f"{verb}.py").read_text(encoding="utf-8")
+    text = PACKAGE.joinpath(*MODULES.get(verb, verb).split(".")).with_suffix(".py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(text)) or "").splitlines()[0].split(": ", 1)[-1]
 
 

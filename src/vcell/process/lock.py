@@ -189,3 +189,16 @@ def _beat(path: Path, ended: threading.Event) -> None:
 def _missing_parents(path: Path) -> list[Path]:
     """Folders around `path` that are not there yet, the innermost first."""
     return [folder for folder in path.parents if not folder.exists()]
+
+
+def is_held(place: Path) -> bool:
+    """Whether a living process holds the lock of `place`; changes nothing there."""
+    path = place.with_name(place.name + ".lock")
+    holder = _read(path)
+    if holder is None:
+        return False
+    if holder.processes == _processes():
+        return _runs(holder.pid)
+    with suppress(OSError):  # another machine's: it touches its lock every few seconds
+        return time.time() - path.stat().st_mtime < STALE_S
+    return False

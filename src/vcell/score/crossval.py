@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ from vcell.atomic import write_text, written_file
 from vcell.data.splits import Folds
 from vcell.errors import VcellError
 from vcell.model.checkpoint import read_identity
+from vcell.pages.render import render
 from vcell.score import ablation, ways
 from vcell.score.evaluation import evaluate
 from vcell.score.fold import predict_fold, score_options
@@ -127,7 +126,7 @@ def summarise(options: CrossvalOptions) -> None:
     with written_file(folder / "crossval.png") as scratch:
         scratch.write_bytes(picture)
     text = table_text(mean, spread, numbers)
-    write_text(folder / "crossval.html", page(text, picture, options))
+    write_text(folder / "crossval.html", page(folds, mean, spread, numbers, options))
     first = order[0]
     print(f"\nmean ± standard deviation over {options.folds} folds, by {options.by}\n\n{text}\n")
     print(
@@ -179,22 +178,28 @@ def plot(folds: pd.DataFrame, order: list[str]) -> bytes:
     return png(figure)
 
 
-def page(text: str, picture: bytes, options: CrossvalOptions) -> str:
-    links = "".join(f'<li><a href="fold_{f}/scores/report.html">fold {f}</a></li>' for f in range(options.folds))
-    image = base64.b64encode(picture).decode()
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>vcell cross-validation</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430; }}
-pre {{ overflow-x: auto; background: #f3f5f8; padding: 1rem; font-size: .85rem; }}
-.wide {{ overflow-x: auto; }} img {{ max-width: 100%; height: auto; }}
-@media (max-width: 34rem) {{ img {{ max-width: none; width: 52rem; }} }}
-</style></head><body>
-<h1>Cross-validation of {html.escape(str(options.name))}</h1>
-<p>Mean ± standard deviation over {options.folds} folds by {html.escape(str(options.by))}; every perturbation was predicted by a model that
-had not seen it.</p>
-<pre>{html.escape(text)}</pre>
-<div class="wide"><img alt="Scores by metric: bars are means, dots are folds" src="data:image/png;base64,{image}"></div>
-<ul>{links}</ul>
-</body></html>
-"""
+def page(
+    folds: pd.DataFrame, mean: pd.DataFrame, spread: pd.DataFrame, numbers: pd.Series, options: CrossvalOptions
+) -> str:
+    """The page of all folds."""
+    order = [str(name) for name in mean.index]
+    long = folds.reset_index().melt(["fold", "predictor"], var_name="metric")
+    return render(
+        "crossval.html",
+        {"order": order, "metrics": list(mean), "values": long.dropna().to_dict("records")},
+        name=str(options.name),
+        by=str(options.by),
+        folds=options.folds,
+        keys=list(mean),
+        rows=[
+            {
+                "name": name,
+                "few": int(numbers[name]) if numbers[name] < numbers.max() else None,
+                "cells": [
+                    {"key": k, "raw": mean.loc[name, k], "text": _with_spread(mean.loc[name, k], spread.loc[name, k])}
+                    for k in mean
+                ],
+            }
+            for name in order
+        ],
+    )

@@ -12,6 +12,7 @@ import pandas as pd
 
 from vcell.errors import VcellError, nearest
 from vcell.score.embedding import spread
+from vcell.score.explore import Effects, effects, target_table
 from vcell.score.metrics import Metric, per_target
 from vcell.score.pairs import Pair
 from vcell.score.side import Side
@@ -36,16 +37,19 @@ class Shown:
     deltas
         Of chosen targets: predicted and measured effect of every gene, and which are truly changed.
     genes
-        One row per target: numbers of called genes (`real`, `pred`, `both`), and log2 fold changes of its own gene (`own_real`,
-        `own_pred`).
+        One row per target: numbers of called genes (`real`, `pred`, `both`; `right`: in both, in the same direction), size of the measured
+        effect, cells, and log2 fold changes of its own gene (`own_real`, `own_pred`).
     cells
         Coordinates `x`, `y` of some cells, their `kind` (control, measured, predicted) and `perturbation`.
+    effects
+        Fold changes and calls of every target, for the page.
     """
 
     context: str
     deltas: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
     genes: pd.DataFrame
     cells: pd.DataFrame
+    effects: Effects
 
 
 def collect(pair: Pair, pred: Side, judge: ContextScorer, show: Sequence[str] | None) -> Shown:
@@ -58,27 +62,14 @@ def collect(pair: Pair, pred: Side, judge: ContextScorer, show: Sequence[str] | 
     """
     real: Side = judge.fast.real
     targets = pred.cells.targets
-    place = {gene: i for i, gene in enumerate(pred.cells.genes)}
-    rows = []
-    for p, target in enumerate(targets):
-        r, own = real.calls.of(target), place.get(target)
-        called = pred.calls.called_PG[p], real.calls.called_PG[r]
-        rows.append(
-            {
-                "perturbation": target, "pred": int(called[0].sum()), "real": int(called[1].sum()),
-                "both": int((called[0] & called[1]).sum()),
-                "own_pred": np.nan if own is None else pred.calls.fold_PG[p, own],
-                "own_real": np.nan if own is None else real.calls.fold_PG[r, own],
-            }
-        )  # fmt: skip
-    genes = pd.DataFrame(rows).set_index("perturbation")
+    genes = target_table(pair, pred, real)
     chosen = chosen_targets(genes, show)
     pred_PG, real_PG = pred.delta_PG, real.delta_PG
     deltas = {
         t: (pred_PG[targets.index(t)], real_PG[real.calls.of(t)], real.calls.called_PG[real.calls.of(t)])
         for t in chosen
     }
-    return Shown(pair.context, deltas, genes, _cells(pair, judge))
+    return Shown(pair.context, deltas, genes, _cells(pair, judge), effects(pred, real))
 
 
 def chosen_targets(genes: pd.DataFrame, show: Sequence[str] | None) -> list[str]:

@@ -1,12 +1,8 @@
-"""Scores as a table, CSV, JSON, PNG and one self-contained HTML page."""
+"""Scores as a table, CSV, JSON, PNG and one self-contained HTML page (its template is in `pages`)."""
 
 from __future__ import annotations
 
-import base64
-import html
-import importlib.metadata
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +12,17 @@ import numpy as np
 import pandas as pd
 
 from vcell.atomic import write_text, written_file
+from vcell.pages.render import render
+from vcell.records.provenance import PACKAGE, command_line, git_commit, versions
 from vcell.score import figures
+from vcell.score.conclusions import conclude
+from vcell.score.explore import BYTES, PAGE_BYTES, columns_of_target
 from vcell.score.figures import Shown
 from vcell.score.metrics import Metric
 from vcell.score.scoring import CEILING, Scorer
 from vcell.score.statistics import Interval
 
 OVERALL = "SCORE"
-VERSIONS = ("torch", "lightning", "numpy", "scipy", "anndata", "scanpy", "pdex", "numba", "cell-eval", "cell-eval2")
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def write_report(folder: Path, report: Report) -> None:
         "scores.csv": report.scores.to_csv(index_label="predictor"),
         "by_context.csv": report.by_context.to_csv(),
         "per_perturbation.csv": report.per_perturbation.to_csv(index=False),
-        "report.html": page(report, drawn),
+        "report.html": page(report),
         "scores.json": json.dumps(for_json(as_json(report)), indent=1),
     }
     for name, (_, picture) in drawn.items():
@@ -117,18 +116,10 @@ def as_json(report: Report) -> dict[str, Any]:
         "notes": list(report.notes),
         **report.details,
         "versions": versions(),
+        "command": command_line(),
+        "commit": git_commit(PACKAGE),
         "config": report.config,
     }
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in VERSIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def draw(report: Report) -> dict[str, tuple[str, bytes]]:
@@ -172,92 +163,119 @@ def floor_to_ceiling(report: Report) -> figures.Picture:
 
 def floors(report: Report) -> dict[str, float]:
     """What a prediction must beat, metric by metric."""
-    copied = "copied_controls" if "copied_controls" in report.scores.index else report.scorer.floor
-    return {
-        m.key: float(report.scores.loc[report.scorer.floor if m.official else copied, m.key]) for m in report.metrics
-    }
+    return {m.key: float(report.scores.loc[_floor_of(m, report), m.key]) for m in report.metrics}
 
 
-def page(report: Report, drawn: Mapping[str, tuple[str, bytes]]) -> str:
+def page(report: Report) -> str:
     """The report as one HTML file without anything from the network."""
     name = next(iter(report.intervals))
-    overall = report.intervals[name][OVERALL]
-    ends = "a perfect prediction" if report.scorer.perfect else "a replicate of the experiment"
-    compared = "".join(
-        f"<p>Against <b>{html.escape(other)}</b>: {'better' if d[OVERALL].value > 0 else 'worse'} by {abs(d[OVERALL].value):.3f} "
-        f"(95 % of the difference {d[OVERALL].low:.3f} to {d[OVERALL].high:.3f}).</p>"
-        for other, d in report.compared.items()
-    )
-    pictures = "".join(
-        f'<figure><div class="wide"><img class="{key.split("_")[0]}" alt="{html.escape(caption)}" '
-        f'src="data:image/png;base64,{base64.b64encode(picture).decode()}"></div><figcaption>{html.escape(caption)}</figcaption></figure>'
-        for key, (caption, picture) in drawn.items()
-    )
-    meaning = "".join(f"<li><b>{m.key}</b>: {html.escape(m.meaning)}; {m.direction}.</li>" for m in report.metrics)
-    remarks = "".join(f"<li>{html.escape(note)}</li>" for note in report.notes) or "<li>none</li>"
     known = {k: v for k, v in report.details.items() if k != "run"}
-    details = html.escape(json.dumps(for_json({**known, "versions": versions()}), indent=1))
-    run = report.details.get("run")
-    run_text = (
-        f"<details><summary>configuration of the run that was trained</summary><pre>{html.escape(run)}</pre></details>"
-        if run
-        else ""
-    )
-    config = html.escape(json.dumps(for_json(report.config), indent=1))
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>vcell scores</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 74rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430; }}
-.wide {{ overflow-x: auto; }} table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #d5dae1; white-space: nowrap; }}
-td:first-child, th:first-child {{ text-align: left; position: sticky; left: 0; background: white; }}
-tr.scored {{ font-weight: 600; color: #2a6fbb; }} .big {{ font-size: 1.6rem; font-weight: 600; margin: .2rem 0; }}
-small, figcaption {{ color: #5a6472; }} figure {{ margin: 1.5rem 0; }} img {{ max-width: min(100%, 58rem); height: auto; }}
-pre {{ overflow-x: auto; background: #f3f5f8; padding: 1rem; font-size: .8rem; }}
-@media (max-width: 34rem) {{ figure img {{ max-width: none; width: 42rem; }} img.knockdown {{ width: 100%; }} th, td {{ padding: .3rem .4rem; font-size: .85rem; }} body {{ margin: 1rem auto; }} }}
-</style></head><body>
-<h1>Scores of {html.escape(str(report.details.get("pred", name)))}</h1>
-<p class="big">{overall.value:.3f} <small>[{overall.low:.3f}, {overall.high:.3f}]</small></p>
-<p>Overall score with its 95 % interval over {report.over}. 0 is the official baseline ({report.scorer.floor}), 1 is {ends}.</p>{compared}
-<div class="wide">{score_table(report)}</div>{context_table(report)}
-{f"<h2>Pictures</h2>{pictures}" if pictures else ""}
-<h2>What to know of these numbers</h2><ul>{remarks}</ul>
-<h2>What the columns mean</h2><ul>{meaning}</ul>
-<h2>How these were made</h2><details><summary>scorer, versions, prediction</summary><pre>{details}</pre></details>
-<details><summary>configuration of this command</summary><pre>{config}</pre></details>{run_text}
-</body></html>
-"""
+    floor, ceiling = floors(report), report.scores.loc[CEILING]
+    contexts = [str(c) for c in dict.fromkeys(report.by_context.index.get_level_values("context"))]
+    targets = report.per_perturbation[report.per_perturbation["predictor"] == name]
+    return render(
+        "report.html",
+        {
+            "metrics": [{"key": m.key, "meaning": m.meaning, "higher": m.higher} for m in report.metrics],
+            "ceiling": CEILING,
+            "place": places(report, floor, ceiling),
+            "contexts": explorable(report, name, targets),
+        },
+        pred=str(report.details.get("pred", name)),
+        overall=report.intervals[name][OVERALL],
+        over=report.over,
+        floor=report.scorer.floor,
+        end="a perfect prediction" if report.scorer.perfect else "a replicate of the experiment",
+        conclusions=conclude(
+            name, report.scores, report.intervals[name][OVERALL], floor, CEILING, report.scorer.floor, report.metrics,
+            targets.set_index("perturbation"), [shown.genes for shown in report.pictures],
+            {c: float(report.by_context.loc[(c, name), OVERALL]) for c in contexts},
+        ),
+        compared=[
+            f"Against {other}: {'better' if d[OVERALL].value > 0 else 'worse'} by {abs(d[OVERALL].value):.3f} (95 % of the difference "
+            f"{d[OVERALL].low:.3f} to {d[OVERALL].high:.3f})."
+            for other, d in report.compared.items()
+        ],
+        keys=list(report.scores),
+        rows=[_row(str(n), values, report.intervals.get(str(n), {})) for n, values in report.scores.iterrows()],
+        contexts=contexts,
+        by_context=[_row(str(n), report.by_context[OVERALL].unstack("context").loc[n], {}) for n in report.scores.index] if len(contexts) > 1 else [],
+        explorable=bool(report.pictures),
+        notes=report.notes,
+        metrics=report.metrics,
+        details=json.dumps(for_json({**known, "versions": versions()}), indent=1),
+        config=json.dumps(for_json(report.config), indent=1),
+        run=report.details.get("run"),
+    )  # fmt: skip
 
 
-def score_table(report: Report) -> str:
-    """Predictors by metrics; the predictions with their intervals."""
-    keys = list(report.scores)
-    head = "".join(f"<th>{key}</th>" for key in keys)
-    rows = []
-    for name, values in report.scores.iterrows():
-        found = report.intervals.get(str(name), {})
-        cells = "".join(
-            f"<td>{_number(values[k])}"
-            + (f"<br><small>{_number(found[k].low, 3)}–{_number(found[k].high, 3)}</small>" if k in found else "")
-            + "</td>"
-            for k in keys
-        )
-        mark = ' class="scored"' if str(name) in report.intervals else ""
-        rows.append(f"<tr{mark}><td>{html.escape(str(name))}</td>{cells}</tr>")
-    return f"<table><thead><tr><th>predictor</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+def places(report: Report, floor: Mapping[str, float], ceiling: pd.Series) -> list[dict[str, Any]]:
+    """Where every row lies between floor (0) and ceiling (1), metric by metric."""
+    found = []
+    for metric in report.metrics:
+        low, high = floor[metric.key], float(ceiling[metric.key])
+        room = figures.has_room(low, high, metric)
+        points = []
+        for name, value in report.scores[metric.key].items():
+            if not room or str(name) in (report.scorer.floor, CEILING) or not np.isfinite(value):
+                continue
+            interval = report.intervals.get(str(name), {}).get(metric.key)
+            ends = () if interval is None else (interval.low, interval.high)
+            points.append(
+                {
+                    "name": str(name), "value": value, "at": (value - low) / (high - low), "scored": interval is not None,
+                    **{k: (v - low) / (high - low) for k, v in zip(("low", "high"), ends, strict=False)},
+                }
+            )  # fmt: skip
+        found.append({"key": metric.key, "room": room, "points": points})
+    return found
 
 
-def context_table(report: Report) -> str:
-    """Overall score of every predictor in each context, where there are several."""
-    table = report.by_context[OVERALL].unstack("context")
-    if table.shape[1] < 2:
-        return ""
-    head = "".join(f"<th>{html.escape(str(c))}</th>" for c in table)
-    rows = "".join(
-        f"<tr><td>{html.escape(str(n))}</td>{''.join(f'<td>{_number(v)}</td>' for v in table.loc[n])}</tr>"
-        for n in report.scores.index
-    )
-    return f'<h3>Overall score by context</h3><div class="wide"><table><thead><tr><th>predictor</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+def explorable(report: Report, name: str, targets: pd.DataFrame) -> list[dict[str, Any]]:
+    """Of every context what can be looked into, small enough together."""
+    number = sum(len(shown.effects.targets) for shown in report.pictures)
+    fitting = PAGE_BYTES // (BYTES * max(1, number))
+    kinds = ["control", "measured", "predicted"]
+    found = []
+    for shown in report.pictures:
+        own, order = targets[targets["context"] == shown.context].set_index("perturbation"), shown.effects.targets
+        place = {target: i for i, target in enumerate(order)}
+        scores = report.by_context.loc[shown.context] if shown.context in report.by_context.index else report.scores
+        found.append(
+            {
+                "name": shown.context, "targets": order, "effects": shown.effects.fewer(fitting).plain(),
+                "table": {
+                    **{key: [float(v) for v in shown.genes[key].reindex(order)] for key in shown.genes},
+                    **{m.key: columns_of_target(m, own, order) for m in report.metrics},
+                },
+                "floor": {m.key: float(scores.loc[_floor_of(m, report), m.key]) for m in report.metrics},
+                "ceiling": {m.key: float(scores.loc[CEILING, m.key]) for m in report.metrics},
+                "cells": {
+                    "x": [round(float(v), 3) for v in shown.cells["x"]], "y": [round(float(v), 3) for v in shown.cells["y"]],
+                    "kinds": kinds, "kind": [kinds.index(k) for k in shown.cells["kind"]],
+                    "target": [place.get(t, -1) for t in shown.cells["perturbation"]],
+                },
+            }
+        )  # fmt: skip
+    return found
+
+
+def _floor_of(metric: Metric, report: Report) -> str:
+    """The row that a prediction must beat in a metric."""
+    if metric.official or "copied_controls" not in report.scores.index:
+        return report.scorer.floor
+    return "copied_controls"
+
+
+def _row(name: str, values: pd.Series, intervals: Mapping[str, Interval]) -> dict[str, Any]:
+    cells = [
+        {
+            "key": str(key), "text": _number(value), "raw": "" if not np.isfinite(value) else repr(float(value)),
+            "range": f"{_number(intervals[str(key)].low, 3)}–{_number(intervals[str(key)].high, 3)}" if str(key) in intervals else "",
+        }
+        for key, value in values.items()
+    ]  # fmt: skip
+    return {"name": name, "cells": cells, "scored": bool(intervals)}
 
 
 def _number(value: float, digits: int = 4) -> str:

@@ -38,7 +38,7 @@ from vcell.model.table import PerturbationTable
 from vcell.model.trained import TrainedModel
 from vcell.system import auto_precision
 from vcell.training.cost import batch_flops
-from vcell.training.environment import check_wandb, cluster_environment
+from vcell.training.environment import check_logger, check_wandb, cluster_environment
 from vcell.training.module import TransitionModule
 
 
@@ -307,10 +307,7 @@ def make_trainer(config: DictConfig, model: nn.Module, callbacks: Sequence[Callb
         raise VcellError(
             "the trainer needs a GPU, but torch finds none: use trainer=cpu, or trainer=auto for what is available"
         )
-    loggers = [
-        make_wandb(config, logger) if name == "wandb" else build(logger)
-        for name, logger in (config.logger or {}).items()
-    ]
+    loggers = [make_logger(config, str(name), logger) for name, logger in (config.logger or {}).items()]
     plugins: list[Any] = [AtomicCheckpointIO()]
     if (environment := cluster_environment(int(options.get("num_nodes") or 1), options.get("devices"))) is not None:
         plugins.append(environment)
@@ -336,12 +333,14 @@ def precision(options: DictConfig, model: nn.Module) -> str:
     return auto_precision(torch.device(kind), sum(weight.numel() for weight in model.parameters()))
 
 
-def make_wandb(config: DictConfig, logger: DictConfig) -> Any:
-    """Lightning's logger for Weights & Biases, given the run's configuration as hyperparameters."""
-    check_wandb(bool(logger.get("offline")))
-    changed = logger.copy()
-    OmegaConf.set_struct(changed, False)
-    changed["id"] = wandb_id(str(changed.get("id") or config.name))
-    made = build(changed)
+def make_logger(config: DictConfig, name: str, logger: DictConfig) -> Any:
+    """One of the configured loggers, given the run's configuration as hyperparameters."""
+    check_logger(name)
+    if name == "wandb":
+        check_wandb(bool(logger.get("offline")))
+        logger = logger.copy()
+        OmegaConf.set_struct(logger, False)
+        logger["id"] = wandb_id(str(logger.get("id") or config.name))
+    made = build(logger)
     made.log_hyperparams(OmegaConf.to_container(config, resolve=True))
     return made

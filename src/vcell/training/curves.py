@@ -15,6 +15,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from vcell.atomic import written_file
 from vcell.errors import VcellError
+from vcell.pages.curves import write_curves
+from vcell.records.metrics import read_metrics
 
 
 class CsvLogger(Logger):
@@ -72,35 +74,10 @@ class CsvLogger(Logger):
             writer.writerows(self.rows)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `metrics.csv`; none where there is no file yet. A last line that was cut short by a kill is left out.
-
-    Raises
-    ------
-    VcellError
-        If the file holds anything else.
-    """
-    if not path.is_file():
-        return []
-    try:
-        text = path.read_text(encoding="utf-8")
-        lines = text[: text.rfind("\n") + 1].splitlines()
-        if text.strip() and "step" not in text.splitlines()[0].split(","):
-            raise ValueError("it has no column step")
-        rows = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(lines)]
-        found = [{**row, "step": int(row["step"])} for row in rows if row]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise VcellError(
-            f"{path} is damaged ({type(error).__name__}: {error}): it should hold a run's metrics, one row per step. Move it away, and "
-            "the run continues with a new one"
-        ) from error
-    return found
-
-
 class Curves(Callback):
-    """`curves.png` in the run's folder: every logged metric over steps, redrawn after a validation and at the end.
+    """`curves.png` and `curves.html` in the run's folder: every logged metric over steps, drawn after a validation and at the end.
 
-    It is drawn in a thread, and `every_seconds` at most: on a CPU, drawing takes a second from training.
+    They are drawn in a thread, and `every_seconds` at most: on a CPU, drawing takes a second from training.
     """
 
     def __init__(self, folder: str, every_seconds: float = 30.0) -> None:
@@ -112,20 +89,26 @@ class Curves(Callback):
         idle = self.artist is None or not self.artist.is_alive()
         if trainer.is_global_zero and idle and time.monotonic() - self.drawn >= self.every_seconds:
             self.drawn = time.monotonic()
-            self.artist = Thread(target=_draw, args=(self.folder / "metrics.csv", self.folder / "curves.png"))
+            self.artist = Thread(target=_draw_quietly, args=(self.folder,))
             self.artist.start()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.artist is not None:
             self.artist.join()
         if trainer.is_global_zero:
-            plot_curves(self.folder / "metrics.csv", self.folder / "curves.png")
+            draw(self.folder)
 
 
-def _draw(metrics: Path, out: Path) -> None:
-    """Draws in a thread; a picture that cannot be written does not disturb training."""
+def _draw_quietly(folder: Path) -> None:
+    """In a thread: what cannot be drawn does not disturb training."""
     with suppress(VcellError, OSError):
-        plot_curves(metrics, out)
+        draw(folder)
+
+
+def draw(folder: Path) -> None:
+    """The picture and the page of a run's metrics."""
+    plot_curves(folder / "metrics.csv", folder / "curves.png")
+    write_curves(folder / "curves.html", {folder.name: read_metrics(folder / "metrics.csv")}, folder.name)
 
 
 def plot_curves(metrics: Path, out: Path) -> None:

@@ -18,6 +18,8 @@ from lightning.pytorch.plugins.environments import (
 from vcell.errors import VcellError, install
 from vcell.system import slurm_tasks
 
+LOGGERS = ("wandb", "tensorboard", "mlflow")  # by the names of their packages, and of our extras
+
 
 def cluster_environment(nodes: int, devices: Any) -> ClusterEnvironment | None:
     """What assigns ranks to processes: torchrun, srun or nothing; None: Lightning finds out.
@@ -45,16 +47,26 @@ def cluster_environment(nodes: int, devices: Any) -> ClusterEnvironment | None:
     return SLURMEnvironment(auto_requeue=False)  # KeepLast saves and requeues
 
 
+def check_logger(name: str) -> None:
+    """Refuses a logger whose package is not installed, saying how to install it.
+
+    Raises
+    ------
+    VcellError
+        If it is not there.
+    """
+    if name in LOGGERS and importlib.util.find_spec(name) is None:
+        raise VcellError(f"logger={name} needs {name}: {install(name)}")
+
+
 def check_wandb(offline: bool) -> None:
     """Refuses to log to Weights & Biases where that would fail, or prompt, hours later.
 
     Raises
     ------
     VcellError
-        If wandb is not installed, or you are not logged in where that is needed.
+        If you are not logged in where that is needed.
     """
-    if importlib.util.find_spec("wandb") is None:
-        raise VcellError(f"logger=wandb needs wandb: {install('wandb')}")
     mode = os.environ.get("WANDB_MODE", "").lower()
     online = not offline and mode not in ("offline", "disabled", "dryrun")
     if online and not (os.environ.get("WANDB_API_KEY") or _wandb_key()):

@@ -17,7 +17,7 @@ from vcell.model.checkpoint import read_checkpoint
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`runs/NAME`: its configuration, checkpoints/, metrics.csv, curves.png."""
+    """`runs/NAME`: its configuration, checkpoints/, metrics.csv, curves.png and .html, run.json and train.log."""
 
     path: Path
 
@@ -66,7 +66,7 @@ class RunFolder:
 
     def clear_leftovers(self) -> None:
         """Removes half-written files of a run that was killed."""
-        for pattern in ("checkpoints/*.tmp.ckpt", "*.tmp.csv", "*.tmp.png", "*.tmp.yaml", "*.tmp.json"):
+        for pattern in ("checkpoints/*.tmp.ckpt", "*.tmp.csv", "*.tmp.png", "*.tmp.html", "*.tmp.yaml", "*.tmp.json"):
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
 

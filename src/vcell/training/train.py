@@ -29,6 +29,8 @@ from vcell.model.find import find_checkpoint
 from vcell.model.lora import add_lora
 from vcell.model.table import decision_lines
 from vcell.process.lock import locked
+from vcell.records.journal import Journal, kept
+from vcell.records.metrics import read_metrics
 from vcell.system import matrix_products
 from vcell.training import effects
 from vcell.training.build import (
@@ -44,7 +46,6 @@ from vcell.training.build import (
     split_of,
 )
 from vcell.training.cost import words
-from vcell.training.curves import read_metrics
 from vcell.training.estimate import STEPS, Stopwatch, estimate, out_of_memory
 from vcell.training.guard import NotFiniteError
 from vcell.training.guidance import guidance
@@ -78,12 +79,15 @@ def train(config: DictConfig, own: Own | None = None) -> RunFolder:
     with (
         locked(folder.path, "the run") if rank == 0 and not run.check else nullcontext(),
         matrix_products(run.matmul_precision),
+        kept(rank == 0 and not run.check) as journal,
     ):
-        _train(config, run, own, folder, rank)
+        _train(config, run, own, folder, rank, journal)
     return folder
 
 
-def _train(config: DictConfig, run: RunSettings, own: Own | None, folder: RunFolder, rank: int) -> None:
+def _train(
+    config: DictConfig, run: RunSettings, own: Own | None, folder: RunFolder, rank: int, journal: Journal
+) -> None:
     if rank == 0 and not run.check:
         folder.clear_leftovers()
     checkpoint = None if run.check else folder.checkpoint_to_continue(run.plain, run.resume, run.overwrite)
@@ -94,7 +98,7 @@ def _train(config: DictConfig, run: RunSettings, own: Own | None, folder: RunFol
     data = make_data(config, store, assigned, own)
     if is_fitted(config) and not (own and own.model):
         if rank == 0:
-            _fit_effects(config, run, data, folder, checkpoint, notes)
+            _fit_effects(config, run, data, folder, checkpoint, notes, journal)
         return
     module = make_module(config, run.plain, data, own)
     about_prior = effects.fit_prior(run, data, module.trained, rank)
@@ -115,6 +119,8 @@ def _train(config: DictConfig, run: RunSettings, own: Own | None, folder: RunFol
         say(summary(run, data, module), notes)
     if checkpoint is not None and finished(checkpoint, folder, trainer.max_steps, say=rank == 0):
         return
+    if rank == 0:
+        journal.open(folder.path, device=str(trainer.strategy.root_device), precision=str(trainer.precision))
     try:
         fit(trainer, module, data, checkpoint, folder)
     except BaseException:
@@ -158,6 +164,7 @@ def _fit_effects(
     folder: RunFolder,
     checkpoint: Path | None,
     notes: list[str],
+    journal: Journal,
 ) -> None:
     """The same for a model that is fitted in one go."""
     effects.check_no_warm_start(run)
@@ -171,6 +178,7 @@ def _fit_effects(
         effects.finished(checkpoint)
         return
     folder.begin(run.plain, run.overwrite)
+    journal.open(folder.path, device="cpu")
     try:
         write_split(folder.path / "split.json", data.assigned, data.store.groups, data.store.fingerprint)
         path = effects.fit_effects(run, data, folder, model, table, sizes)
@@ -233,7 +241,7 @@ def hand_over(trainer: Trainer, folder: RunFolder) -> None:
     for logger in trainer.loggers:
         if type(logger).__name__ != "WandbLogger":
             continue
-        for name in (RECORD, "metrics.csv", "curves.png", "split.json"):
+        for name in (RECORD, "metrics.csv", "curves.png", "curves.html", "split.json"):
             with suppress(OSError, ValueError):
                 logger.experiment.save(  # type: ignore[attr-defined]
                     str(folder.path / name), base_path=str(folder.path), policy="now"
@@ -249,6 +257,9 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")
     warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback with a model that overrides")
+    warnings.filterwarnings(
+        "ignore", message="The `srun` command is available"
+    )  # on a login node: srun is the script's affair
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 
 

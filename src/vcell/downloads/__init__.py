@@ -1,0 +1,1 @@
+"""Public data sets: where they lie, under which licence, and how they are fetched whole."""
