@@ -2,6 +2,9 @@
 # make test    the test suite
 # make test-hardware   its numeric tests under restricted instruction sets, with one and two threads
 # make lint    ruff and mypy
+# make docs    the documentation site, to site/
+# make pictures   the pictures in it, from the demo's report and another run
+# make release-check   build, check, install and run the wheel as a user would
 # make bench   benchmarks of the loader, tables to benchmarks/results/
 # make bench-train   of training, next to arc-state
 # make bench-score   of the scorers, next to cell-eval and cell-eval2
@@ -13,7 +16,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-hardware lint bench bench-train bench-infer bench-score bench-quality bench-growth gpu env clean
+.PHONY: demo test test-hardware lint docs pictures release-check bench bench-train bench-infer bench-score bench-quality bench-growth gpu env clean
 .DELETE_ON_ERROR:
 
 demo: env
@@ -39,6 +42,17 @@ lint: env
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+docs: env
+	$(RUN) -m mkdocs build --strict
+
+pictures: demo
+	$(RUN) -m vcell.train experiment=demo name=demo_wide model.hidden=96
+	$(RUN) -m vcell.runs compare demo demo_wide out=runs/compare.html
+	$(RUN) docs/pictures.py runs/demo/scores/report.html runs/compare.html
+
+release-check: env
+	VCELL_RELEASE=1 $(RUN) -m pytest tests/test_release.py
 
 PEERS = $(VENV)-peers
 bench: env

@@ -32,7 +32,7 @@ def submit(folder: Path, *arguments: str, script: str = "train.slurm") -> tuple[
 def test_ranks_run_the_command(tmp_path: Path):
     code, asked = submit(tmp_path, "experiment=demo", "seed=3")
     assert code == 0
-    assert asked == "--kill-on-bad-exit=1 python -m vcell.train experiment=demo seed=3 trainer=slurm\n"
+    assert asked == "--kill-on-bad-exit=1 --gpu-bind=none python -m vcell.train experiment=demo seed=3 trainer=slurm\n"
 
 
 def test_another_trainer_is_kept(tmp_path: Path):
@@ -46,7 +46,34 @@ def test_a_mistyped_key_never_reaches_the_ranks(tmp_path: Path):
 
 def test_a_prediction_is_shared_by_the_ranks(tmp_path: Path):
     code, asked = submit(tmp_path, "challenge=vcc2026", "out=p.h5ad", script="infer.slurm")
-    assert code == 0 and asked == "python -m vcell.infer challenge=vcc2026 out=p.h5ad\n"
+    assert code == 0 and asked == "--gpu-bind=none python -m vcell.infer challenge=vcc2026 out=p.h5ad\n"
+
+
+@pytest.mark.parametrize(
+    ("task", "values"),
+    [(0, ["lr=0.1", "seed=0"]), (1, ["lr=0.2", "seed=0"]), (2, ["lr=0.1", "seed=1"]), (3, ["lr=0.2", "seed=1"])],
+)
+def test_a_sweeps_values_are_dealt_to_the_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: int, values: list[str]
+):
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
+    code, asked = submit(
+        tmp_path, "experiment=demo", "optimizer.lr=0.1,0.2", "seed=0,1", "name=a", script="sweep.slurm"
+    )
+    assert code == 0
+    assert asked.endswith(f"vcell.train experiment=demo optimizer.{values[0]} {values[1]} name=a_{task}\n")
+
+
+def test_a_task_without_a_combination_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
+    assert submit(tmp_path, "experiment=demo", "optimizer.lr=0.1,0.2", "seed=0,1", script="sweep.slurm") == (2, "")
+
+
+def test_the_scripts_are_set_up_for_a_site_in_the_same_way():
+    parts = [
+        path.read_text().split("# --- edit for your site")[1].split("unset ")[0] for path in SCRIPTS.glob("*.slurm")
+    ]
+    assert len(parts) == 6 and len(set(parts)) == 1
 
 
 def test_the_trainer_takes_the_shape_of_the_job(monkeypatch: pytest.MonkeyPatch):

@@ -135,7 +135,8 @@ def with_trainer(overrides: list[str]) -> list[str]:
         return overrides
     given = {o.split("=", 1)[0].lstrip("+") for o in overrides}
     own = [(f"trainer.{k}", v) for k, v in flatten(_yaml(path)) if not k.startswith(("defaults", "strategy"))]
-    return [*overrides, *(f"{k}={v}" for k, v in own if k not in given and "$" not in str(v))]
+    # in front: what follows an option of Hydra (--cfg job) would be taken for its value
+    return [*(f"{k}={v}" for k, v in own if k not in given and "$" not in str(v)), *overrides]
 
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -287,14 +287,16 @@ def test_every_signal_saves_and_ends_with_its_code(
     queued: list[list[str]] = []
     monkeypatch.setattr(
         "vcell.process.stopping.subprocess",
-        SimpleNamespace(run=lambda command, check: queued.append(command) or SimpleNamespace(returncode=0)),
+        SimpleNamespace(
+            run=lambda command, **_: queued.append(command) or SimpleNamespace(returncode=0, stdout="JobState=RUNNING")
+        ),
     )
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
         train_here("trainer.max_steps=100", "trainer.val_check_interval=50")
     assert stopped.value.code == 128 + number and read_checkpoint(LAST)["global_step"] == 5
     assert f"stopped by {name}, saved at step 5" in capsys.readouterr().err
-    assert queued == ([["scontrol", "requeue", "77"]] if "USR" in name else [])
+    assert [c for c in queued if c[1] == "requeue"] == ([["scontrol", "requeue", "77"]] if "USR" in name else [])
     assert signal.getsignal(number) == before
 
 

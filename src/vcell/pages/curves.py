@@ -9,9 +9,9 @@ from typing import Any
 from vcell.atomic import write_text
 from vcell.pages.render import render
 
-# panels by topic, in reading order: a metric belongs to the first topic whose words its name begins with
+# panels by topic, in reading order: a metric belongs to the topic that names it
 TOPICS = (
-    ("Loss", ("loss", "energy", "delta", "contrastive", "sinkhorn", "mmd", "nb")),
+    ("Loss", ("loss", "energy", "delta", "contrastive", "l1", "sparsity", "sinkhorn", "mmd", "nb")),
     ("Validation scores", ("discrimination", "de_overlap", "mae", "delta_correlation", "distinctness", "addition")),
     ("Optimiser", ("learning_rate", "gradient_norm")),
     ("Speed and memory", ("cells_per_second", "data_wait", "peak_memory_gb")),
@@ -51,7 +51,7 @@ def panels(runs: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]
             if key.split("/")[-1] == name and (thinned := _thinned(rows, key))
             for steps, values in [thinned]
         ]
-        topic = next((topic for topic, words in TOPICS if name.startswith(words)), OTHER)
+        topic = next((topic for topic, words in TOPICS if name in words), OTHER)
         found.setdefault(topic, []).append({"name": name, "meaning": MEANING.get(name, ""), "curves": curves})
     order = [topic for topic, _ in TOPICS] + [OTHER]
     return [{"topic": topic, "metrics": found[topic]} for topic in order if topic in found]

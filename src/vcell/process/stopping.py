@@ -7,6 +7,7 @@ Only the standard library is imported here, so that a command can listen before 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,9 +87,9 @@ def tell(text: str) -> None:
 
 
 def requeue(number: int, saved: str = "") -> None:
-    """Asks SLURM to run this job again, where the signal says that its time is nearly up. Rank 0 asks for all."""
+    """Asks SLURM to run this job again, where the signal says that its time is nearly up, or it makes way for another. Rank 0 asks for all."""
     job = os.environ.get("SLURM_JOB_ID")
-    if number not in REQUEUE or not job or os.environ.get("SLURM_PROCID", "0") not in ("", "0"):
+    if not job or os.environ.get("SLURM_PROCID", "0") not in ("", "0") or not (number in REQUEUE or _preempted(job)):
         return
     saved = f"saved {saved}; " if saved else ""
     try:
@@ -96,3 +97,15 @@ def requeue(number: int, saved: str = "") -> None:
         tell(f"{saved}scontrol requeue {job} ended with exit code {code}")
     except OSError as error:  # in a container, often
         tell(f"{saved}job {job} could not be requeued from here ({error}): submit it again")
+
+
+def _preempted(job: str) -> bool:
+    """Whether SLURM is taking this job's place for another one: it then sends SIGTERM, as it does when the job is cancelled.
+
+    Ending at once, as asked, would end the job before SLURM queues it again.
+    """
+    try:
+        shown = subprocess.run(["scontrol", "show", "job", job], check=False, capture_output=True, text=True).stdout
+    except OSError:
+        return False
+    return bool(re.search(r"PreemptTime=\d", shown)) and "JobState=RUNNING" in shown

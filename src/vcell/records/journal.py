@@ -12,12 +12,12 @@ from typing import Any, TextIO
 
 from vcell.atomic import write_text
 from vcell.errors import VcellError
-from vcell.process.stopping import Stopped
+from vcell.process.stopping import Stopped, held
 from vcell.records.provenance import now, provenance
 
 JOURNAL = "run.json"
 LOG = "train.log"
-RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
+RUNNING, FINISHED, STOPPED, FAILED, KILLED = "running", "finished", "stopped", "failed", "killed"
 
 
 class Journal:
@@ -40,7 +40,11 @@ class Journal:
             self.log.write(f"== {self.entry['started']}  {self.entry['command']}\n")
         for line in self.early:
             self.line(line)
-        self._write([*read_starts(folder), self.entry])
+        # the run is locked: an earlier start that seems to be running was killed
+        earlier = [
+            {**start, "state": KILLED} if start.get("state") == RUNNING else start for start in read_starts(folder)
+        ]
+        self._write([*earlier, self.entry])
 
     def line(self, text: str) -> None:
         """A line that was printed."""
@@ -106,7 +110,8 @@ def kept(keep: bool) -> Iterator[Journal]:
         yield journal
     except BaseException as error:
         sys.stdout, sys.stderr = out, err
-        journal.close(error)
+        with held():  # a scheduler may send its signal twice
+            journal.close(error)
         raise
     else:
         sys.stdout, sys.stderr = out, err

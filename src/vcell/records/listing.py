@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from vcell.config import RECORD
 from vcell.errors import VcellError, nearest
 from vcell.process.lock import is_held
-from vcell.records.journal import FAILED, FINISHED, RUNNING, STOPPED, read_starts
+from vcell.records.journal import FAILED, FINISHED, KILLED, RUNNING, STOPPED, read_starts
 from vcell.records.metrics import read_metrics
 
-KILLED, DAMAGED, UNKNOWN = "killed", "damaged", "unknown"
+DAMAGED, UNKNOWN = "damaged", "unknown"
 DEEPEST = 3  # folders below `runs`: folds are runs/NAME/fold_0
 # what a state means for the reader
 ADVICE = {

@@ -25,11 +25,6 @@ document.getElementById("theme").addEventListener("click", () => setDark(!docume
 wanted.addEventListener("change", () => setDark(wanted.matches));
 document.documentElement.classList.toggle("dark", wanted.matches);
 document.getElementById("theme").textContent = wanted.matches ? "Light" : "Dark";
-let lastWidth = innerWidth, waiting;
-addEventListener("resize", () => {
-  clearTimeout(waiting);
-  waiting = setTimeout(() => { if (innerWidth !== lastWidth) { lastWidth = innerWidth; for (const redraw of redraws) redraw(); } }, 150);
-});
 
 // --- numbers as people read them
 function shown(value, digits = 3) {
@@ -68,13 +63,15 @@ function chart(parent, name, caption, make) {
     element("button", { class: "save", type: "button", onclick: () => savePng(place, name) }, "PNG"), " ",
     element("button", { class: "save", type: "button", onclick: () => saveSvg(place, name) }, "SVG")));
   parent.append(figure);
+  let drawn = 0; // the width that it was drawn for: what is added beside it can make it narrower
   const draw = () => {
     if (!figure.isConnected) return;
-    const width = Math.max(280, figure.clientWidth || parent.clientWidth || 600);
+    const width = drawn = Math.max(280, figure.clientWidth || parent.clientWidth || 600);
     place.replaceChildren(Plot.plot({ width, ariaLabel: caption, ...make(width) }));
   };
   redraws.push(draw);
   draw();
+  new ResizeObserver(() => { if (figure.clientWidth && Math.abs(figure.clientWidth - drawn) > 1 && figure.clientWidth >= 280) draw(); }).observe(figure);
   return draw;
 }
 

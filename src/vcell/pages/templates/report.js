@@ -106,7 +106,7 @@ function volcano(place, genes, row, context) {
   place.append(element("h3", {}, `${row.target}${context.name ? ` in ${context.name}` : ""}`),
     element("span", { class: "key" }, ...Object.entries(KINDS).map(([kind, words]) => element("b", { style: `color:var(--${kind})` }, element("span", { style: "color:var(--text);font-weight:400" }, words)))),
     charts);
-  const first = chart(charts, `volcano_${row.target}`, "Measured cells: log2 fold change, and how sure it is.", () => ({
+  chart(charts, `volcano_${row.target}`, "Measured cells: log2 fold change, and how sure it is.", () => ({
     height: 320, marginLeft: 45, style: { background: "transparent" }, color: colours,
     x: { label: "measured log2 fold change", grid: true }, y: { label: "−log10 adjusted p" },
     marks: [Plot.ruleX([0], { stroke: colour("line") }), Plot.dot(drawn, { x: "measured", y: "p", fill: (g) => g.kind, r: (g) => (g.kind === "quiet" ? 1.5 : 3) }), Plot.tip(drawn, Plot.pointer({ x: "measured", y: "p", title: told }))],
@@ -117,7 +117,6 @@ function volcano(place, genes, row, context) {
     marks: [Plot.line([[-context.effects.limit, -context.effects.limit], [context.effects.limit, context.effects.limit]], { stroke: colour("line"), clip: true }),
       Plot.dot(drawn, { x: "measured", y: "predicted", fill: (g) => g.kind, r: (g) => (g.kind === "quiet" ? 1.5 : 3) }), Plot.tip(drawn, Plot.pointer({ x: "measured", y: "predicted", title: told }))],
   }));
-  first(); // beside the second it has less room than alone
 }
 
 function geneSearch(panel, context, effects, gene, n, first) {
