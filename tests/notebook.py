@@ -11,7 +11,7 @@ import nbformat
 from vcell.cli.main import main
 
 
-def command(verb: str, *arguments: str) -> None:
+def command(verb: str, *arguments: str, watch: str | None = None) -> None:
     """What the notebook's own `vcell` does, without a process."""
     sys.argv = [verb, *arguments]
     main(verb)
