@@ -68,7 +68,7 @@ def test_everything_imported_is_declared():
     """Packages that modules import when they are loaded are dependencies; those of an extra are imported where they are used."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[<>=\[ ]", d)[0].replace("-", "_") for d in project["dependencies"]}
-    known = {"hydra_core": "hydra", "scikit_learn": "sklearn"}
+    known = {"hydra_core": "hydra", "scikit_learn": "sklearn", "pyyaml": "yaml"}
     # hydra's own configuration; what GPU builds of torch bring along, in a module that is loaded where it is there
     declared = {known.get(n, n) for n in names} | {"omegaconf", "vcell", "triton"}
     for path in (ROOT / "src").rglob("*.py"):

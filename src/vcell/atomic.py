@@ -93,7 +93,7 @@ def sync(folder: Path) -> None:
 
 def sync_file(path: Path) -> None:
     """Waits until a file is on the disk."""
-    with path.open("rb") as file:
+    with path.open("r+b") as file:
         os.fsync(file.fileno())
 
 

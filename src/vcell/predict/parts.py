@@ -145,7 +145,7 @@ class PartsFolder:
             np.save(scratch / "lengths.npy", np.concatenate(lengths))
             sync(scratch)
             (scratch / CHECKSUMS).write_text(json.dumps(checksums_in(scratch)))
-            scratch.rename(self._of(number))
+            scratch.replace(self._of(number))
         except OSError as error:
             # another process may have written the same part, or joined them all already
             if not self.has(number) and self.folder.is_dir():

@@ -138,7 +138,7 @@ def _read(path: Path) -> Holder | None:
 
 
 def _alive(path: Path, holder: Holder, scratch: Path) -> bool:
-    if holder.processes == _processes():
+    if holder.processes == _processes() and os.name == "posix":  # elsewhere asking for a process may end it
         return _runs(holder.pid)
     # both times are the file system's own: clocks of machines differ
     with suppress(OSError):
@@ -197,7 +197,7 @@ def is_held(place: Path) -> bool:
     holder = _read(path)
     if holder is None:
         return False
-    if holder.processes == _processes():
+    if holder.processes == _processes() and os.name == "posix":
         return _runs(holder.pid)
     with suppress(OSError):  # another machine's: it touches its lock every few seconds
         return time.time() - path.stat().st_mtime < STALE_S

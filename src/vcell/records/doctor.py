@@ -123,7 +123,8 @@ def _gpu() -> Iterator[Finding]:
 def _processor() -> Iterator[Finding]:
     name = platform.processor() or platform.machine()
     with suppress(OSError):
-        name = next(line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))  # fmt: skip
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     number, machine = cores(), os.cpu_count() or 1
     yield Finding(
         "processor",

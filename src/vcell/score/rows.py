@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -92,15 +93,23 @@ class InFile:
         number, parts = file.fileno(), [np.zeros(0, kind)]  # type: ignore[attr-defined]
         for run in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1) if len(numbers) else []:
             first, last = self.starts[run[0]] * kind.itemsize, self.starts[run[-1] + 1] * kind.itemsize
-            parts.append(np.frombuffer(_pread(number, int(last - first), int(first)), kind))
+            parts.append(np.frombuffer(_read_at(number, int(last - first), int(first)), kind))
         return np.concatenate(parts)
 
 
-def _pread(number: int, size: int, at: int) -> bytes:
+_reading = threading.Lock()
+
+
+def _read_at(number: int, size: int, at: int) -> bytes:
     """Whole, however large: one call reads 2 GB at most."""
     parts = []
     while size:
-        part = os.pread(number, size, at)
+        if hasattr(os, "pread"):
+            part = os.pread(number, size, at)
+        else:  # Windows: threads share the place in the file
+            with _reading:
+                os.lseek(number, at, os.SEEK_SET)
+                part = os.read(number, size)
         if not part:
             raise OSError(f"a scratch file of cells ended {size:,} bytes early")
         parts.append(part)
