@@ -17,7 +17,7 @@ def run(config: DictConfig) -> None:
 
     runs = Path(config.runs).expanduser()
     if config.do == "list":
-        found = listing.find_runs(runs)
+        found = listing.find_runs(runs) if runs.exists() or config.runs != "runs" else []  # none yet is no mistake
         print(json.dumps([run.plain() for run in found], indent=1) if config.json else listing.as_text(found, runs))
         return
     compared = compare.compare([str(name) for name in plain(config.names)], runs)

@@ -479,3 +479,25 @@ def test_excluded_perturbations_train_nothing(fresh: Path):
     assert first not in {p for _, p, _ in read_checkpoint(LAST)["vcell"]["split"]}
     with pytest.raises(VcellError, match=r"data\.exclude names NOPE"):
         train_here("data.exclude=[NOPE]", "name=other")
+
+
+def test_curves_go_to_tensorboard_and_mlflow_too(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("tensorboard")
+    mlflow, _ = pytest.importorskip("mlflow"), pytest.importorskip("sqlalchemy")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh}/mlflow.db")
+    short = ["trainer.max_steps=3", "trainer.log_every_n_steps=1", "trainer.val_check_interval=3"]
+    train_here("logger=tensorboard", "name=tb", *short)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(fresh / "runs" / "tb" / "tensorboard")).Reload()
+    assert [point.step for point in read.Scalars("train/loss")] == [0, 1, 2]
+    train_here("logger=mlflow", "name=ml", *short)
+    [run] = mlflow.MlflowClient(f"sqlite:///{fresh}/mlflow.db").search_runs(["1"])
+    assert run.info.run_name == "ml" and run.data.params["optimizer/lr"] and "val/loss" in run.data.metrics
+
+
+def test_a_logger_that_is_not_installed_is_said_at_once(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("vcell.training.environment.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(VcellError, match=r"logger=tensorboard needs tensorboard: "):
+        train_here("logger=tensorboard", "name=tb")
+    assert not (fresh / "runs" / "tb").exists()
