@@ -14,6 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 HERE = Path(__file__).parent
+DIGITS = 6  # of numbers for a page's script
 CHARTS = ("d3.min.js", "plot.min.js")
 
 
@@ -42,19 +43,19 @@ def _text(name: str) -> str:
 
 def _for_script(data: Mapping[str, Any]) -> Markup:
     """JSON that ends no script element, whatever names it holds."""
-    return Markup(json.dumps(_plain(data), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
+    return Markup(json.dumps(for_json(data, DIGITS), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
 
 
-def _plain(value: Any) -> Any:
-    """For JSON, which has no NaN and no numpy numbers."""
+def for_json(value: Any, digits: int | None = None) -> Any:
+    """For JSON, which has no NaN and no numpy numbers; floats to some significant digits, where pages are to stay small."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): for_json(one, digits) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [for_json(one, digits) for one in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):
-        return None if not np.isfinite(value) else float(f"{value:.6g}")
+        return None if not np.isfinite(value) else value if digits is None else float(f"{value:.{digits}g}")
     return value
 
 

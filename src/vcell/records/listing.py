@@ -207,7 +207,7 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _get(config: Any, *keys: str) -> Any:
+def _get(settings: Any, *keys: str) -> Any:
     for key in keys:
-        config = config.get(key) if isinstance(config, dict) else None
-    return config
+        settings = settings.get(key) if isinstance(settings, dict) else None
+    return settings

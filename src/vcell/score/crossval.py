@@ -15,12 +15,11 @@ from vcell.atomic import write_text, written_file
 from vcell.data.splits import Folds
 from vcell.errors import VcellError
 from vcell.model.checkpoint import read_identity
-from vcell.pages.render import render
+from vcell.pages.render import for_json, render
 from vcell.score import ablation, ways
 from vcell.score.evaluation import evaluate
 from vcell.score.fold import predict_fold, score_options
 from vcell.score.options import CrossvalOptions
-from vcell.score.report import for_json
 
 PLAN = "crossval.yaml"
 

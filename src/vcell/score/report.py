@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from vcell.atomic import write_text, written_file
-from vcell.pages.render import render
+from vcell.pages.render import for_json, render
 from vcell.records.provenance import PACKAGE, command_line, git_commit, versions
 from vcell.score import figures
 from vcell.score.conclusions import conclude
@@ -280,14 +280,3 @@ def _row(name: str, values: pd.Series, intervals: Mapping[str, Interval]) -> dic
 
 def _number(value: float, digits: int = 4) -> str:
     return "–" if not np.isfinite(value) else f"{value:.{digits}f}"
-
-
-def for_json(value: Any) -> Any:
-    """For JSON, which has no NaN, and for numpy's numbers."""
-    if isinstance(value, Mapping):
-        return {str(k): for_json(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [for_json(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
