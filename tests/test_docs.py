@@ -106,6 +106,18 @@ def test_the_five_minutes_run_word_by_word(fresh: Path):
     assert (fresh / "first_scores" / "report.html").is_file() and "first  finished" in done.stdout
 
 
+def test_the_housekeeping_runs_word_by_word(fresh: Path, trained: Path):
+    (fresh / "runs").mkdir()
+    (fresh / "runs" / "demo").symlink_to(trained / "runs" / "demo")
+    said = []
+    for line in [line for block in blocks(DOCS / "runs.md", "bash") for line in block.splitlines()]:
+        _, verb, *arguments = shlex.split(line)
+        done = Forked(f"vcell.{verb}", arguments, fresh).completed()
+        assert done.returncode == 0, (line, done.stderr[-2000:])
+        said.append(done.stdout)
+    assert len(said) == 4 and "demo  finished" in said[0] and "nothing was fetched" in said[3]
+
+
 @pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not beside the checkout")

@@ -105,7 +105,8 @@ def kept(keep: bool) -> Iterator[Journal]:
         yield journal
         return
     out, err = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = Doubled(out, journal), Doubled(err, journal)
+    # a process without a console has no streams
+    sys.stdout, sys.stderr = (stream and Doubled(stream, journal) for stream in (out, err))
     try:
         yield journal
     except BaseException as error:
