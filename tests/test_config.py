@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from vcell.cli.former import MOVED
-from vcell.config import CONFIG_DIR, FIXED, FREE, build, compose, flatten, may_change
+from vcell.config import CONFIG_DIR, FIXED, FREE, build, compose, flatten, may_change, with_trainer
 
 TRAINERS = sorted(path.stem for path in (CONFIG_DIR / "trainer").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
@@ -51,3 +51,11 @@ def test_a_configuration_of_an_earlier_version_finds_its_classes():
 def test_a_module_is_found_under_its_former_name(then: str, now: str):
     former, present = importlib.import_module(f"vcell.{then}"), importlib.import_module(f"vcell.{now}")
     assert former is present and present.__spec__.name == f"vcell.{now}"
+
+
+@pytest.mark.parametrize("arguments", [["trainer=cpu", "seed=1", "--cfg", "job"], ["-m", "trainer=cpu", "seed=1,2"]])
+def test_settings_of_a_trainer_stay_beside_the_others(arguments: list[str]):
+    made = with_trainer(arguments)
+    settings = [number for number, argument in enumerate(made) if "=" in argument]
+    assert "trainer.accelerator=cpu" in made and settings == list(range(settings[0], settings[-1] + 1))
+    assert [argument for argument in made if argument in arguments] == arguments

@@ -135,8 +135,10 @@ def with_trainer(overrides: list[str]) -> list[str]:
         return overrides
     given = {o.split("=", 1)[0].lstrip("+") for o in overrides}
     own = [(f"trainer.{k}", v) for k, v in flatten(_yaml(path)) if not k.startswith(("defaults", "strategy"))]
-    # in front: what follows an option of Hydra (--cfg job) would be taken for its value
-    return [*(f"{k}={v}" for k, v in own if k not in given and "$" not in str(v)), *overrides]
+    # beside it: options of Hydra (-m, --cfg job) before or after the settings must not come between them
+    place = overrides.index(f"trainer={names[-1]}") + 1
+    added = [f"{k}={v}" for k, v in own if k not in given and "$" not in str(v)]
+    return [*overrides[:place], *added, *overrides[place:]]
 
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
