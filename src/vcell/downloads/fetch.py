@@ -6,14 +6,14 @@ import hashlib
 import json
 import shutil
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from vcell.atomic import write_text
 from vcell.downloads.catalogue import Dataset, RemoteFile, chosen, size_text
+from vcell.downloads.unpack import unpack
 from vcell.errors import VcellError, install
 from vcell.process.lock import locked
 from vcell.process.progress import progress_bar
@@ -96,7 +96,7 @@ def _fetch(entry: Dataset, folder: Path, retries: int) -> Path:
             if not _is_there(folder, file):
                 _fetch_file(file, folder, retries)
             if file.unpack:
-                _unpack(folder / file.name, folder, file.unpack)
+                unpack(folder / file.name, folder, file.unpack)
     following = (entry.next or "").replace(f"downloads/{entry.name}", str(folder))
     print(f"there        {folder}" + (f"\nnext         {following}" if following else ""), flush=True)
     return folder
@@ -277,55 +277,6 @@ class Resumed:
                 f"{self.file.url} announces {total:,} bytes, and {self.file.name} has {self.file.bytes:,}: its owner has replaced it, or the "
                 "address leads elsewhere. See the page of the data set, and correct bytes and checksum in catalogue=FILE.yaml"
             )
-
-
-def _unpack(path: Path, folder: Path, members: bool | tuple[str, ...]) -> None:
-    """Takes a zip's members out, each whole; members that would land outside are refused. What is there already is not written again."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = [info for info in archive.infolist() if not info.is_dir()]
-            if isinstance(members, tuple):
-                infos = [_member(archive, name, path) for name in members]
-            parts = [PurePosixPath(i.filename.replace("\\", "/")) for i in infos]
-            if bad := [str(p) for p in parts if p.is_absolute() or ".." in p.parts]:
-                raise VcellError(f"{path} is not safe to unpack: {bad[0]} would be written outside of {folder}")
-            targets = [folder / (p.name if isinstance(members, tuple) else p) for p in parts]
-            todo = [
-                (i, t)
-                for i, t in zip(infos, targets, strict=True)
-                if not (t.is_file() and t.stat().st_size == i.file_size)
-            ]
-            _check_unpacked(sum(info.file_size for info, _ in todo), folder)
-            with progress_bar(sum(info.file_size for info, _ in todo), f"unpacking {path.name}", "B") as bar:
-                for info, target in todo:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    scratch = target.with_name(f"{target.name}.tmp")
-                    with archive.open(info) as source, scratch.open("wb") as out:
-                        while block := source.read(BLOCK):
-                            out.write(block)
-                            bar.update(len(block))
-                    scratch.replace(target)
-    except zipfile.BadZipFile as error:
-        raise VcellError(f"{path} is no whole zip ({error}): remove it, and fetch it again") from error
-    except OSError as error:
-        raise VcellError(
-            f"{path} could not be unpacked: {error.strerror or error}. The same command continues"
-        ) from error
-
-
-def _member(archive: zipfile.ZipFile, name: str, path: Path) -> zipfile.ZipInfo:
-    found = [info for info in archive.infolist() if PurePosixPath(info.filename).name == name or info.filename == name]
-    if not found:
-        raise VcellError(f"{path} has no member {name}; it has {', '.join(i.filename for i in archive.infolist()[:8])}")
-    return found[0]
-
-
-def _check_unpacked(needed: int, folder: Path) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise VcellError(
-            f"unpacking takes {size_text(needed)}, and {size_text(free)} are free in {folder}. Free some; the same command continues"
-        )
 
 
 def _is_there(folder: Path, file: RemoteFile) -> bool:

@@ -93,7 +93,7 @@ def write_report(folder: Path, report: Report) -> None:
         "report.html": page(report),
         "scores.json": json.dumps(for_json(as_json(report)), indent=1),
     }
-    for name, (_, picture) in drawn.items():
+    for name, picture in drawn.items():
         with written_file(folder / f"{name}.png") as scratch:
             scratch.write_bytes(picture)
     for name, text in texts.items():
@@ -122,36 +122,25 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def draw(report: Report) -> dict[str, tuple[str, bytes]]:
-    """Caption and PNG of every picture, by file name."""
+def draw(report: Report) -> dict[str, bytes]:
+    """PNG of every picture, by file name: for papers, and where no browser is at hand."""
     if not report.pictures:
         return {}
-    floor = floors(report)
-    ceiling = report.scores.loc[CEILING].to_dict()
-    found = {
-        "scores": (
-            f"From floor (the official baseline {report.scorer.floor} for official scores, copied controls for the others) to ceiling "
-            f"(one half of the measured cells predicting the other). Lines are 95 % intervals over {report.over}; marks far outside are "
-            "clipped.",
-            figures.png(floor_to_ceiling(report)),
-        )
-    }
+    floor, ceiling = floors(report), report.scores.loc[CEILING].to_dict()
+    found = {"scores": figures.png(floor_to_ceiling(report))}
     name = next(iter(report.intervals))
     for shown in report.pictures:
         end = f"_{shown.context}" if shown.context and len(report.pictures) > 1 else ""
-        where = f" {shown.context}." if end else ""
         table = report.per_perturbation
         table = table[(table["predictor"] == name) & (table["context"] == shown.context)].set_index("perturbation")
         pictures = {
-            "heatmap": ("Every target, the strongest measured effect first.", figures.heat_map(table, shown, floor, ceiling, report.metrics)),
-            "deltas": ("Predicted against measured effect of every gene; genes truly changed in blue.", figures.deltas(shown)),
-            "called": ("Genes called changed, in measured and predicted cells.", figures.called_genes(shown)),
-            "knockdown": ("The target's own gene.", figures.knock_down(shown)),
-            "embedding": ("Measured and predicted cells in principal components of the measured ones.", figures.embedding(shown)),
-        }  # fmt: skip
-        for key, (caption, figure) in pictures.items():
-            if figure is not None:
-                found[f"{key}{end}"] = (caption + where, figures.png(figure))
+            "heatmap": figures.heat_map(table, shown, floor, ceiling, report.metrics),
+            "deltas": figures.deltas(shown),
+            "called": figures.called_genes(shown),
+            "knockdown": figures.knock_down(shown),
+            "embedding": figures.embedding(shown),
+        }
+        found |= {f"{key}{end}": figures.png(figure) for key, figure in pictures.items() if figure is not None}
     return found
 
 
