@@ -70,6 +70,7 @@ def test_scores_of_an_anndata_are_those_of_the_command(
     in_trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     pytest.importorskip("numba")
+    pytest.importorskip("cell_eval")
     pred = vcell.load(LAST).predict(targets=TARGETS, contexts=["simC"])
     pred.write_h5ad(tmp_path / "pred.h5ad")
     run_here(

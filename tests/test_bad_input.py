@@ -94,6 +94,8 @@ def test_prepare_refuses_and_leaves_nothing(case: str, tmp_path: Path, monkeypat
     change, overrides, words = CASES[case]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vcell.data.store.workers.CONNECT_S", 1)
+    if any(override.startswith("prepare.cluster") for override in overrides):
+        pytest.importorskip("distributed")
     write(make_cells(), tmp_path / "a.h5ad")
     change(tmp_path / "a.h5ad")
     before = sorted(tmp_path.rglob("*"))

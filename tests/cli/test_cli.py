@@ -74,6 +74,7 @@ def test_mistakes_are_explained(override: str, words: str):
 
 
 def test_a_command_without_its_files_says_so(vcell: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("cell_eval")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(VcellError, match=r"no checkpoint last\.ckpt.*python -m vcell\.train"):
         vcell_infer(compose("infer", []))

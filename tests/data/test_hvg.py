@@ -5,12 +5,13 @@ from __future__ import annotations
 import anndata as ad
 import numpy as np
 import pytest
-import scanpy
 
 from vcell.data.gather import Gather
 from vcell.data.hvg import choose_hvg
 from vcell.data.store.store import CellStore
 from vcell.errors import VcellError
+
+scanpy = pytest.importorskip("scanpy")
 
 
 def test_the_choice_is_scanpys(store: CellStore):

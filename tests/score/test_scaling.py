@@ -3,11 +3,12 @@
 import anndata as ad
 import numpy as np
 import pytest
-import scanpy
 from scipy import sparse
 
 from vcell.data.files.scale import Scale
 from vcell.score.scaling import log1p_of_counts
+
+scanpy = pytest.importorskip("scanpy")
 
 
 @pytest.mark.numeric

@@ -1,10 +1,11 @@
 import anndata as ad
 import numpy as np
 import pytest
-import scanpy
 import torch
 
 from vcell.data.files.normalize import change_target_sum, from_log1p, to_log1p
+
+scanpy = pytest.importorskip("scanpy")
 
 pytestmark = pytest.mark.numeric
 
