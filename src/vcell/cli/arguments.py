@@ -69,13 +69,16 @@ FORMER_KEYS = dict.fromkeys(
 MAIN = {"inspect": "path", "prepare": "data.path", "train": "data.path", "crossval": "data.path", "infer": "ckpt",
         "evaluate": "pred", "package": "pred", "simulate": "out", "genes": "path", "embed": "fasta", "table": "path",
         "download": "names", "runs": "names", "config": "names", "doctor": "folder"}  # fmt: skip
-# commands with a word of what to do, and the key of the words after it: vcell genes lookup QARS TAZ; and those without such a word
+# commands with a word of what to do, and the key of the words after it: vcell genes lookup QARS TAZ
 DEEDS = {
     "genes": {"lookup": "names", "check": "path", "update": "path"},
     "table": {"show": "path"},
     "runs": {"list": "runs", "compare": "names"},
     "config": {"diff": "names"},
 }
+# commands whose words are the values of one key: vcell download NAME NAME; and flags that people know from elsewhere
+WORDS_OF = {"download": "names"}
+FLAGS = {"download": {"--dry-run": "dry_run=true"}}
 # options of Hydra, and those of them that take a value of their own
 OPTIONS = {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--info", "-i", "--shell-completion", "-sc"}  # fmt: skip
 WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun"}  # fmt: skip
@@ -109,18 +112,16 @@ def readable(verb: str, arguments: list[str]) -> list[str]:
 
 def _with_keys(verb: str, arguments: list[str]) -> list[str]:
     """The arguments with the keys that a command of `DEEDS` does without."""
-    if verb == "download":
-        names = [a for a in arguments if "=" not in a and not a.startswith("-")]
-        flags = {"--dry-run": "dry_run=true"}
-        rest = [flags.get(a, a) for a in arguments if a not in names]
-        return [*([f"names={json.dumps(names)}"] if names else []), *rest]
+    arguments = [FLAGS.get(verb, {}).get(a, a) for a in arguments]
+    if verb in WORDS_OF:
+        words, rest = _words(arguments)
+        return [*([f"{WORDS_OF[verb]}={json.dumps(words)}"] if words else []), *rest]
     if verb not in DEEDS or not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
         return arguments
     deed, more = arguments[0], arguments[1:]
     if deed not in DEEDS[verb]:
         raise VcellError(f"vcell {verb} {deed}: it has {', '.join(DEEDS[verb])}.{nearest(deed, DEEDS[verb])}")
-    words = [a for a in more if "=" not in a and not a.startswith("-")]
-    rest = [a for a in more if a not in words]
+    words, rest = _words(more)
     key = DEEDS[verb][deed]
     if key == "names":
         words = [f"names={json.dumps(words)}"] if words else []
@@ -129,6 +130,12 @@ def _with_keys(verb: str, arguments: list[str]) -> list[str]:
     else:
         words = [f"{key}={word}" for word in words]
     return [f"do={deed}", *words, *rest]
+
+
+def _words(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Arguments that are neither settings nor options; and the others."""
+    words = [a for a in arguments if "=" not in a and not a.startswith("-")]
+    return words, [a for a in arguments if a not in words]
 
 
 def _check_option(verb: str, option: str, following: list[str]) -> None:

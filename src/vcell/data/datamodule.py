@@ -15,12 +15,10 @@ from lightning.pytorch import LightningDataModule
 from vcell.data.batch import CellSetBatch
 from vcell.data.covariates import Covariates
 from vcell.data.gather import FetchedSets, Gather
-from vcell.data.resident import DeviceRows, bytes_on_device
+from vcell.data.resident import SHARE_FOR_STORE, DeviceRows, bytes_on_device
 from vcell.data.sampler import CellSetSampler, Weights
 from vcell.data.splits import Group
 from vcell.data.store.store import Cells
-
-SHARE_FOR_STORE = 0.75  # of the GPU's free memory; the rest is for the model and its activations
 
 
 class PrefetchLoader:

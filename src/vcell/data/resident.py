@@ -11,6 +11,8 @@ from torch import Tensor
 from vcell.data.store.store import Cells, SparseCells
 from vcell.process.progress import progress_bar
 
+SHARE_FOR_STORE = 0.75  # of the GPU's free memory; the rest is for the model and its activations
+
 BLOCK_CELLS = 4096
 SIGNED = {
     np.dtype(np.uint16): np.dtype(np.int16),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -11,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vcell.atomic import write_text
+from vcell.atomic import sha256, write_text
 from vcell.downloads.catalogue import Dataset, RemoteFile, chosen, size_text
 from vcell.downloads.unpack import unpack
 from vcell.errors import VcellError, install
@@ -128,7 +127,7 @@ def _fetch_file(file: RemoteFile, folder: Path, retries: int) -> None:
         for leftover in (_part(path), _about_part(path)):
             if path.is_file():
                 leftover.unlink(missing_ok=True)
-    digest = file.checksum or f"sha256:{_sha256(path)}"
+    digest = file.checksum or f"sha256:{sha256(path)}"
     known = _recorded(folder)
     known[file.name] = {"url": file.url, "bytes": path.stat().st_size, "checksum": digest}
     write_text(folder / RECORD, json.dumps(known, indent=1))
@@ -308,11 +307,6 @@ def _part(path: Path) -> Path:
 def _about_part(path: Path) -> Path:
     """The server's mark of the version that the part is of."""
     return path.with_name(f"{path.name}.part.json")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _brief(error: BaseException) -> str:

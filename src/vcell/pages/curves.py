@@ -45,11 +45,10 @@ def panels(runs: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]
     found: dict[str, list[dict[str, Any]]] = {}
     for name in names:
         curves = [
-            {"run": run, "split": key.split("/")[0], "steps": steps, "values": values}
+            {"run": run, "split": key.split("/")[0], "steps": [s for s, _ in points], "values": [v for _, v in points]}
             for run, rows in runs.items()
             for key in keys
-            if key.split("/")[-1] == name and (thinned := _thinned(rows, key))
-            for steps, values in [thinned]
+            if key.split("/")[-1] == name and (points := _thinned(rows, key))
         ]
         topic = next((topic for topic, words in TOPICS if name in words), OTHER)
         found.setdefault(topic, []).append({"name": name, "meaning": MEANING.get(name, ""), "curves": curves})
@@ -57,8 +56,9 @@ def panels(runs: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]
     return [{"topic": topic, "metrics": found[topic]} for topic in order if topic in found]
 
 
-def _thinned(rows: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]] | None:
+def _thinned(rows: Sequence[dict[str, Any]], key: str) -> list[tuple[int, float]]:
+    """Steps and values of a metric, as many as a screen can show; always the last."""
     points = [(row["step"], row[key]) for row in rows if key in row]
-    every = -(-len(points) // MOST_POINTS)
-    points = points[::every] + ([points[-1]] if every > 1 and (len(points) - 1) % every else []) if points else []
-    return ([step for step, _ in points], [value for _, value in points]) if points else None
+    every = max(1, -(-len(points) // MOST_POINTS))
+    kept = points[::every]
+    return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -118,7 +118,8 @@ def _take(path: Path, me: Holder, what: str) -> Holder | None:
         holder = _read(path)
         if holder is None:  # given back just now, or half-written on a file system without hard links
             return Holder("this machine", "", 0, "", "") if path.exists() else _take(path, me, what)
-        if _alive(path, holder, scratch):
+        # both times are the file system's own: clocks of machines differ
+        if _alive(path, holder, lambda: scratch.stat().st_mtime):
             return holder
         _remove_stale(path, holder)
         return _take(path, me, what)
@@ -137,12 +138,11 @@ def _read(path: Path) -> Holder | None:
         return None
 
 
-def _alive(path: Path, holder: Holder, scratch: Path) -> bool:
+def _alive(path: Path, holder: Holder, now: Callable[[], float]) -> bool:
     if holder.processes == _processes() and os.name == "posix":  # elsewhere asking for a process may end it
         return _runs(holder.pid)
-    # both times are the file system's own: clocks of machines differ
     with suppress(OSError):
-        return scratch.stat().st_mtime - path.stat().st_mtime < STALE_S
+        return now() - path.stat().st_mtime < STALE_S
     return True
 
 
@@ -195,10 +195,4 @@ def is_held(place: Path) -> bool:
     """Whether a living process holds the lock of `place`; changes nothing there."""
     path = place.with_name(place.name + ".lock")
     holder = _read(path)
-    if holder is None:
-        return False
-    if holder.processes == _processes() and os.name == "posix":
-        return _runs(holder.pid)
-    with suppress(OSError):  # another machine's: it touches its lock every few seconds
-        return time.time() - path.stat().st_mtime < STALE_S
-    return False
+    return holder is not None and _alive(path, holder, time.time) and path.exists()

@@ -10,7 +10,7 @@ from typing import Any
 from vcell.config import compose, differences, plain
 from vcell.errors import VcellError
 from vcell.records.journal import read_starts
-from vcell.records.listing import find_run, last_validation, read_config, scores_of
+from vcell.records.listing import aligned, find_run, last_validation, read_config, scores_of
 from vcell.records.metrics import read_metrics
 
 # of a configuration: names and places, which differ between any two runs and change no number
@@ -41,15 +41,7 @@ class Comparison:
     curves: Mapping[str, Sequence[dict[str, Any]]]
 
     def plain(self) -> dict[str, Any]:
-        return {
-            key: value
-            for key, value in (
-                ("runs", self.names),
-                ("settings", self.settings),
-                ("versions", self.versions),
-                ("numbers", self.numbers),
-            )
-        }
+        return {"runs": self.names, "settings": self.settings, "versions": self.versions, "numbers": self.numbers}
 
 
 def compare(names: Sequence[str], runs: Path) -> Comparison:
@@ -120,9 +112,7 @@ def table(title: str, names: Sequence[str], rows: Mapping[str, Sequence[Any]]) -
     """Rows of values under the names they belong to; an empty text for none."""
     if not rows:
         return ""
-    lines = [[title, *names], *([key, *map(_shown, values)] for key, values in rows.items())]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(aligned([[title, *names], *([key, *map(_shown, values)] for key, values in rows.items())]))
 
 
 def _shown(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from vcell.errors import VcellError, install
 from vcell.records.provenance import PACKAGE, git_commit, versions
-from vcell.system import cores, fast_bf16, free_memory
+from vcell.system import LARGE_NETWORK, cores, fast_bf16, free_memory, gpu_has_bf16
 
 MEGABYTE, GIGABYTE = 1024**2, 1024**3
 PROBE = 256 * MEGABYTE
@@ -84,6 +83,8 @@ def _software() -> Iterator[Finding]:
 def _gpu() -> Iterator[Finding]:
     import torch
 
+    from vcell.data.resident import SHARE_FOR_STORE
+
     if not torch.cuda.is_available():
         driver = shutil.which("nvidia-smi")
         if driver and torch.version.cuda is None:
@@ -109,7 +110,7 @@ def _gpu() -> Iterator[Finding]:
         built = f"sm_{about.major}{about.minor}"
         yield Finding(
             f"gpu {number}", f"{about.name}, {free / GIGABYTE:.0f} of {whole / GIGABYTE:.0f} GiB free, {built}",
-            f"{'bf16' if about.major >= 8 else 'fp16, no fast bf16'}; stores up to {0.75 * free / GIGABYTE:.0f} GiB are kept on it",
+            f"{'bf16' if gpu_has_bf16(torch.device('cuda', number)) else 'fp16, no fast bf16'}; stores up to {SHARE_FOR_STORE * free / GIGABYTE:.0f} GiB are kept on it",
         )  # fmt: skip
         arches = torch.cuda.get_arch_list()
         if arches and not any(int(a.split("_")[1].rstrip("af")) // 10 == about.major for a in arches if "_" in a):
@@ -131,7 +132,11 @@ def _processor() -> Iterator[Finding]:
         f"{name}; {number} of {machine} cores are this job's" if number < machine else f"{name}; {number} cores",
     )
     fast = fast_bf16()
-    meaning = "networks from 10 M weights on train in bf16 here" if fast else "training on it stays in float32"
+    meaning = (
+        f"networks from {LARGE_NETWORK / 1e6:.0f} M weights on train in bf16 here"
+        if fast
+        else "training on it stays in float32"
+    )
     yield Finding("bf16 on it", "fast" if fast else "not fast", meaning)
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdigit() and int(threads) > number:
@@ -163,7 +168,7 @@ def _disk(folder: Path, measure: bool) -> Iterator[Finding]:
         return
     yield Finding(
         "disk", f"{free / GIGABYTE:.0f} GiB free in {where}",
-        "little: a 2025 support set is 12 GB, a prediction for 2026 8 GB" if free < LITTLE_DISK else "", free < LITTLE_DISK,
+        "little: a prediction for 2026 at full size takes 15.5 GB, its container 3.4 GB" if free < LITTLE_DISK else "", free < LITTLE_DISK,
     )  # fmt: skip
     if not measure:
         return

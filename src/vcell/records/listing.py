@@ -148,9 +148,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         found = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except Exception as error:  # of YAML, OmegaConf or the disk
-        raise VcellError(f"{path} cannot be read ({type(error).__name__})") from error
+        raise VcellError(
+            f"{path} is damaged ({type(error).__name__}): it should hold the configuration the run was started with. Restore it "
+            "from a copy, or start another run with name=NEW_NAME"
+        ) from error
     if not isinstance(found, dict):
-        raise VcellError(f"{path} holds no configuration")
+        raise VcellError(f"{path} is damaged: it holds no configuration. Start another run with name=NEW_NAME")
     return {str(key): value for key, value in found.items()}
 
 
@@ -177,11 +180,15 @@ def as_text(found: Sequence[RunRecord], runs: Path) -> str:
     if not found:
         return f"no runs in {runs} yet: python -m vcell.train begins one"
     head = ("name", "state", "step", "val loss", "val PDS", "SCORE", "model", "data", "changed")
-    rows = [head, *(_row(run) for run in found)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = aligned([head, *(_row(run) for run in found)])
     said = [f"{state:<9} {ADVICE[state]}" for state in ADVICE if any(run.state == state for run in found)]
     return "\n".join([*lines, *([""] if said else []), *said])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table whose columns begin below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _row(run: RunRecord) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from vcell.score.metrics import Metric, per_target
+from vcell.score.metrics import Metric, has_room, per_target
 from vcell.score.statistics import Interval
 
 NOISE = 0.5  # of an interval of 95 %: differences below half its width are not worth a word
@@ -80,7 +80,7 @@ def _rival(name: str, scores: pd.DataFrame, found: Interval, ends: Sequence[str]
 
 
 def _metrics(mine: pd.Series, floors: Mapping[str, float], top: pd.Series, metrics: Sequence[Metric]) -> list[str]:
-    reached = {m.key: (mine[m.key] - floors[m.key]) / (top[m.key] - floors[m.key]) for m in metrics if _has_room(floors[m.key], top[m.key], m)}  # fmt: skip
+    reached = {m.key: (mine[m.key] - floors[m.key]) / (top[m.key] - floors[m.key]) for m in metrics if has_room(floors[m.key], top[m.key], m)}  # fmt: skip
     reached = {key: value for key, value in reached.items() if np.isfinite(value)}
     said = []
     if len(reached) > 1:
@@ -90,16 +90,12 @@ def _metrics(mine: pd.Series, floors: Mapping[str, float], top: pd.Series, metri
             f"Of the way from floor to replicate it goes furthest in {best} ({100 * reached[best]:.0f} %) and least far in {worst} "
             f"({100 * reached[worst]:.0f} %{below})."
         )
-    without = [m.key for m in metrics if not _has_room(floors[m.key], top[m.key], m)]
+    without = [m.key for m in metrics if not has_room(floors[m.key], top[m.key], m)]
     if without:
         said.append(
             f"{', '.join(without)} cannot tell a replicate of the experiment from the floor on these data: ignore {'them' if len(without) > 1 else 'it'} here."
         )
     return said
-
-
-def _has_room(floor: float, ceiling: float, metric: Metric) -> bool:
-    return bool((ceiling - floor) * (1 if metric.higher else -1) > 0)
 
 
 def _calls(genes: pd.DataFrame) -> list[str]:

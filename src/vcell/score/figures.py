@@ -13,7 +13,7 @@ import pandas as pd
 from vcell.errors import VcellError, nearest
 from vcell.score.embedding import spread
 from vcell.score.explore import Effects, effects, target_table
-from vcell.score.metrics import Metric, per_target
+from vcell.score.metrics import Metric, has_room, per_target
 from vcell.score.pairs import Pair
 from vcell.score.side import Side
 from vcell.score.statistics import Interval
@@ -149,11 +149,6 @@ def floor_to_ceiling(
     axis.set_ylim(len(metrics) - 0.4, -0.7)
     figure.legend(fontsize=8, loc="outside lower center", ncols=3, frameon=False)
     return _tidy(figure)
-
-
-def has_room(floor: float, ceiling: float, metric: Metric) -> bool:
-    """Whether the ceiling is better than the floor."""
-    return bool((ceiling - floor) * (1 if metric.higher else -1) > 0)
 
 
 def _shown_range(axis: Any) -> tuple[float, float]:

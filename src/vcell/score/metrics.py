@@ -76,6 +76,11 @@ EXTRA = (
 )  # fmt: skip
 
 
+def has_room(floor: float, ceiling: float, metric: Metric) -> bool:
+    """Whether the ceiling is better than the floor."""
+    return bool((ceiling - floor) * (1 if metric.higher else -1) > 0)
+
+
 def summary(table: pd.DataFrame, metrics: Sequence[Metric]) -> dict[str, float]:
     """One value per metric from a table of the targets of one context; NaN where no target has one."""
     values = {}

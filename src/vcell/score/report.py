@@ -18,7 +18,7 @@ from vcell.score import figures
 from vcell.score.conclusions import conclude
 from vcell.score.explore import BYTES, PAGE_BYTES, columns_of_target
 from vcell.score.figures import Shown
-from vcell.score.metrics import Metric
+from vcell.score.metrics import Metric, has_room
 from vcell.score.scoring import CEILING, Scorer
 from vcell.score.statistics import Interval
 
@@ -203,7 +203,7 @@ def places(report: Report, floor: Mapping[str, float], ceiling: pd.Series) -> li
     found = []
     for metric in report.metrics:
         low, high = floor[metric.key], float(ceiling[metric.key])
-        room = figures.has_room(low, high, metric)
+        room = has_room(low, high, metric)
         points = []
         for name, value in report.scores[metric.key].items():
             if not room or str(name) in (report.scorer.floor, CEILING) or not np.isfinite(value):

@@ -23,7 +23,7 @@ import pandas as pd
 import zstandard
 
 from vcell import __version__
-from vcell.atomic import written_file
+from vcell.atomic import sha256, written_file
 from vcell.challenge import Challenge
 from vcell.data.files.csr import ranges
 from vcell.data.files.h5ad import open_h5ad, read_index
@@ -76,13 +76,7 @@ def pack(pred: Path, out: Path, challenge: Challenge, findings: Findings, target
         raise VcellError(f"{out} could not be written: {error}") from error
     finally:
         inside.unlink(missing_ok=True)
-    return Packed(out, checksum(out), out.stat().st_size, unpacked)
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return Packed(out, sha256(out), out.stat().st_size, unpacked)
 
 
 def perturbation_fingerprint(targets: Path) -> str | None:

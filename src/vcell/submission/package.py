@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from anndata.io import read_elem
 
-from vcell.atomic import written_file
+from vcell.atomic import sha256, written_file
 from vcell.challenge import Challenge
 from vcell.data.files.h5ad import open_h5ad
 from vcell.errors import VcellError, install, shortlist
@@ -26,7 +26,7 @@ from vcell.predict.parts import PartsFolder
 from vcell.predict.profile import PROFILE, control_profiles
 from vcell.predict.request import read_targets
 from vcell.predict.table import is_table
-from vcell.submission.container import Packed, checksum, memory_of_official, pack
+from vcell.submission.container import Packed, memory_of_official, pack
 from vcell.submission.convert import convert
 from vcell.submission.labels import Findings
 from vcell.submission.options import PackageOptions
@@ -205,7 +205,7 @@ def _by_official(job: Job, path: Path, findings: Findings) -> Packed:
         genes.write_text("\n".join(job.genes or []) + "\n")
         targets.write_text("\n".join(["target_gene", *(job.targets or [])]) + "\n")
         _run_official(job, path, findings, scratch, genes, targets)
-    return Packed(job.out, checksum(job.out), job.out.stat().st_size, path.stat().st_size)
+    return Packed(job.out, sha256(job.out), job.out.stat().st_size, path.stat().st_size)
 
 
 def _run_official(job: Job, path: Path, findings: Findings, scratch: Path, genes: Path, targets: Path) -> None:

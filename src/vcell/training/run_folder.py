@@ -13,6 +13,7 @@ from vcell.atomic import write_text
 from vcell.config import RECORD, differences, may_change
 from vcell.errors import VcellError, shortlist
 from vcell.model.checkpoint import read_checkpoint
+from vcell.records.listing import read_config
 
 
 @dataclass(frozen=True)
@@ -100,17 +101,12 @@ class RunFolder:
 
     def _config(self) -> dict[str, Any]:
         """The configuration that the run was begun with."""
-        path = self.path / RECORD
-        try:
-            found = OmegaConf.to_container(OmegaConf.load(path))
-        except Exception as error:  # of YAML, OmegaConf or the disk
+        found = read_config(self.path)
+        if not {"data", "model", "trainer"} <= found.keys():
             raise VcellError(
-                f"{path} is damaged ({type(error).__name__}): it should hold the configuration the run was started with. Restore it "
-                "from a copy, or start another run with name=NEW_NAME"
-            ) from error
-        if not isinstance(found, dict) or not {"data", "model", "trainer"} <= found.keys():
-            raise VcellError(f"{path} is damaged: it holds no configuration. Start another run with name=NEW_NAME")
-        return {str(key): value for key, value in found.items()}
+                f"{self.path / RECORD} is damaged: it holds no configuration. Start another run with name=NEW_NAME"
+            )
+        return found
 
     def _to_continue(self) -> list[Path]:
         """Checkpoints that a run can be continued from: last.ckpt, then the best ones, newest first."""
