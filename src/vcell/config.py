@@ -28,7 +28,7 @@ RECORD = "config.yaml"  # in a run's folder: the configuration it was begun with
 # A key belongs to the longest of these names that it begins with; `tests/test_config.py` fails for a key that has none.
 FREE = {
     "train": (
-        "resume", "overwrite", "check", "run_dir", "bank", "callbacks", "logger", "data.path", "data.toml", "data.root", "data.store", "data.where",
+        "resume", "overwrite", "check", "run_dir", "bank", "callbacks", "logger", "cuda_graph", "data.path", "data.toml", "data.root", "data.store", "data.where",
         "data.sets.threads", "data.sets.resident", "trainer.default_root_dir", "trainer.max_steps", "trainer.max_time",
         "trainer.log_every_n_steps",
     ),

@@ -26,6 +26,15 @@ class CellSets:
     def __len__(self) -> int:
         return len(self.perturbations)
 
+    @property
+    def parts(self) -> list[np.ndarray]:
+        return [self.controls_SC] if self.perturbed_SC is None else [self.controls_SC, self.perturbed_SC]
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Of all cells, controls first: the rows of the store to read."""
+        return np.concatenate([part.ravel() for part in self.parts])
+
 
 @dataclass(frozen=True)
 class CellSetBatch:

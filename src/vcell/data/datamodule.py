@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
 from vcell.data.batch import CellSetBatch
 from vcell.data.covariates import Covariates
@@ -106,6 +107,8 @@ class CellSetDataModule(LightningDataModule):
         self.make_sampler = make_sampler
         self.store, self.assigned, self.resident, self.weights = store, assigned, resident, weights
         self.gather = Gather(store, target_sum, embedding, covariates=covariates)
+        self.stream: torch.cuda.Stream | None = None  # on which cells travel to a GPU while it computes
+        self._dense_CG: Tensor | None = None  # where the cells of a training step lie on a GPU
         self.waited = 0.0  # seconds that training has waited for cells: rows not fetched yet, and making them dense
         self.set_size, self.sets_per_step, self.threads, self.seed = set_size, sets_per_step, threads, seed
 
@@ -123,6 +126,7 @@ class CellSetDataModule(LightningDataModule):
         if self.gather.resident is not None or self.trainer is None:
             return
         device = self.trainer.strategy.root_device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         chosen, why = self._residence(device, torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0)
         if why and self.trainer.is_global_zero:
             print(f"cells        {why}", flush=True)
@@ -166,13 +170,21 @@ class CellSetDataModule(LightningDataModule):
         return PrefetchLoader(lambda step: self._fetch(sets[step]), lambda: range(len(sets)), self.threads)
 
     def _fetch(self, sets: Any) -> FetchedSets:
-        pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return self.gather.fetch(sets, pin=pin)
+        return self.gather.fetch(sets, self.stream)
 
     def transfer_batch_to_device(
         self, batch: FetchedSets, device: torch.device, dataloader_idx: int = 0
     ) -> CellSetBatch:
         start = time.perf_counter()
-        on_device = self.gather.to_device(batch, device)
+        on_device = self.gather.to_device(batch, device, self._memory(batch, device))
         self._wait(time.perf_counter() - start)
         return on_device
+
+    def _memory(self, batch: FetchedSets, device: torch.device) -> Tensor | None:
+        """Where the cells of a training step are made dense: at the same place each step, where a CUDA graph reads them."""
+        if device.type != "cuda" or self.trainer is None or not self.trainer.training:
+            return None
+        shape = len(batch.sets.numbers), self.store.n_genes
+        if self._dense_CG is None or self._dense_CG.shape != shape:
+            self._dense_CG = torch.empty(shape, device=device)
+        return self._dense_CG

@@ -1,6 +1,6 @@
 """Sparse rows of the store to a `CellSetBatch` on the device.
 
-`fetch` runs in a worker thread and only copies rows; `to_device` densifies, scales and takes log1p on the
+`fetch` runs in a worker thread and only copies rows, to a GPU too; `to_device` densifies, scales and takes log1p on the
 device. Training, validation, inference and the baselines all use this. If the whole store is on the device (`DeviceRows`), rows
 are copied there and only cell indices are transferred.
 """
@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ def _pool() -> ThreadPoolExecutor:
 
 @dataclass(frozen=True)
 class FetchedSets:
-    """The sets of a step with their rows, still on the CPU."""
+    """The sets of a step with their rows, on the CPU or on their way to a GPU."""
 
     sets: CellSets
     cells: (
@@ -64,11 +65,38 @@ class FetchedSets:
     context_S: Tensor | None
     batch_SC: Tensor | None
     codes_S2: Tensor | None = None
+    arrived: torch.cuda.Event | None = None  # once they are on the GPU
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        cells = self.cells.parts if isinstance(self.cells, SparseTensors) else (self.cells,)
+        return *cells, *(part for part in self.rest if part is not None)
 
     @property
     def rest(self) -> tuple[Tensor | None, ...]:
         """What goes to the device as it is."""
         return self.known_SG, self.embedding_SCE, self.context_S, self.batch_SC, self.codes_S2
+
+    def sent(self, stream: torch.cuda.Stream) -> FetchedSets:
+        """The same on the GPU of `stream`, by way of pinned memory: what the GPU computes meanwhile goes on."""
+        with torch.cuda.stream(stream):
+            cells, *rest = (part if part is None else _sent(part, stream.device) for part in (self.cells, *self.rest))
+            return FetchedSets(self.sets, cells, *rest, arrived=stream.record_event())
+
+    def received(self) -> None:
+        """Has the GPU wait for what was sent to it, not the host."""
+        if self.arrived is None:
+            return
+        now = torch.cuda.current_stream(self.parts[0].device)
+        now.wait_event(self.arrived)
+        for part in self.parts:  # its memory is not to be used again before what is computed from it
+            part.record_stream(now)
+
+
+def _sent(part: Any, device: torch.device) -> Any:
+    if isinstance(part, SparseTensors):
+        return SparseTensors(*(_sent(one, device) for one in part.parts))
+    return part.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -96,12 +124,11 @@ class Gather:
         assert self.covariates is not None
         return self.covariates.batch_numbers(self.store)
 
-    def fetch(self, sets: CellSets, pin: bool = False) -> FetchedSets:
-        """Copies the rows of `sets` out of the store."""
-        parts = [sets.controls_SC] if sets.perturbed_SC is None else [sets.controls_SC, sets.perturbed_SC]
-        numbers = np.concatenate([p.ravel() for p in parts])
+    def fetch(self, sets: CellSets, stream: torch.cuda.Stream | None = None) -> FetchedSets:
+        """Copies the rows of `sets` out of the store; with a `stream`, to its GPU too."""
+        numbers = sets.numbers
         cells = torch.from_numpy(numbers) if self.resident is not None else sparse_tensors(self.store.rows(numbers))
-        known = self.store.known_in(*parts)
+        known = self.store.known_in(*sets.parts)
         known_SG = None if known is None else torch.from_numpy(known)
         embedding_SCE = None
         if self.embedding is not None:
@@ -113,15 +140,15 @@ class Gather:
             batch_SC = torch.from_numpy(self.batch_number_of_cell[sets.controls_SC])
         codes_S2 = codes(sets.contexts, sets.perturbations)
         fetched = FetchedSets(sets, cells, known_SG, embedding_SCE, context_S, batch_SC, codes_S2)
-        if not pin:
-            return fetched
-        pinned = [part if part is None else part.pin_memory() for part in fetched.rest]
-        return FetchedSets(sets, cells.pin_memory(), *pinned)
+        return fetched if stream is None else fetched.sent(stream)
 
-    def to_device(self, fetched: FetchedSets, device: torch.device | str = "cpu") -> CellSetBatch:
-        """Densifies and normalises on `device`: controls and perturbed cells, ``(sets, cells, genes)``."""
+    def to_device(
+        self, fetched: FetchedSets, device: torch.device | str = "cpu", into_CG: Tensor | None = None
+    ) -> CellSetBatch:
+        """Densifies and normalises on `device`: controls and perturbed cells, ``(sets, cells, genes)``; on a GPU in the memory `into_CG`."""
         sets = fetched.sets
-        log1p_CG, library = self._dense(fetched.cells, torch.device(device))
+        fetched.received()
+        log1p_CG, library = self._dense(fetched, torch.device(device), into_CG)
         n_control = sets.controls_SC.size
         control_SCG = log1p_CG[:n_control].view(*sets.controls_SC.shape, self.store.n_genes)
         perturbed_SCG = None
@@ -136,16 +163,21 @@ class Gather:
             controls, perturbed, self.target_sum, codes_S2,
         )  # fmt: skip
 
-    def _dense(self, cells: SparseTensors | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _dense(
+        self, fetched: FetchedSets, device: torch.device, into_CG: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Cells as log1p ``(cells, genes)``, and their library sizes, on `device`."""
+        cells = fetched.cells
         if device.type == "cuda" and has_kernel(device):
-            return self._dense_by_kernel(cells, device)
+            return self._dense_by_kernel(cells, device, into_CG)
         if isinstance(cells, Tensor):
             assert self.resident is not None
-            cells = self.resident.rows(cells)
+            cells = self.resident.rows(torch.from_numpy(fetched.sets.numbers))
         return self.densify(cells, device), cells.library_size.to(device, non_blocking=True)
 
-    def _dense_by_kernel(self, cells: SparseTensors | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _dense_by_kernel(
+        self, cells: SparseTensors | Tensor, device: torch.device, into_CG: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         from vcell.data.triton_dense import dense_log1p
 
         if isinstance(cells, Tensor):  # numbers of cells that the device holds
@@ -158,7 +190,7 @@ class Gather:
             starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
             numbers = torch.arange(len(lengths), device=device)
         found = dense_log1p(
-            starts, numbers, whole.genes, whole.counts, whole.library_size, self.target_sum, self.store.n_genes
+            starts, numbers, whole.genes, whole.counts, whole.library_size, self.target_sum, self.store.n_genes, into_CG
         )
         return found, library
 

@@ -35,9 +35,6 @@ class SparseTensors:
     def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.lengths, self.genes, self.counts, self.library_size
 
-    def pin_memory(self) -> SparseTensors:
-        return SparseTensors(*(part.pin_memory() for part in self.parts))
-
 
 def sparse_tensors(rows: SparseCells) -> SparseTensors:
     """numpy rows as tensors, without a copy: torch supports unsigned integers only partly, so their bits are passed as signed ones."""

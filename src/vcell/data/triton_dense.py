@@ -22,6 +22,7 @@ def dense_log1p(
     library_size: Tensor,
     target_sum: float,
     n_genes: int,
+    into_CG: Tensor | None = None,
 ) -> Tensor:
     """log1p of counts per `target_sum` of the cells `numbers`, float32 ``(cells, genes)``.
 
@@ -35,8 +36,10 @@ def dense_log1p(
         Stored values of all cells; int16 and int32 are the bits of unsigned numbers.
     library_size
         float32 ``(all cells)``.
+    into_CG
+        Memory for the result.
     """
-    dense_CG = torch.zeros(len(numbers), n_genes, device=numbers.device)
+    dense_CG = torch.zeros(len(numbers), n_genes, device=numbers.device) if into_CG is None else into_CG.zero_()
     short = [part.dtype == torch.int16 for part in (genes, counts)]
     fill_rows[(len(numbers),)](
         dense_CG, starts, numbers, genes, counts, library_size, target_sum, n_genes, SHORT_GENES=short[0],

@@ -38,6 +38,7 @@ from vcell.model.table import PerturbationTable
 from vcell.model.trained import TrainedModel
 from vcell.system import auto_precision
 from vcell.training.cost import batch_flops
+from vcell.training.cuda_graph import CHOICES
 from vcell.training.environment import check_logger, check_wandb, cluster_environment
 from vcell.training.module import TransitionModule
 
@@ -195,6 +196,8 @@ def make_module(
     compiled = None if not config.compile else "default" if config.compile is True else str(config.compile)
     if compiled is not None:
         model.compile(mode=compiled)  # where it predicts; in training it is compiled together with the loss
+    if config.cuda_graph not in CHOICES:
+        raise VcellError(f"cuda_graph={config.cuda_graph} must be auto, true or false")
     identity = make_identity(resolved, data.gather, data.assigned, table, sizes)
     return TransitionModule(
         TrainedModel(model, table, identity),
@@ -210,6 +213,7 @@ def make_module(
             data.set_size,
         ),
         compiled=compiled,
+        cuda_graph=config.cuda_graph,
     )
 
 

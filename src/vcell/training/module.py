@@ -20,6 +20,7 @@ from vcell.model.negative_binomial import CountLaw, likelihood_loss
 from vcell.model.predictor import prior_of
 from vcell.model.table import PerturbationTable
 from vcell.model.trained import TrainedModel
+from vcell.training.cuda_graph import StepGraph, may_be_recorded
 from vcell.training.guard import Guard
 from vcell.training.validation import ValidationScores
 
@@ -57,6 +58,8 @@ class TransitionModule(LightningModule):
         Of a batch, forward and backward, for the figures on utilisation.
     compiled
         A mode of `torch.compile`: network and loss become one graph; None: as they are written.
+    cuda_graph
+        Whether a step's kernels are started by one call: ``auto``, where they can be (`cuda_graph.why_not`); True or False.
     """
 
     def __init__(
@@ -69,12 +72,16 @@ class TransitionModule(LightningModule):
         seed: int = 0,
         flops: int = 0,
         compiled: str | None = None,
+        cuda_graph: str | bool = False,
     ) -> None:
         super().__init__()
         self.trained, self.model = trained, trained.model  # weights are named model.*
         self.loss, self.optimizer, self.schedule, self.scores, self.seed = loss, optimizer, schedule, scores, seed
         self.flops = flops
+        self.compiled, self.cuda_graph = compiled, cuda_graph
         self.terms = loss_terms if compiled is None else torch.compile(loss_terms, mode=compiled)
+        self.graph: StepGraph | None = None
+        self._replayed = False  # whether the gradients of this step are the graph's
         self.guard = Guard()
         self.chosen_for: dict[str, Any] | None = None  # what a best checkpoint is written for
         self.addition: float | None = None  # how much of what the network adds to its prior validation would keep
@@ -103,6 +110,9 @@ class TransitionModule(LightningModule):
 
     def on_fit_start(self) -> None:
         self.guard = Guard(gradients=self.trainer.precision != "16-mixed", freeze=not self._sharded)
+        if may_be_recorded(self.cuda_graph, self.trainer, self.model, self.loss, self.compiled):
+            trained = [weight for weight in self.parameters() if weight.requires_grad]
+            self.graph = StepGraph(lambda *given: self.terms(self.model, self.loss, *given), trained)
 
     def on_train_batch_start(self, batch: CellSetBatch, batch_idx: int) -> None:
         # dropout like the sampler: a function of (seed, step, rank), so that nothing of it needs to be saved
@@ -114,13 +124,21 @@ class TransitionModule(LightningModule):
         assert self.loss is not None
         start_SCG = self.trained.start(batch)
         vectors_SP = self.trained.lookup(batch.perturbations, start_SCG.device)
-        terms = self.terms(self.model, self.loss, start_SCG, vectors_SP, batch)
+        replayed = None if self.graph is None else self.graph.terms(start_SCG, vectors_SP, batch)
+        self._replayed = replayed is not None
+        terms = self.terms(self.model, self.loss, start_SCG, vectors_SP, batch) if replayed is None else replayed
         self.guard.loss(terms["loss"], batch)
         if self._logs_now():
             means = {f"train/{name}": value_S.detach().mean() for name, value_S in terms.items()}
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             self.log_dict({**means, "train/learning_rate": rate}, batch_size=len(batch.perturbations))
         return terms["loss"].mean()
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self._replayed and self.graph is not None:
+            self.graph.hand_over()
+        else:
+            loss.backward(*args, **kwargs)
 
     def _logs_now(self) -> bool:
         """Whether Lightning will write what this step logs: the others need not pay for it."""
