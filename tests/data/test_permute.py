@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vcell.data.permute import key, permuted
+from vcell.data.permute import WORTH_COMPILED, _permuted, key, permuted
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 16, 97, 1000])
@@ -35,3 +35,13 @@ def test_every_element_is_as_likely_at_every_position(size: int):
 def test_keys_depend_on_every_part_and_their_order():
     keys = [int(key(*parts)) for parts in [(0, 0), (0, 1), (1, 0), (0,), (0, 0, 0), (2, 3), (3, 2)]]
     assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("largest", [1, 2, 50, 10**6, 10**12])
+def test_the_compiled_loop_gives_the_plain_numbers(largest: int):
+    rng = np.random.default_rng(0)
+    size = rng.integers(1, largest, WORTH_COMPILED, endpoint=True).astype(np.uint64)
+    position = rng.integers(0, 2**60, len(size)).astype(np.uint64) % size
+    keys = key(np.arange(len(size)))
+    assert np.array_equal(permuted(position, size, keys), _permuted(position, size, keys))

@@ -6,7 +6,8 @@ from hydra.utils import instantiate
 
 from vcell.config import CONFIG_DIR, compose
 from vcell.errors import VcellError
-from vcell.model.layers import AlignedLinear
+from vcell.model import layers
+from vcell.model.layers import AlignedLinear, Attention
 from vcell.model.transition import TransitionModel
 
 pytestmark = pytest.mark.numeric
@@ -157,10 +158,22 @@ def test_padded_rows_change_nothing(monkeypatch: pytest.MonkeyPatch):
     x = torch.rand(2, 3, 1_201)
     with torch.autocast("cpu", torch.bfloat16):
         wanted = padded(plain(x))
-        monkeypatch.setattr(AlignedLinear, "_in_half_precision", staticmethod(lambda x: True))
+        monkeypatch.setattr(layers, "in_half_precision", lambda x: True)
         found = padded(plain(x))
     assert found.shape == wanted.shape and found.dtype == torch.bfloat16
     torch.testing.assert_close(found, wanted, rtol=2**-7, atol=2**-9)  # bf16, in another order of summation
     found.float().square().sum().backward()
     assert plain.weight.grad.shape == (24, 1_201) and plain.weight.grad.abs().sum() > 0
     assert [*dict(plain.named_parameters())] == ["weight", "bias"]
+
+
+def test_padded_heads_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    attention, x = Attention(24, 3, 12), torch.rand(2, 5, 24)
+    wanted = attention(x)
+    monkeypatch.setattr(layers, "in_half_precision", lambda x: True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), wanted, rtol=2**-5, atol=2**-6)  # four roundings to bf16
+    found.float().square().sum().backward()
+    assert attention.out.weight.grad.shape == (24, 36) and (attention.query_key_value.weight.grad != 0).all()

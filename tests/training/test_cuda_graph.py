@@ -16,25 +16,26 @@ from vcell.config import build, compose
 from vcell.data.batch import CellSetBatch, codes
 from vcell.errors import VcellError
 from vcell.model.checkpoint import read_checkpoint
-from vcell.training.cuda_graph import WARM_UP, Recorded, StepGraph, may_be_recorded
+from vcell.training.cuda_graph import WARM_UP, Step, StepGraph, clip, may_be_recorded
 from vcell.training.module import loss_terms
 
+LARGEST = 0.01  # norm, so that gradients are clipped
 LOSSES = ["energy", "energy_delta", "energy_contrastive"]
 
 
-def record_here(compute: Callable[[], Recorded]) -> tuple[Recorded, Callable[[], None]]:
-    terms, gradients = compute()
+def record_here(compute: Callable[[], Step]) -> tuple[Step, Callable[[], None]]:
+    first = compute()
+
+    def tensors(step: Step) -> list[Tensor | None]:
+        return [*step.terms.values(), step.loss, *step.gradients, step.norm, step.finite]
 
     def replay() -> None:
-        again, anew = compute()
-        for name, term in terms.items():
-            term.copy_(again[name])
-        for old, new in zip(gradients, anew, strict=True):
+        for old, new in zip(tensors(first), tensors(compute()), strict=True):
             assert (old is None) == (new is None)
             if old is not None:
                 old.copy_(new)
 
-    return (terms, gradients), replay
+    return first, replay
 
 
 def batch_of(step: int, cells: int = 5, masked: bool = False) -> CellSetBatch:
@@ -51,22 +52,25 @@ def trained(loss: str, graphed: bool, **batches: Any) -> tuple[list[float], list
     config = compose("train", ["model=tiny", f"loss={loss}", "model.dropout=0"])
     model, terms = build(config.model, n_genes=12, perturbation_width=4), build(config.loss)
     weights = list(model.parameters())
-    graph = StepGraph(lambda *given: loss_terms(model, terms, *given), weights, record_here) if graphed else None
+    graph = (
+        StepGraph(lambda *given: loss_terms(model, terms, *given), weights, LARGEST, record_here) if graphed else None
+    )
     update, losses = torch.optim.SGD(weights, 0.1), []
     for step in range(WARM_UP + 5):
         batch = batch_of(step, **batches)
         given = batch.control_SCG, torch.rand(3, 4), batch
-        found = graph.terms(*given) if graph is not None else None
+        replayed = graph.step(*given) if graph is not None else None
         update.zero_grad()
-        if found is None:
-            found = loss_terms(model, terms, *given)
-            found["loss"].mean().backward()
+        if replayed is None:
+            loss = loss_terms(model, terms, *given)["loss"].mean()
+            loss.backward()
+            clip(weights, LARGEST)
         else:
             assert graph is not None
+            loss = replayed.loss
             graph.hand_over()
-        torch.nn.utils.clip_grad_norm_(weights, 0.01)  # changes gradients in place
         update.step()
-        losses.append(float(found["loss"].mean()))
+        losses.append(float(loss.detach()))
     return losses, [weight.detach() for weight in weights]
 
 
@@ -79,13 +83,20 @@ def test_replayed_steps_are_those_of_the_usual_way(loss: str, masked: bool):
 
 
 def test_a_step_of_another_shape_is_run_as_usual():
-    graph = StepGraph(lambda start, vectors, batch: {"loss": start.sum((1, 2)) * weight}, [weight := torch.ones((), requires_grad=True)], record_here)  # type: ignore[list-item]  # fmt: skip
-    said = [graph.terms((b := batch_of(0, cells)).control_SCG, torch.rand(3, 4), b) for cells in (5, 5, 5, 5, 6, 5)]
+    graph = StepGraph(lambda start, vectors, batch: {"loss": start.sum((1, 2)) * weight}, [weight := torch.ones((), requires_grad=True)], 1.0, record_here)  # type: ignore[list-item]  # fmt: skip
+    said = [graph.step((b := batch_of(0, cells)).control_SCG, torch.rand(3, 4), b) for cells in (5, 5, 5, 5, 6, 5)]
     assert [found is not None for found in said] == [False, False, False, True, False, True]
 
 
 def trainer_with(**differing: Any) -> Any:
-    settings = {"world_size": 1, "accumulate_grad_batches": 1, "precision": "bf16-mixed", "device": "cuda", **differing}
+    settings = {
+        "world_size": 1,
+        "accumulate_grad_batches": 1,
+        "precision": "bf16-mixed",
+        "gradient_clip_algorithm": None,
+        "device": "cuda",
+        **differing,
+    }
     return SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(settings["device"])), **settings)
 
 
@@ -99,6 +110,7 @@ def test_steps_are_recorded_where_they_can_be_and_else_the_reason_is_given():
         "several GPUs": {"world_size": 2},
         "accumulate_grad_batches": {"accumulate_grad_batches": 2},
         "fp16": {"precision": "16-mixed"},
+        "by value": {"gradient_clip_algorithm": "value"},
     }.items():
         assert not may_be_recorded("auto", trainer_with(**differing), model, loss, None)
         with pytest.raises(VcellError, match=words):
@@ -133,7 +145,13 @@ VARIANTS: dict[str, list[str]] = {
 def test_on_a_gpu_replayed_steps_are_those_of_the_usual_way(variant: str, fresh: Path):
     weights = []
     for graphed in (True, False):
-        train_here("trainer.accelerator=gpu", *VARIANTS[variant], f"cuda_graph={graphed}", "trainer.max_steps=12", f"name=g{graphed}")
+        train_here(
+            "trainer.accelerator=gpu",
+            *VARIANTS[variant],
+            f"cuda_graph={graphed}",
+            "trainer.max_steps=12",
+            f"name=g{graphed}",
+        )
         weights.append(read_checkpoint(Path(f"runs/g{graphed}/checkpoints/last.ckpt"))["state_dict"])
     differing = {name: float((weights[0][name] - tensor).abs().max()) for name, tensor in weights[1].items() if not torch.equal(weights[0][name], tensor)}  # fmt: skip
     assert not differing

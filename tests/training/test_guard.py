@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vcell.data.batch import CellSetBatch
+from vcell.training.cuda_graph import clip
 from vcell.training.guard import Guard, NotFiniteError
-from vcell.training.module import clip
 
 BATCH = CellSetBatch(["A", "A", "B"], ["P", "Q", "R"], torch.zeros(3, 1, 1), None)
 FINE, BAD = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, torch.nan, torch.inf])

@@ -20,6 +20,9 @@ from vcell.data.resident import SHARE_FOR_STORE, DeviceRows, bytes_on_device
 from vcell.data.sampler import CellSetSampler, Weights
 from vcell.data.splits import Group
 from vcell.data.store.store import Cells
+from vcell.system import cores
+
+MOST_THREADS = 8  # that fetch; each holds two steps' cells on the GPU
 
 
 class PrefetchLoader:
@@ -73,7 +76,7 @@ class CellSetDataModule(LightningDataModule):
     set_size, sets_per_step
         Cells per set; sets per step and device.
     threads
-        Threads that fetch ahead.
+        Threads that fetch ahead; ``auto``: two, and more where rows are copied to a GPU step by step.
     seed
         Of all draws.
     embedding
@@ -95,7 +98,7 @@ class CellSetDataModule(LightningDataModule):
         target_sum: float,
         set_size: int,
         sets_per_step: int,
-        threads: int = 2,
+        threads: str | int = "auto",
         seed: int = 0,
         embedding: str | None = None,
         resident: str | bool = "auto",
@@ -158,7 +161,7 @@ class CellSetDataModule(LightningDataModule):
         def steps() -> range:  # read when iteration begins, so a resumed run continues at its step
             return range(trainer.global_step * per_update, trainer.max_steps * per_update)
 
-        return PrefetchLoader(lambda step: self._fetch(sampler.batch(step)), steps, self.threads, self._wait)
+        return PrefetchLoader(lambda step: self._fetch(sampler.batch(step)), steps, self.fetching, self._wait)
 
     def _wait(self, seconds: float) -> None:
         self.waited += seconds
@@ -167,7 +170,15 @@ class CellSetDataModule(LightningDataModule):
         if not self.groups("val"):
             return []
         sets = self.sampler("val").validation()
-        return PrefetchLoader(lambda step: self._fetch(sets[step]), lambda: range(len(sets)), self.threads)
+        return PrefetchLoader(lambda step: self._fetch(sets[step]), lambda: range(len(sets)), self.fetching)
+
+    @property
+    def fetching(self) -> int:
+        """Threads that fetch ahead."""
+        if self.threads != "auto":
+            return int(self.threads)
+        streamed = self.stream is not None and self.gather.resident is None
+        return min(MOST_THREADS, max(2, cores() - 2)) if streamed else 2
 
     def _fetch(self, sets: Any) -> FetchedSets:
         return self.gather.fetch(sets, self.stream)

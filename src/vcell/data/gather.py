@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.util import find_spec
 from typing import Any
@@ -80,8 +80,9 @@ class FetchedSets:
     def sent(self, stream: torch.cuda.Stream) -> FetchedSets:
         """The same on the GPU of `stream`, by way of pinned memory: what the GPU computes meanwhile goes on."""
         with torch.cuda.stream(stream):
-            cells, *rest = (part if part is None else _sent(part, stream.device) for part in (self.cells, *self.rest))
-            return FetchedSets(self.sets, cells, *rest, arrived=stream.record_event())
+            cells: Any = _sent(self.cells, stream.device)
+            rest = [part if part is None else _sent(part, stream.device) for part in self.rest]
+            return replace(FetchedSets(self.sets, cells, *rest), arrived=stream.record_event())
 
     def received(self) -> None:
         """Has the GPU wait for what was sent to it, not the host."""
@@ -163,9 +164,7 @@ class Gather:
             controls, perturbed, self.target_sum, codes_S2,
         )  # fmt: skip
 
-    def _dense(
-        self, fetched: FetchedSets, device: torch.device, into_CG: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _dense(self, fetched: FetchedSets, device: torch.device, into_CG: Tensor | None) -> tuple[Tensor, Tensor]:
         """Cells as log1p ``(cells, genes)``, and their library sizes, on `device`."""
         cells = fetched.cells
         if device.type == "cuda" and has_kernel(device):

@@ -10,6 +10,8 @@ import numpy as np
 
 ROUNDS = 12  # enough that no pair of positions is likelier than another by more than 2 %, in ranges as small as 5
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+WORTH_COMPILED = 1_000  # positions: compiled code takes a quarter of a second to load
 
 
 def key(*parts: np.ndarray | int) -> np.ndarray:
@@ -29,6 +31,17 @@ def permuted(position: np.ndarray, size: np.ndarray | int, key: np.ndarray) -> n
     position, size, key = np.broadcast_arrays(np.asarray(position, np.uint64), np.asarray(size, np.uint64), key)
     shape, at = position.shape, position.ravel()
     size, key = size.ravel(), key.ravel()
+    if len(at) >= WORTH_COMPILED:
+        from vcell.data.permute_loop import permute
+
+        found = np.empty(len(at), np.int64)
+        permute(at, size, key, found)
+        return found.reshape(shape)
+    return _permuted(at, size, key).reshape(shape)
+
+
+def _permuted(at: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """The same without a compiler."""
     rows = np.ceil(np.sqrt(size.astype(np.float64))).astype(np.uint64)
     columns = (size + rows - np.uint64(1)) // rows
     out = _walk(at, rows, columns, key)
@@ -36,7 +49,7 @@ def permuted(position: np.ndarray, size: np.ndarray | int, key: np.ndarray) -> n
     while len(left):
         out[left] = _walk(out[left], rows[left], columns[left], key[left])
         left = left[out[left] >= size[left]]
-    return out.astype(np.int64).reshape(shape)
+    return out.astype(np.int64)
 
 
 def _walk(at: np.ndarray, rows: np.ndarray, columns: np.ndarray, key: np.ndarray) -> np.ndarray:
@@ -54,6 +67,6 @@ def _walk(at: np.ndarray, rows: np.ndarray, columns: np.ndarray, key: np.ndarray
 
 def _mix(x: np.ndarray) -> np.ndarray:
     """The finaliser of splitmix64 (Steele, Lea & Flood 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x = (x ^ (x >> np.uint64(30))) * FACTORS[0]
+    x = (x ^ (x >> np.uint64(27))) * FACTORS[1]
     return x ^ (x >> np.uint64(31))

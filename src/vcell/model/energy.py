@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vcell.model.fused import centred
 from vcell.system import gpu_has_bf16, matrix_products
 
 PRECISIONS = ("auto", "float32", "tf32", "bf16")
@@ -66,7 +67,7 @@ class _EnergyDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_SCG: Tensor, y_SCG: Tensor, block: int | None, precision: str) -> Tensor:
-        z_SZG = _centred(x_SCG, y_SCG, torch.bfloat16 if precision == "bf16" else torch.float32)
+        z_SZG = centred(x_SCG, y_SCG, torch.bfloat16 if precision == "bf16" else torch.float32)
         ctx.n_x, ctx.block, ctx.tf32 = x_SCG.shape[1], block or z_SZG.shape[1], precision == "tf32"
         with _products(ctx.tf32):
             blocks = _row_blocks(z_SZG.shape[1], ctx.block)
@@ -104,21 +105,6 @@ class _EnergyDistance(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _centred(x_SCG: Tensor, y_SCG: Tensor, dtype: torch.dtype) -> Tensor:
-    """The cells of both sets relative to the mean of the second, ``(sets, cells of both, genes)``.
-
-    Squared norms of near-equal cells are then small, and their difference keeps its digits.
-    """
-    n_x, n_y = x_SCG.shape[1], y_SCG.shape[1]
-    centre = y_SCG.mean(1, keepdim=True)
-    if torch.compiler.is_compiling():  # it makes one pass of this by itself
-        return torch.cat([x_SCG - centre, y_SCG - centre], 1).to(dtype)
-    z_SZG = x_SCG.new_empty(len(x_SCG), n_x + n_y, x_SCG.shape[2], dtype=dtype)
-    torch.sub(x_SCG, centre, out=z_SZG[:, :n_x])
-    torch.sub(y_SCG, centre, out=z_SZG[:, n_x:])
-    return z_SZG
 
 
 def _weights(distance_SBZ: Tensor, signs_BZ: Tensor, rows: slice) -> Tensor:

@@ -10,13 +10,15 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention
 
 from vcell.errors import VcellError
+from vcell.model.fused import gated
 
 ENCODERS = ("joint", "each")
 
 
+HEAD_ALIGNED = 8  # numbers: kernels of attention take heads as wide as a multiple of this
 ALIGNED = 64  # numbers: rows of this many begin at addresses that fast kernels need, in any precision
 
 
@@ -29,16 +31,16 @@ class AlignedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         pads = -self.in_features % ALIGNED, -self.out_features % ALIGNED
-        if not any(pads) or max(self.weight.shape) < 1024 or not self._in_half_precision(x):
+        if not any(pads) or max(self.weight.shape) < 1024 or not in_half_precision(x):
             return super().forward(x)
         dtype = torch.get_autocast_dtype(x.device.type)
         weight = pad(self.weight.to(dtype), (0, pads[0], 0, pads[1]))
         bias = None if self.bias is None else pad(self.bias.to(dtype), (0, pads[1]))
         return linear(pad(x.to(dtype), (0, pads[0])), weight, bias)[..., : self.out_features]
 
-    @staticmethod
-    def _in_half_precision(x: Tensor) -> bool:
-        return x.device.type == "cuda" and torch.is_autocast_enabled("cuda")
+
+def in_half_precision(x: Tensor) -> bool:
+    return x.device.type == "cuda" and torch.is_autocast_enabled("cuda")
 
 
 def mlp(width_in: int, hidden: int, width_out: int, layers: int, dropout: float) -> nn.Sequential:
@@ -112,10 +114,34 @@ class Attention(nn.Module):
 
     def forward(self, x_SCD: Tensor) -> Tensor:
         sets, cells, _ = x_SCD.shape
-        qkv = self.query_key_value(x_SCD).view(sets, cells, 3, self.heads, self.head_width)
+        more = -self.head_width % HEAD_ALIGNED if in_half_precision(x_SCD) and self._plain else 0
+        width = self.head_width + more
+        qkv = self._into_heads(x_SCD, more).view(sets, cells, 3, self.heads, width)
         query_SHCK, key_SHCK, value_SHCK = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed_SHCK = scaled_dot_product_attention(query_SHCK, key_SHCK, value_SHCK)
-        return self.out(mixed_SHCK.transpose(1, 2).reshape(sets, cells, -1))
+        mixed_SHCK = scaled_dot_product_attention(query_SHCK, key_SHCK, value_SHCK, scale=self.head_width**-0.5)
+        return self._out_of_heads(mixed_SHCK.transpose(1, 2).reshape(sets, cells, -1), more)
+
+    # In half precision a GPU's kernels take heads of certain widths, and would copy others to pad them, forward and backward. So the
+    # projections are padded with zeros, by `more` for each head: they are much smaller.
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the projections are what they were made as, not wrapped (LoRA)."""
+        return type(self.query_key_value) is nn.Linear and type(self.out) is nn.Linear
+
+    def _into_heads(self, x_SCD: Tensor, more: int) -> Tensor:
+        if not more:
+            return self.query_key_value(x_SCD)
+        weight = self.query_key_value.weight.to(torch.get_autocast_dtype(x_SCD.device.type))
+        hidden = weight.shape[1]
+        return linear(x_SCD, pad(weight.view(-1, self.head_width, hidden), (0, 0, 0, more)).view(-1, hidden))
+
+    def _out_of_heads(self, mixed: Tensor, more: int) -> Tensor:
+        if not more:
+            return self.out(mixed)
+        weight = self.out.weight.to(torch.get_autocast_dtype(mixed.device.type))
+        hidden = len(weight)
+        return linear(mixed, pad(weight.view(hidden, self.heads, self.head_width), (0, more)).view(hidden, -1))
 
 
 class GatedMlp(nn.Module):
@@ -127,8 +153,7 @@ class GatedMlp(nn.Module):
         self.down = nn.Linear(feed_forward, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(silu(gate) * up)
+        return self.down(gated(self.gate_up(x)))
 
 
 class Block(nn.Module):

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from vcell.effects.make import BASELINES
 from vcell.effects.model import EffectModel
 from vcell.errors import VcellError, nearest
+from vcell.model.fused import changed
 from vcell.model.layers import Block, Covariate, RMSNorm, SeveralEncoders, mlp, vector_encoder
 from vcell.model.negative_binomial import CountLaw
 
@@ -198,10 +199,10 @@ class TransitionModel(nn.Module):
             return self._law(hidden_SCD, control_SCG)
         if self.head == "state_hidden":
             return self.decoder(hidden_SCD + encoded_SCD).float().relu()
-        cells_SCG = control_SCG + self.decoder(hidden_SCD)  # float32 as the control cells are
-        if self.bottleneck is not None:
-            cells_SCG = self.bottleneck(cells_SCG).float()
-        return cells_SCG.relu()
+        change_SCG = self.decoder(hidden_SCD)
+        if self.bottleneck is None:
+            return changed(control_SCG, change_SCG)
+        return self.bottleneck(control_SCG + change_SCG).float().relu()
 
     def _law(self, hidden_SCD: Tensor, control_SCG: Tensor) -> CountLaw:
         """Rates as those of the set's control cells, changed by the decoder; a gene that they do not show has a small one that is learnt."""

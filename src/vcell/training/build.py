@@ -143,8 +143,9 @@ def make_data(
         raise VcellError(f"data.target_sum={target_sum} must be 'median' or a number above 0")
     sets = {key: value for key, value in config.data.sets.items() if key not in ("weights", "sampler")}
     for key in ("set_size", "sets_per_step", "threads"):
-        if not isinstance(sets[key], int) or sets[key] < 1:
-            raise VcellError(f"data.sets.{key}={sets[key]} must be a whole number of at least 1")
+        if (not isinstance(sets[key], int) or sets[key] < 1) and not (key == "threads" and sets[key] == "auto"):
+            allowed = " or auto" * (key == "threads")
+            raise VcellError(f"data.sets.{key}={sets[key]} must be a whole number of at least 1{allowed}")
     if sets["resident"] not in ("auto", True, False):
         raise VcellError(f"data.sets.resident={sets['resident']} must be auto, true or false")
     if config.data.hvg is not None:

@@ -1,4 +1,4 @@
-"""Forward pass, loss and backward pass of a training step as one CUDA graph: one call starts what are else hundreds of kernels.
+"""A training step, up to the clipped gradients, as one CUDA graph: one call starts what are else hundreds of kernels.
 
 A graph is recorded once and replayed with other numbers at the same addresses. So shapes must not change, nothing in it may ask the device
 for a number, and what Python does in it happens only once.
@@ -6,13 +6,15 @@ for a number, and what Python does in it happens only once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import inf
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vcell.data.batch import CellSetBatch
 from vcell.errors import VcellError
@@ -23,11 +25,23 @@ CHOICES = ("auto", True, False)
 WARM_UP = 3  # steps run as usual first: in them kernels are loaded, compiled and chosen
 
 Terms = Mapping[str, Tensor]
-Recorded = tuple[Terms, tuple[Tensor | None, ...]]  # terms of the loss, and a gradient for each weight
-Record = Callable[[Callable[[], Recorded]], tuple[Recorded, Callable[[], None]]]
 
 
-def record_on_gpu(compute: Callable[[], Recorded]) -> tuple[Recorded, Callable[[], None]]:
+@dataclass(frozen=True)
+class Step:
+    """What a step has computed before its weights change."""
+
+    terms: Terms  # of the loss, (sets)
+    loss: Tensor  # ()
+    gradients: tuple[Tensor | None, ...]  # clipped, of each weight
+    norm: Tensor  # of the gradients before they were clipped, ()
+    finite: Tensor  # bool (sets + 1): each set's loss, and the gradient
+
+
+Record = Callable[[Callable[[], Step]], tuple[Step, Callable[[], None]]]
+
+
+def record_on_gpu(compute: Callable[[], Step]) -> tuple[Step, Callable[[], None]]:
     """Records what `compute` starts on the GPU, without running it; gives where its results will lie, and what runs it."""
     graph = torch.cuda.CUDAGraph()
     # threads that fetch cells go on meanwhile
@@ -37,7 +51,7 @@ def record_on_gpu(compute: Callable[[], Recorded]) -> tuple[Recorded, Callable[[
 
 
 class StepGraph:
-    """Gives the terms of a step's loss, and its gradients, by replaying a graph.
+    """Computes steps by replaying a graph.
 
     The numbers are those of the usual way: the same kernels run in the same order.
 
@@ -47,6 +61,8 @@ class StepGraph:
         Gives the terms of the loss from the cells to start from, the perturbations' vectors and the batch.
     weights
         Those that are trained.
+    largest
+        Norm to which gradients are clipped.
     record
         Records a computation; `record_on_gpu`.
     """
@@ -55,15 +71,16 @@ class StepGraph:
         self,
         compute: Callable[[Tensor, Tensor, CellSetBatch], Terms],
         weights: Iterable[nn.Parameter],
+        largest: float,
         record: Record = record_on_gpu,
     ) -> None:
-        self.compute, self.weights, self.record = compute, list(weights), record
+        self.compute, self.weights, self.largest, self.record = compute, list(weights), largest, record
         self.steps = 0
         self.inputs: dict[str, Tensor] = {}  # tensors of the recorded step, which later ones are copied into
-        self.recorded: Recorded | None = None
+        self.recorded: Step | None = None
 
-    def terms(self, start_SCG: Tensor, vectors_SP: Tensor, batch: CellSetBatch) -> Terms | None:
-        """The terms of a step; `hand_over` then gives its gradients. None for a step that must be run as usual.
+    def step(self, start_SCG: Tensor, vectors_SP: Tensor, batch: CellSetBatch) -> Step | None:
+        """A step, whose numbers stay until the next one; None for one that must be run as usual.
 
         Those are the first ones, and any whose tensors have other shapes than the recorded ones.
         """
@@ -76,23 +93,45 @@ class StepGraph:
             self.recorded, self.replay = self.record(lambda: self._computed(start_SCG, vectors_SP, batch))
         elif signature(inputs) != signature(self.inputs):
             return None
-        for name, tensor in inputs.items():
-            if tensor.data_ptr() != self.inputs[name].data_ptr():  # cells are made dense at the same place each step
-                self.inputs[name].copy_(tensor)
+        # cells are made dense at the same place each step
+        moved = [name for name, tensor in inputs.items() if tensor.data_ptr() != self.inputs[name].data_ptr()]
+        if moved:
+            torch._foreach_copy_([self.inputs[name] for name in moved], [inputs[name] for name in moved])
         self.replay()
-        return self.recorded[0]
+        return self.recorded
 
     def hand_over(self) -> None:
-        """Gives each weight its gradient of the last replay."""
+        """Gives each weight its gradient."""
         assert self.recorded is not None
-        for weight, gradient in zip(self.weights, self.recorded[1], strict=True):
-            weight.grad = gradient
+        give(self.weights, self.recorded.gradients)
 
-    def _computed(self, start_SCG: Tensor, vectors_SP: Tensor, batch: CellSetBatch) -> Recorded:
+    def _computed(self, start_SCG: Tensor, vectors_SP: Tensor, batch: CellSetBatch) -> Step:
         terms = self.compute(start_SCG, vectors_SP, batch)
+        loss = terms["loss"].mean()
         with torch.autocast(start_SCG.device.type, enabled=False):  # as where Lightning calls backward
-            gradients = torch.autograd.grad(terms["loss"].mean(), self.weights, allow_unused=True)
-        return {name: term.detach() for name, term in terms.items()}, gradients
+            gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
+            give(self.weights, gradients)
+            norm = clip(self.weights, self.largest)
+        finite = torch.cat([terms["loss"].detach().isfinite(), norm.isfinite().reshape(1)])
+        return Step({name: term.detach() for name, term in terms.items()}, loss.detach(), gradients, norm, finite)
+
+
+def give(weights: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient
+
+
+def clip(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
+    """Scales gradients down to the norm `largest`, and gives the norm that they had.
+
+    Torch multiplies them by 1 where they are small enough, a pass over all of them. On a CPU that is known; a GPU is not asked, for it would
+    have to be waited for.
+    """
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    at_hand = norm.device.type == "cpu" and not hasattr(norm, "full_tensor")  # not a part of a sharded one
+    if largest < inf and not (at_hand and float(norm) <= largest):
+        clip_grads_with_norm_(parameters, largest, norm)
+    return norm
 
 
 def tensors_of(start_SCG: Tensor, vectors_SP: Tensor, batch: CellSetBatch) -> dict[str, Tensor]:
@@ -108,7 +147,7 @@ def signature(inputs: Mapping[str, Tensor]) -> list[tuple[Any, ...]]:
     return [(name, tensor.shape, tensor.dtype) for name, tensor in inputs.items()]
 
 
-def may_be_recorded(asked: str | bool, trainer: Trainer, model: nn.Module, loss: Loss | None, compiled: str | None) -> bool:
+def may_be_recorded(asked: str | bool, trainer: Trainer, model: nn.Module, loss: Loss, compiled: str | None) -> bool:
     """Whether a run's steps become a graph: ``auto`` where they can.
 
     Raises
@@ -124,7 +163,7 @@ def may_be_recorded(asked: str | bool, trainer: Trainer, model: nn.Module, loss:
     return not why
 
 
-def why_not(trainer: Trainer, model: nn.Module, loss: Loss | None, compiled: str | None) -> str:
+def why_not(trainer: Trainer, model: nn.Module, loss: Loss, compiled: str | None) -> str:
     """Why the steps of a run cannot be recorded; no words where they can."""
     if trainer.strategy.root_device.type != "cuda":
         return "there is no GPU"
@@ -134,6 +173,8 @@ def why_not(trainer: Trainer, model: nn.Module, loss: Loss | None, compiled: str
         return "gradients of several batches are added up (trainer.accumulate_grad_batches)"
     if trainer.precision == "16-mixed":
         return "fp16 scales the loss by a number that changes"
+    if trainer.gradient_clip_algorithm == "value":
+        return "gradients are clipped by value"
     if type(model) is not TransitionModel or type(loss) is not SetLoss:
         return "a network or loss of your own may do more than a graph can hold"
     if model.checkpoint_activations:

@@ -45,12 +45,18 @@ class Guard:
         self.gradients, self.freeze = gradients, freeze
         self.waiting: deque[Watched] = deque()
         self.frozen: Tensor | None = None
-        self.losses: list[tuple[list[Group], Tensor]] = []  # of the micro-batches since the last update
+        # of the micro-batches since the last update
+        self.groups: list[Group] = []
+        self.losses: list[Tensor] = []
 
     def loss(self, loss_S: Tensor, batch: CellSetBatch) -> None:
         """Takes note of the losses of some sets."""
-        groups = list(zip(batch.contexts, batch.perturbations, strict=True))
-        self.losses.append((groups, loss_S.detach().isfinite()))
+        self.took(batch)
+        self.losses.append(loss_S.detach().isfinite())
+
+    def took(self, batch: CellSetBatch) -> None:
+        """Takes note of the sets alone."""
+        self.groups += zip(batch.contexts, batch.perturbations, strict=True)
 
     def gradient(self, norm: Tensor, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Takes note of the gradient's norm before the optimiser uses it.
@@ -60,10 +66,14 @@ class Guard:
         NotFiniteError
             On the CPU at once; on a GPU later, in `check`.
         """
-        groups = [group for sets, _ in self.losses for group in sets]
         fine = norm.detach().isfinite() if self.gradients else torch.ones_like(norm, dtype=torch.bool)
-        finite = torch.cat([*(finite_S for _, finite_S in self.losses), fine.reshape(1)])
+        finite = torch.cat([*self.losses, fine.reshape(1)])
         self.losses.clear()
+        self.saw(finite, step, optimizer)
+
+    def saw(self, finite: Tensor, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """The same where the verdict is there already: bool ``(sets + 1)``, each set's loss and the gradient."""
+        groups, self.groups = self.groups, []
         if finite.device.type != "cuda":
             self._judge(Watched(step, groups, finite.cpu(), None))
             return

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vcell.data.batch import CellSetBatch
 from vcell.data.permute import key
@@ -20,7 +19,7 @@ from vcell.model.negative_binomial import CountLaw, likelihood_loss
 from vcell.model.predictor import prior_of
 from vcell.model.table import PerturbationTable
 from vcell.model.trained import TrainedModel
-from vcell.training.cuda_graph import StepGraph, may_be_recorded
+from vcell.training.cuda_graph import Step, StepGraph, clip, may_be_recorded
 from vcell.training.guard import Guard
 from vcell.training.validation import ValidationScores
 
@@ -81,7 +80,7 @@ class TransitionModule(LightningModule):
         self.compiled, self.cuda_graph = compiled, cuda_graph
         self.terms = loss_terms if compiled is None else torch.compile(loss_terms, mode=compiled)
         self.graph: StepGraph | None = None
-        self._replayed = False  # whether the gradients of this step are the graph's
+        self.replayed: Step | None = None  # this step, where the graph has computed it
         self.guard = Guard()
         self.chosen_for: dict[str, Any] | None = None  # what a best checkpoint is written for
         self.addition: float | None = None  # how much of what the network adds to its prior validation would keep
@@ -110,9 +109,11 @@ class TransitionModule(LightningModule):
 
     def on_fit_start(self) -> None:
         self.guard = Guard(gradients=self.trainer.precision != "16-mixed", freeze=not self._sharded)
+        assert self.loss is not None
         if may_be_recorded(self.cuda_graph, self.trainer, self.model, self.loss, self.compiled):
             trained = [weight for weight in self.parameters() if weight.requires_grad]
-            self.graph = StepGraph(lambda *given: self.terms(self.model, self.loss, *given), trained)
+            loss, largest = self.loss, float(self.trainer.gradient_clip_val or inf)
+            self.graph = StepGraph(lambda *given: self.terms(self.model, loss, *given), trained, largest)
 
     def on_train_batch_start(self, batch: CellSetBatch, batch_idx: int) -> None:
         # dropout like the sampler: a function of (seed, step, rank), so that nothing of it needs to be saved
@@ -124,18 +125,22 @@ class TransitionModule(LightningModule):
         assert self.loss is not None
         start_SCG = self.trained.start(batch)
         vectors_SP = self.trained.lookup(batch.perturbations, start_SCG.device)
-        replayed = None if self.graph is None else self.graph.terms(start_SCG, vectors_SP, batch)
-        self._replayed = replayed is not None
-        terms = self.terms(self.model, self.loss, start_SCG, vectors_SP, batch) if replayed is None else replayed
-        self.guard.loss(terms["loss"], batch)
+        self.replayed = None if self.graph is None else self.graph.step(start_SCG, vectors_SP, batch)
+        if self.replayed is None:
+            terms = self.terms(self.model, self.loss, start_SCG, vectors_SP, batch)
+            self.guard.loss(terms["loss"], batch)
+            loss = terms["loss"].mean()
+        else:
+            terms, loss = self.replayed.terms, self.replayed.loss.clone()  # the next step computes it at the same place
+            self.guard.took(batch)
         if self._logs_now():
             means = {f"train/{name}": value_S.detach().mean() for name, value_S in terms.items()}
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             self.log_dict({**means, "train/learning_rate": rate}, batch_size=len(batch.perturbations))
-        return terms["loss"].mean()
+        return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        if self._replayed and self.graph is not None:
+        if self.replayed is not None and self.graph is not None:
             self.graph.hand_over()
         else:
             loss.backward(*args, **kwargs)
@@ -151,6 +156,11 @@ class TransitionModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips as Lightning would, but with a fused optimiser too; and has the guard look at the gradient."""
+        if self.replayed is not None:
+            if self._logs_now():
+                self.log("train/gradient_norm", self.replayed.norm.clone())
+            self.guard.saw(self.replayed.finite, self.trainer.global_step + 1, optimizer)
+            return
         by_value = gradient_clip_algorithm == "value"
         largest = inf if by_value or not gradient_clip_val else float(gradient_clip_val)
         norm = clip(list(self.parameters()), largest)
@@ -203,19 +213,6 @@ def loss_terms(
     """The loss and its terms of each set, from what a network says of cells and perturbations."""
     said = model(start_SCG, vectors_SP, batch.embedding_SCE, batch.context_S, batch.batch_SC)
     return likelihood_loss(said, batch) if isinstance(said, CountLaw) else loss(said, batch)
-
-
-def clip(parameters: list[nn.Parameter], largest: float) -> Tensor:
-    """Scales gradients down to the norm `largest`, and gives the norm that they had.
-
-    Torch multiplies them by 1 where they are small enough, a pass over all of them. On a CPU that is known; a GPU is not asked, for it would
-    have to be waited for.
-    """
-    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-    at_hand = norm.device.type == "cpu" and not hasattr(norm, "full_tensor")  # not a part of a sharded one
-    if largest < inf and not (at_hand and float(norm) <= largest):
-        clip_grads_with_norm_(parameters, largest, norm)
-    return norm
 
 
 def seed_device(device: torch.device, seed: int) -> None:

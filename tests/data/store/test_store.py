@@ -30,6 +30,16 @@ def test_rows_come_in_any_order_with_repeats(store: CellStore):
         np.testing.assert_array_equal(rows.values[part], alone.values)
 
 
+def test_many_rows_are_copied_by_a_compiled_loop_as_few_are(store: CellStore, monkeypatch: pytest.MonkeyPatch):
+    cells = np.random.default_rng(0).integers(0, store.n_cells, 50)
+    plain = store.rows(cells)
+    monkeypatch.setattr("vcell.data.store.store.WORTH_COMPILED", 0)
+    for chosen, expected in ((cells, plain), (cells[:0], store.rows(cells[:0]))):
+        found = store.rows(chosen)
+        for name in ("indptr", "indices", "values", "library_size"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
 def test_another_format_version_is_refused(copy: Path):
     meta = json.loads((copy / "meta.json").read_text())
     (copy / "meta.json").write_text(json.dumps({**meta, "format_version": 99}))

@@ -1,0 +1,116 @@
+"""Steps of network and loss that pass over all cells and genes, each as one kernel on a GPU with Triton, and as plain torch elsewhere.
+
+Such passes are bound by memory: a step at full size has 37 million numbers a tensor. `torch.compile` fuses them by itself, and gets the plain form.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+
+def changed(base_SCG: Tensor, change_SCG: Tensor) -> Tensor:
+    """``max(0, base + change)``: cells changed and not negative, float32 as `base` is; gradients reach `change` alone if fused."""
+    if base_SCG.requires_grad or base_SCG.dtype != torch.float32 or not fuses(base_SCG, change_SCG):
+        return (base_SCG + change_SCG).relu()
+    return _Changed.apply(base_SCG, change_SCG)
+
+
+def gated(gate_up: Tensor) -> Tensor:
+    """``silu(gate) * up``, where gate and up are the halves of the last axis (SwiGLU)."""
+    if not fuses(gate_up):
+        gate, up = gate_up.chunk(2, dim=-1)
+        return silu(gate) * up
+    return _Gated.apply(gate_up)
+
+
+def centred(x_SCG: Tensor, y_SCG: Tensor, dtype: torch.dtype) -> Tensor:
+    """The cells of both sets relative to the mean of the second, ``(sets, cells of both, genes)``, rounded to `dtype` after that.
+
+    Squared norms of near-equal cells are then small, and their difference keeps its digits.
+    """
+    n_x, n_y = x_SCG.shape[1], y_SCG.shape[1]
+    centre = y_SCG.mean(1, keepdim=True)
+    if torch.compiler.is_compiling():  # it makes one pass of this by itself
+        return torch.cat([x_SCG - centre, y_SCG - centre], 1).to(dtype)
+    z_SZG = x_SCG.new_empty(len(x_SCG), n_x + n_y, x_SCG.shape[2], dtype=dtype)
+    if fuses(x_SCG, y_SCG):
+        from vcell.model.triton_kernels import centred as fill
+
+        fill(x_SCG.contiguous(), y_SCG.contiguous(), centre, z_SZG)
+    else:
+        torch.sub(x_SCG, centre, out=z_SZG[:, :n_x])
+        torch.sub(y_SCG, centre, out=z_SZG[:, n_x:])
+    return z_SZG
+
+
+def fuses(*tensors: Tensor) -> bool:
+    """Whether kernels of our own take these: on a GPU, where Triton works, outside of `torch.compile`."""
+    return all(t.is_cuda and t.numel() for t in tensors) and not torch.compiler.is_compiling() and _works()
+
+
+@cache
+def _works() -> bool:
+    """Whether Triton can build and run a kernel here: GPU builds of torch bring it along, and it needs a C compiler."""
+    if find_spec("triton") is None:
+        return False
+    try:
+        from vcell.model.triton_kernels import relu_gradient
+
+        one = torch.ones(1, device="cuda")
+        relu_gradient(one, one, found := torch.zeros(1, device="cuda"))
+        return bool(found[0] == 1)
+    except Exception:  # as many as there are machines; `data.gather.has_kernel` says so
+        return False
+
+
+class _Changed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, base_SCG: Tensor, change_SCG: Tensor) -> Tensor:
+        from vcell.model.triton_kernels import add_relu
+
+        base_SCG, genes = base_SCG.contiguous(), base_SCG.shape[-1]
+        if change_SCG.stride(-1) != 1 or change_SCG.stride(-3) != change_SCG.shape[-2] * change_SCG.stride(-2):
+            change_SCG = change_SCG.contiguous()
+        out_SCG = torch.empty_like(base_SCG)
+        change_NG = change_SCG.as_strided((base_SCG.numel() // genes, genes), (change_SCG.stride(-2), 1))
+        add_relu(base_SCG.view(-1, genes), change_NG, out_SCG.view(-1, genes))
+        ctx.save_for_backward(out_SCG)
+        ctx.dtype = change_SCG.dtype
+        return out_SCG
+
+    @staticmethod
+    def backward(ctx: Any, gradient_SCG: Tensor) -> tuple[None, Tensor]:
+        from vcell.model.triton_kernels import relu_gradient
+
+        (out_SCG,) = ctx.saved_tensors
+        into_SCG = torch.empty_like(out_SCG, dtype=ctx.dtype)
+        relu_gradient(gradient_SCG.contiguous(), out_SCG, into_SCG)
+        return None, into_SCG
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        from vcell.model.triton_kernels import gated
+
+        gate_up = gate_up.contiguous()
+        width = gate_up.shape[-1] // 2
+        out = gate_up.new_empty(*gate_up.shape[:-1], width)
+        gated(gate_up.view(-1, 2 * width), out.view(-1, width))
+        ctx.save_for_backward(gate_up)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        from vcell.model.triton_kernels import gated_gradient
+
+        (gate_up,) = ctx.saved_tensors
+        into, width = torch.empty_like(gate_up), gate_up.shape[-1] // 2
+        gated_gradient(gradient.contiguous().view(-1, width), gate_up.view(-1, 2 * width), into.view(-1, 2 * width))
+        return into
