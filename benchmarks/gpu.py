@@ -2,16 +2,19 @@
 
     python benchmarks/gpu.py [--quick]          (make gpu)
 
-Writes benchmarks/results/gpu_DEVICE.md, with what held and where a step's time goes, and the tables of the other benchmarks, each with the
-device's name. `--quick` leaves out the long ones (larger models, inference at size). Ends with 1 if something did not hold.
+Writes benchmarks/results/gpu_DEVICE.md: what held, what ways of training take, and where a step's time goes beside what its bytes and its arithmetic
+would take at the speeds that this GPU shows in a copy and in a product of matrices. `--quick` (four minutes) leaves out the larger models, an odd number of
+genes, `compile=true`, the loader and inference. Ends with 1 if something did not hold.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import subprocess
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from tables import device_name, save
-from train_step import make
+from train_step import make, measure, report
 
 from vcell.config import compose
 from vcell.data.store.store import CellStore
@@ -27,8 +30,26 @@ from vcell.training.build import make_data, make_module, make_trainer, split_gro
 from vcell.training.train import quieten
 
 HERE = Path(__file__).parent
-GENES = 2_000
+GENES, ODD_GENES, FEW_GENES = 18_080, 18_533, 2_000
 WAITING = (10, 20)  # steps in which a wait is an error
+# What an ideal step of state_sm moves and computes: 16 sets of 128 cells, 18,080 genes, 6,000 of them in a cell. Each input is read once and each
+# output written once; weights, gradients and the optimiser's state are float32, activations bf16.
+LEAST: dict[str, tuple[float, float]] = {  # GB, GFLOP
+    "cells made dense": (0.4, 0),
+    "network, forward": (0.9, 219),
+    "loss, forward": (0.5, 28.5),
+    "backward": (1.5, 457),
+    "clipping and AdamW": (1.95, 0),
+}
+WAYS: dict[str, tuple[list[str], str]] = {  # settings, callbacks
+    "as it comes": ([], "none"),
+    "cuda_graph=false": (["cuda_graph=false"], "none"),
+    "callbacks of training": ([], "default"),
+    "weights averaged": ([], "average"),
+    "store not on the GPU": (["data.sets.resident=false"], "none"),
+    "loss=energy_contrastive": (["loss=energy_contrastive"], "none"),
+    "loss.precision=float32": (["loss.precision=float32"], "none"),
+}
 
 
 def main() -> int:
@@ -42,27 +63,115 @@ def main() -> int:
         return 1
     quieten()
     with tempfile.TemporaryDirectory() as name:
-        make(Path(name), GENES)
-        checks: dict[str, Callable[[], str]] = {
-            "tests marked gpu": gpu_tests,
-            "no wait in steps 10 to 20, store on the GPU": lambda: no_waits(Path(name), "data.sets.resident=true"),
-            "no wait in steps 10 to 20, store streamed": lambda: no_waits(Path(name), "data.sets.resident=false"),
-            "no wait in steps 10 to 20, averaged weights": lambda: no_waits(Path(name), callbacks="[default,average]"),
-            "fp16 with loss scaling": lambda: train(Path(name), [], "trainer.precision=16-mixed"),
-            "an odd number of genes": lambda: train(Path(name), [], "data.hvg=501"),
-            "network and loss compiled": lambda: train(Path(name), [], "compile=true"),
-        }
-        rows = [(what, *outcome(check)) for what, check in checks.items()]
+        folder = Path(name)
+        table, kernels = speeds(folder, options.quick)
+        rows = held(folder, options.quick)
     lines = [
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}.\n",
         "| check | held | |",
         "|---|---|---|",
-        *(f"| {what} | {'yes' if held else '**no**'} | {said} |" for what, held, said in rows),
+        *(f"| {what} | {'yes' if fine else '**no**'} | {said} |" for what, fine, said in rows),
+        f"\n## Ways to train\n\n{table}\n\n## Where a step's time goes\n\n{kernels}",
     ]
-    save(f"gpu_{device_name()}", "python benchmarks/gpu.py", "\n".join(lines))
-    failed = [what for what, held, _ in rows if not held] + run_benchmarks(options.quick)
+    save(f"gpu_{device_name()}", f"python benchmarks/gpu.py {' '.join(sys.argv[1:])}", "\n".join(lines))
+    failed = [what for what, fine, _ in rows if not fine] + ([] if options.quick else run_benchmarks())
     print(f"gpu          did not hold: {'; '.join(failed)}" if failed else "gpu          everything held")
     return 1 if failed else 0
+
+
+def speeds(folder: Path, quick: bool) -> tuple[str, str]:
+    """A table of ways to train, and one of the parts of a step."""
+    (folder / "large").mkdir()
+    make(folder / "large", GENES)
+    ways = dict(WAYS) if quick else {**WAYS, "compile=true": (["compile=true"], "none")}
+    found = {}
+    for label, (overrides, callbacks) in ways.items():
+        found[label] = measured(folder / "large", GENES, overrides, callbacks)
+    if not quick:
+        (folder / "odd").mkdir()
+        make(folder / "odd", ODD_GENES)
+        found[f"{ODD_GENES:,} genes"] = measured(folder / "odd", ODD_GENES, [], "none")
+    return report(found, settings(GENES, [], "none")), roofline(found["as it comes"])
+
+
+def measured(folder: Path, genes: int, overrides: list[str], callbacks: str) -> dict[str, Any]:
+    try:
+        return measure("state_sm", folder, settings(genes, overrides, callbacks))
+    except Exception as error:
+        return {"failed": " ".join(str(error).split())[:200]}
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def settings(genes: int, overrides: list[str], callbacks: str) -> Namespace:
+    return Namespace(genes=genes, sets=16, steps=100, overrides=overrides, callbacks=callbacks)
+
+
+def roofline(row: dict[str, Any]) -> str:
+    """Time of the kernels of each part of a step, beside the least that it could take."""
+    if "failed" in row:
+        return "not measured: see above"
+    bandwidth, arithmetic = copied_bytes_per_second(), half_precision_flops()
+    parts = dict(zip(LEAST, row["parts"].values(), strict=True))
+    lines = [
+        f"A copy moves {bandwidth / 1e12:.2f} TB/s, a product of 8,192 x 8,192 matrices in bf16 does {arithmetic / 1e12:.0f} TFLOP/s. The least is what bytes and "
+        "arithmetic take one after the other at these speeds.\n",
+        "| part | GB, least | GFLOP | ms, least | ms of its kernels | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    total = 0.0
+    for part, (gb, gflop) in LEAST.items():
+        least = gb * 1e9 / bandwidth + gflop * 1e9 / arithmetic
+        total += least
+        lines.append(
+            f"| {part} | {gb} | {gflop:,} | {least * 1e3:.2f} | {parts[part] * 1e3:.2f} | {parts[part] / least:.1f} |"
+        )
+    (gb, gflop), spent = (sum(column) for column in zip(*LEAST.values(), strict=True)), sum(parts.values())
+    lines.append(f"| sum | {gb:.1f} | {gflop:,.0f} | {total * 1e3:.2f} | {spent * 1e3:.2f} | {spent / total:.1f} |")
+    whole = row["seconds"]
+    return "\n".join([*lines, f"\nA step of training takes {whole * 1e3:.2f} ms, {whole / total:.1f} times the least."])
+
+
+def copied_bytes_per_second() -> float:
+    """Bytes read and written."""
+    source = torch.empty(2**31, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * len(source) / seconds_of(lambda: target.copy_(source))
+
+
+def half_precision_flops() -> float:
+    one = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    return 2 * len(one) ** 3 / seconds_of(lambda: one @ one)
+
+
+def seconds_of(run: Callable[[], Any], times: int = 10) -> float:
+    for _ in range(3):
+        run()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(times):
+        run()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3 / times
+
+
+def held(folder: Path, quick: bool) -> list[tuple[str, bool, str]]:
+    """What was checked, whether it held, and what was said."""
+    (folder / "small").mkdir()
+    make(folder / "small", FEW_GENES)
+    small = folder / "small"
+    checks: dict[str, Callable[[], str]] = {
+        "no wait in steps 10 to 20, store on the GPU": lambda: no_waits(small, "data.sets.resident=true"),
+        "the same without a CUDA graph": lambda: no_waits(small, "cuda_graph=false"),
+        "no wait in steps 10 to 20, store streamed": lambda: no_waits(small, "data.sets.resident=false"),
+        "no wait in steps 10 to 20, averaged weights": lambda: no_waits(small, callbacks="[default,average]"),
+        "fp16 with loss scaling": lambda: train(small, [], "trainer.precision=16-mixed"),
+        "an odd number of genes": lambda: train(small, [], "data.hvg=501"),
+        "tests marked gpu": lambda: gpu_tests(quick),
+    }
+    return [(what, *outcome(check)) for what, check in checks.items()]
 
 
 def outcome(check: Callable[[], str]) -> tuple[bool, str]:
@@ -72,9 +181,14 @@ def outcome(check: Callable[[], str]) -> tuple[bool, str]:
         return False, " ".join(str(error).split())[:300]
 
 
-def gpu_tests() -> str:
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(HERE.parent / "tests")]
+def gpu_tests(quick: bool) -> str:
+    """Those of the files that have any: others may need packages that a machine for training lacks."""
+    files = [str(path) for path in sorted((HERE.parent / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files]
+    if quick:
+        command += ["-k", "not compiled"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
+    print(done.stdout[-3000:], flush=True)
     closing = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-300:]
     if done.returncode:
         raise RuntimeError(closing)
@@ -112,28 +226,28 @@ def train(folder: Path, more: list[Callback], *overrides: str, callbacks: str = 
     for name in ("progress", "throughput", "last", "best", "collapse", "curves"):  # these wait now and then, by design
         if config.callbacks is not None and name in config.callbacks:
             config.callbacks[name] = None
-    trainer = make_trainer(config, module.model, more)
+    last = LastLoss()
+    trainer = make_trainer(config, module.model, [*more, last])
     trainer.fit(module, data)
-    return (
-        f"loss {float(trainer.callback_metrics.get('train/loss', torch.tensor(float('nan')))):.4f}"
-        if trainer.callback_metrics
-        else "25 steps"
-    )
+    if not torch.isfinite(last.loss):
+        raise RuntimeError(f"the loss after 25 steps is {float(last.loss)}")
+    return f"loss {float(last.loss):.4f} after 25 steps"
 
 
-def run_benchmarks(quick: bool) -> list[str]:
+class LastLoss(Callback):
+    loss = torch.tensor(float("nan"))
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, *_: Any) -> None:
+        self.loss = outputs["loss"].detach()
+
+
+def run_benchmarks() -> list[str]:
     """Each by its own command; gives those that failed."""
     ways = [
-        ["train_step.py", "--models", "state_sm"],
-        ["train_step.py", "--models", "state_sm", "--callbacks", "average", "--name", "average"],
-        ["train_step.py", "--models", "state_sm", "--overrides", "data.sets.resident=false", "--name", "streamed"],
-        ["train_step.py", "--models", "state_sm", "--overrides", "compile=true", "--name", "compiled"],
-        ["train_step.py", "--models", "state_sm", "--overrides", "loss.precision=float32", "--name", "energy_float32"],
-        ["train_step.py", "--models", "state_sm", "--genes", "18533"],
+        ["train_step.py"],
         ["loader.py", "--device", "cuda", "--genes", "18080"],
+        ["infer.py", "--years", "2026", "--scale", "0.1"],
     ]
-    if not quick:
-        ways += [["train_step.py"], ["infer.py", "--years", "2026", "--scale", "0.1"]]
     return [" ".join(way) for way in ways if subprocess.run([sys.executable, str(HERE / way[0]), *way[1:]]).returncode]
 
 

@@ -3,7 +3,7 @@
     python benchmarks/train_step.py [--models state_sm state state_lg] [--genes 18080] [--sets 16] [--steps 20]
 
 Each model trains with its published set size, in a process of its own, on a simulated screen: first through the trainer as
-`vcell.train` does, for the speed; then step by step, waiting after each part, for the split of time. Takes the GPU where there is one, in bf16, and
+`vcell.train` does, for the speed; then step by step, part by part, for the split of time: on a GPU of the time in which its kernels run. Takes the GPU where there is one, in bf16, and
 the CPU otherwise, where one set a step suffices and only shares and ratios are reported. Prints a table and writes it to benchmarks/results/.
 """
 
@@ -72,9 +72,9 @@ def main() -> None:
 
 
 def make(folder: Path, genes: int) -> None:
-    """A store of 20,000 cells, and a table as wide as ESM2's."""
+    """A store of 8,000 cells, and a table as wide as ESM2's."""
     screen = Screen(
-        genes=genes, contexts=("only",), targets=60, test_targets=0, cells_per_target=250, controls_per_context=5000
+        genes=genes, contexts=("only",), targets=60, test_targets=0, cells_per_target=100, controls_per_context=2000
     )
     simulate(folder / "screen", screen)
     ingest([folder / "screen" / "only.h5ad"], folder / "store")
@@ -110,7 +110,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     trainer = make_trainer(config, module.model, [watch])
     trainer.fit(module, data)
     found = {
-        "seconds": watch.seconds, "busy": watch.busy, "flops": module.flops, "peak_flops": peak_flops(trainer),
+        "model": name, "seconds": watch.seconds, "busy": watch.busy, "kernels": watch.kernels, "host": watch.host, "flops": module.flops, "peak_flops": peak_flops(trainer),
         "parameters": sum(p.numel() for p in module.model.parameters()), "memory_gb": peak_memory_gb(trainer.strategy.root_device),
         "precision": trainer.precision,
     }  # fmt: skip
@@ -122,34 +122,39 @@ def warm_up(options: argparse.Namespace) -> int:
 
 
 class Watch(Callback):
-    """Seconds a step after the warm-up; and on a GPU, in further steps, the share of the time in which it computed."""
+    """Seconds a step after the warm-up, and those of the main thread's processor; and on a GPU, in further steps, those in which it computed."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.first, self.last = warm_up(options), warm_up(options) + options.steps
         self.end = self.last + (PROFILED if torch.cuda.is_available() else 0)
-        self.seconds, self.busy = 0.0, None
+        self.seconds, self.host, self.busy, self.kernels = 0.0, 0.0, 0.0, 0
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == self.first:
             wait()
-            self.start = time.perf_counter()
+            self.start, self.host = time.perf_counter(), time.thread_time()
         if trainer.global_step == self.last:
+            self.host = (time.thread_time() - self.host) / (self.last - self.first)
             wait()
             self.seconds = (time.perf_counter() - self.start) / (self.last - self.first)
             if self.end > self.last:
                 self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
                 self.profiler.__enter__()
-                self.start = time.perf_counter()
         elif trainer.global_step == self.end:
             wait()
-            elapsed = time.perf_counter() - self.start
             self.profiler.__exit__(None, None, None)
-            kernels = [e for e in self.profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-            self.busy = sum(e.device_time for e in kernels) / 1e6 / elapsed
+            kernels = kernel_times(self.profiler)
+            self.busy, self.kernels = sum(kernels) / PROFILED, len(kernels) // PROFILED
+
+
+def kernel_times(profiler: torch.profiler.profile) -> list[float]:
+    """Seconds of each kernel and copy on the GPU; spans that annotate some of them are none."""
+    found = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    return [e.device_time / 1e6 for e in found if not e.name.startswith("Optimizer.")]
 
 
 def split_of_time(trainer: Trainer, module: Any, data: Any, steps: int) -> dict[str, float]:
-    """Seconds of each part of a step, each waited for; medians."""
+    """Seconds of each part of a step, medians: on a GPU those of its kernels, else each waited for."""
     device = trainer.strategy.root_device
     module.to(device).train()
     (optimizer,) = trainer.optimizers
@@ -159,6 +164,12 @@ def split_of_time(trainer: Trainer, module: Any, data: Any, steps: int) -> dict[
 
     def timed(part: str, run: Callable[[], Any]) -> Any:
         wait()
+        if torch.cuda.is_available():
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+                result = run()
+                wait()
+            times[part].append(sum(kernel_times(profiler)))
+            return result
         start = time.perf_counter()
         result = run()
         wait()
@@ -189,7 +200,11 @@ def report(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> str
     gpu = torch.cuda.is_available()
     fine = {name: row for name, row in found.items() if "failed" not in row}
     base = next(iter(fine.values()))
-    speeds = ["ms a step", "steps/s", "cells/s", "utilisation", "busy"] if gpu else ["cells/s, relative"]
+    speeds = (
+        ["ms a step", "of it kernels", "kernels", "main thread, ms", "cells/s", "utilisation"]
+        if gpu
+        else ["cells/s, relative"]
+    )
     columns = ["model", "cells a set", "parameters", "FLOP a step", *speeds, *PARTS, "peak memory, GB"]
     where = (
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
@@ -198,7 +213,11 @@ def report(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> str
     )
     lines = [
         f"{where}; {base['precision']}; {options.genes:,} genes; {options.sets} sets a step, of each model's own size; energy loss; AdamW. "
-        "Parts are waited for one by one; in training, data come ahead of the step.\n",
+        + (
+            "Parts: time of their kernels.\n"
+            if gpu
+            else "Parts are waited for one by one; in training, data come ahead of the step.\n"
+        ),
         f"| {' | '.join(columns)} |",
         "|---" * len(columns) + "|",
     ]
@@ -206,20 +225,22 @@ def report(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> str
         if "failed" in row:
             lines.append(f"| {name} | {row['failed']} |")
             continue
-        cells = 2 * options.sets * SET_SIZE[name]
+        set_size = SET_SIZE[row["model"]]
+        cells = 2 * options.sets * set_size
         whole = sum(row["parts"].values())
-        speed = [f"{cells / row['seconds'] / (2 * options.sets * SET_SIZE[next(iter(fine))] / base['seconds']):.2f}"]
+        speed = [f"{set_size / row['seconds'] / (SET_SIZE[base['model']] / base['seconds']):.2f}"]
         if gpu:
             share = f"{row['flops'] / row['seconds'] / row['peak_flops']:.0%}" if row["peak_flops"] else "unknown"
             speed = [
-                f"{row['seconds'] * 1e3:.1f}",
-                f"{1 / row['seconds']:.1f}",
+                f"{row['seconds'] * 1e3:.2f}",
+                f"{row['busy'] * 1e3:.2f} ms ({row['busy'] / row['seconds']:.0%})",
+                f"{row['kernels']:,}",
+                f"{row['host'] * 1e3:.2f}",
                 f"{cells / row['seconds']:,.0f}",
                 share,
-                f"{row['busy']:.0%}",
             ]
         shares = [f"{row['parts'][part] / whole:.0%}" + f" ({row['parts'][part] * 1e3:.2f} ms)" * gpu for part in PARTS]
-        cost = [str(SET_SIZE[name]), f"{row['parameters'] / 1e6:.0f} M", words(row["flops"])]
+        cost = [str(set_size), f"{row['parameters'] / 1e6:.0f} M", words(row["flops"])]
         lines.append(f"| {name} | {' | '.join([*cost, *speed, *shares])} | {row['memory_gb']:.1f} |")
     return "\n".join(lines)
 

@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from vcell.config import CONFIG_DIR, compose
 from vcell.errors import VcellError
 from vcell.model import layers
-from vcell.model.layers import AlignedLinear, Attention
+from vcell.model.layers import Attention, Linear
 from vcell.model.transition import TransitionModel
 
 pytestmark = pytest.mark.numeric
@@ -154,7 +154,7 @@ def test_each_table_may_have_an_encoder_of_its_own():
 
 def test_padded_rows_change_nothing(monkeypatch: pytest.MonkeyPatch):
     """As on a GPU, in half precision: an odd number of genes."""
-    plain, padded = AlignedLinear(1_201, 24), AlignedLinear(24, 1_201)
+    plain, padded = Linear(1_201, 24), Linear(24, 1_201)
     x = torch.rand(2, 3, 1_201)
     with torch.autocast("cpu", torch.bfloat16):
         wanted = padded(plain(x))
@@ -164,7 +164,21 @@ def test_padded_rows_change_nothing(monkeypatch: pytest.MonkeyPatch):
     torch.testing.assert_close(found, wanted, rtol=2**-7, atol=2**-9)  # bf16, in another order of summation
     found.float().square().sum().backward()
     assert plain.weight.grad.shape == (24, 1_201) and plain.weight.grad.abs().sum() > 0
+    assert plain.weight.grad.is_contiguous() and padded.bias.grad.shape == (1_201,)
     assert [*dict(plain.named_parameters())] == ["weight", "bias"]
+
+
+def test_gradients_of_weights_are_not_rounded_to_half_precision(monkeypatch: pytest.MonkeyPatch):
+    layer, x, given = Linear(40, 17), torch.randn(2, 100, 40, requires_grad=True), torch.randn(2, 100, 17).bfloat16()
+    monkeypatch.setattr(layers, "in_half_precision", lambda x: True)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x).backward(given)
+    rows, gradient = x.detach().bfloat16().double().view(-1, 40), given.double().view(-1, 17)
+    exact = {"rtol": 200 * torch.finfo(torch.float32).eps, "atol": 1e-5}  # sums of 200 products
+    torch.testing.assert_close(layer.weight.grad.double(), gradient.t() @ rows, **exact)
+    torch.testing.assert_close(layer.bias.grad.double(), gradient.sum(0), **exact)
+    by_x = gradient @ layer.weight.detach().bfloat16().double()
+    torch.testing.assert_close(x.grad.double().view(-1, 40), by_x, rtol=2**-8, atol=2**-8)
 
 
 def test_padded_heads_change_nothing(monkeypatch: pytest.MonkeyPatch):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor
 
 from tests.conftest import train_here
@@ -16,26 +18,36 @@ from vcell.config import build, compose
 from vcell.data.batch import CellSetBatch, codes
 from vcell.errors import VcellError
 from vcell.model.checkpoint import read_checkpoint
-from vcell.training.cuda_graph import WARM_UP, Step, StepGraph, clip, may_be_recorded
-from vcell.training.module import loss_terms
+from vcell.training.cuda_graph import WARM_UP, Record, Step, StepGraph, clip, may_be_recorded
+from vcell.training.module import Schedule, loss_terms
 
 LARGEST = 0.01  # norm, so that gradients are clipped
 LOSSES = ["energy", "energy_delta", "energy_contrastive"]
 
 
-def record_here(compute: Callable[[], Step]) -> tuple[Step, Callable[[], None]]:
-    first = compute()
+def recording(update: torch.optim.Optimizer, weights: list[torch.nn.Parameter]) -> Record:
+    """Records on the CPU. Unlike a GPU's recording this computes the step, so weights are put back."""
 
-    def tensors(step: Step) -> list[Tensor | None]:
-        return [*step.terms.values(), step.loss, *step.gradients, step.norm, step.finite]
+    def record(compute: Callable[[], Step]) -> tuple[Step, Callable[[], None]]:
+        kept, state = [weight.detach().clone() for weight in weights], deepcopy(update.state_dict())
+        first = compute()
+        with torch.no_grad():
+            torch._foreach_copy_(weights, kept)
+        update.load_state_dict(state)
 
-    def replay() -> None:
-        for old, new in zip(tensors(first), tensors(compute()), strict=True):
-            assert (old is None) == (new is None)
-            if old is not None:
-                old.copy_(new)
+        def replay() -> None:
+            for old, new in zip(tensors_of_step(first), tensors_of_step(compute()), strict=True):
+                assert (old is None) == (new is None)
+                if old is not None:
+                    old.copy_(new)
 
-    return first, replay
+        return first, replay
+
+    return record
+
+
+def tensors_of_step(step: Step) -> list[Tensor | None]:
+    return [*step.terms.values(), step.loss, *step.gradients, step.norm, step.finite]
 
 
 def batch_of(step: int, cells: int = 5, masked: bool = False) -> CellSetBatch:
@@ -51,25 +63,28 @@ def trained(loss: str, graphed: bool, **batches: Any) -> tuple[list[float], list
     torch.manual_seed(0)
     config = compose("train", ["model=tiny", f"loss={loss}", "model.dropout=0"])
     model, terms = build(config.model, n_genes=12, perturbation_width=4), build(config.loss)
-    weights = list(model.parameters())
-    graph = (
-        StepGraph(lambda *given: loss_terms(model, terms, *given), weights, LARGEST, record_here) if graphed else None
+    weights, losses = list(model.parameters()), []
+    update = torch.optim.AdamW(weights, 0.001)
+    graph = StepGraph(
+        lambda *given: loss_terms(model, terms, *given),
+        weights,
+        LARGEST,
+        lambda finite: update.step(),
+        recording(update, weights),
     )
-    update, losses = torch.optim.SGD(weights, 0.1), []
     for step in range(WARM_UP + 5):
         batch = batch_of(step, **batches)
         given = batch.control_SCG, torch.rand(3, 4), batch
-        replayed = graph.step(*given) if graph is not None else None
-        update.zero_grad()
+        replayed = graph.step(*given) if graphed else None
         if replayed is None:
+            update.zero_grad()
             loss = loss_terms(model, terms, *given)["loss"].mean()
             loss.backward()
             clip(weights, LARGEST)
+            update.step()
         else:
-            assert graph is not None
             loss = replayed.loss
-            graph.hand_over()
-        update.step()
+            assert replayed.finite.all() and replayed.norm > LARGEST
         losses.append(float(loss.detach()))
     return losses, [weight.detach() for weight in weights]
 
@@ -83,47 +98,61 @@ def test_replayed_steps_are_those_of_the_usual_way(loss: str, masked: bool):
 
 
 def test_a_step_of_another_shape_is_run_as_usual():
-    graph = StepGraph(lambda start, vectors, batch: {"loss": start.sum((1, 2)) * weight}, [weight := torch.ones((), requires_grad=True)], 1.0, record_here)  # type: ignore[list-item]  # fmt: skip
+    weights = [torch.nn.Parameter(torch.ones(()))]
+    record = recording(torch.optim.SGD(weights), weights)
+    graph = StepGraph(
+        lambda start, *_: {"loss": start.sum((1, 2)) * weights[0]}, weights, 1.0, lambda finite: None, record
+    )
     said = [graph.step((b := batch_of(0, cells)).control_SCG, torch.rand(3, 4), b) for cells in (5, 5, 5, 5, 6, 5)]
     assert [found is not None for found in said] == [False, False, False, True, False, True]
 
 
-def trainer_with(**differing: Any) -> Any:
-    settings = {
-        "world_size": 1,
-        "accumulate_grad_batches": 1,
-        "precision": "bf16-mixed",
-        "gradient_clip_algorithm": None,
-        "device": "cuda",
-        **differing,
-    }
-    return SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(settings["device"])), **settings)
-
-
-def test_steps_are_recorded_where_they_can_be_and_else_the_reason_is_given():
+def allowed(asked: str | bool = True, **differing: Any) -> bool:
+    """As `may_be_recorded` says of a run on a GPU, but for what differs."""
     config = compose("train", ["model=tiny"])
-    model, loss = build(config.model, n_genes=12, perturbation_width=4), build(config.loss)
-    assert may_be_recorded("auto", trainer_with(), model, loss, None)
-    assert not may_be_recorded(False, trainer_with(), model, loss, None)
-    for words, differing in {
-        "no GPU": {"device": "cpu"},
-        "several GPUs": {"world_size": 2},
-        "accumulate_grad_batches": {"accumulate_grad_batches": 2},
-        "fp16": {"precision": "16-mixed"},
-        "by value": {"gradient_clip_algorithm": "value"},
-    }.items():
-        assert not may_be_recorded("auto", trainer_with(**differing), model, loss, None)
-        with pytest.raises(VcellError, match=words):
-            may_be_recorded(True, trainer_with(**differing), model, loss, None)
-    with pytest.raises(VcellError, match="of your own"):
-        may_be_recorded(True, trainer_with(), torch.nn.Linear(1, 1), loss, None)
-    with pytest.raises(VcellError, match="reduce-overhead"):
-        may_be_recorded(True, trainer_with(), model, loss, "reduce-overhead")
-    model.checkpoint_activations = True
-    with pytest.raises(VcellError, match="checkpoint_activations"):
-        may_be_recorded(True, trainer_with(), model, loss, None)
+    model = build(config.model, n_genes=12, perturbation_width=4)
+    settings: dict[str, Any] = {
+        "world_size": 1, "accumulate_grad_batches": 1, "precision": "bf16-mixed", "gradient_clip_algorithm": None, "device": "cuda", "callbacks": [],
+        "model": model, "loss": build(config.loss), "optimizer": torch.optim.AdamW(model.parameters(), fused=True), "compiled": None, **differing,
+    }  # fmt: skip
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(settings["device"])), **settings)
+    return may_be_recorded(
+        asked, trainer, settings["optimizer"], settings["model"], settings["loss"], settings["compiled"]
+    )
 
 
+class Watching(Callback):
+    def on_before_optimizer_step(self, *_: Any) -> None: ...
+
+
+def test_steps_are_recorded_where_they_can_be():
+    assert allowed("auto") and allowed(True) and allowed(compiled="default", callbacks=[Callback()])
+    assert not allowed(False)
+
+
+@pytest.mark.parametrize(
+    ("words", "differing"),
+    [
+        ("no GPU", {"device": "cpu"}),
+        ("several GPUs", {"world_size": 2}),
+        ("accumulate_grad_batches", {"accumulate_grad_batches": 2}),
+        ("fp16", {"precision": "16-mixed"}),
+        ("by value", {"gradient_clip_algorithm": "value"}),
+        ("of your own", {"model": torch.nn.Linear(1, 1)}),
+        ("of your own", {"loss": lambda predicted, batch: {}}),
+        ("fused Adam", {"optimizer": torch.optim.SGD([torch.ones(1)])}),
+        ("fused Adam", {"optimizer": torch.optim.AdamW([torch.ones(1)], fused=False)}),
+        ("callback Watching looks", {"callbacks": [Watching()]}),
+        ("reduce-overhead", {"compiled": "reduce-overhead"}),
+    ],
+)
+def test_else_the_reason_is_given(words: str, differing: dict[str, Any]):
+    assert not allowed("auto", **differing)
+    with pytest.raises(VcellError, match=words):
+        allowed(True, **differing)
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 VARIANTS: dict[str, list[str]] = {
     **{loss: [f"loss={loss}"] for loss in LOSSES},
     "l1 and sparsity": ["loss.weights.l1=1", "loss.weights.sparsity=0.1"],
@@ -140,7 +169,7 @@ VARIANTS: dict[str, list[str]] = {
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_gpu
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_on_a_gpu_replayed_steps_are_those_of_the_usual_way(variant: str, fresh: Path):
     weights = []
@@ -155,3 +184,25 @@ def test_on_a_gpu_replayed_steps_are_those_of_the_usual_way(variant: str, fresh:
         weights.append(read_checkpoint(Path(f"runs/g{graphed}/checkpoints/last.ckpt"))["state_dict"])
     differing = {name: float((weights[0][name] - tensor).abs().max()) for name, tensor in weights[1].items() if not torch.equal(weights[0][name], tensor)}  # fmt: skip
     assert not differing
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_on_a_gpu_a_resumed_run_equals_an_uninterrupted_one(fresh: Path):
+    options = ["trainer.accelerator=gpu", "cuda_graph=true", "model.dropout=0.2", "schedule.decay=constant"]
+    train_here(*options, "trainer.max_steps=14", "name=whole")
+    for steps in (6, 14):
+        train_here(*options, f"trainer.max_steps={steps}", "name=parts")
+    whole, parts = (read_checkpoint(Path(f"runs/{name}/checkpoints/last.ckpt")) for name in ("whole", "parts"))
+    assert all(torch.equal(whole["state_dict"][name], weight) for name, weight in parts["state_dict"].items())
+    assert isinstance(whole["optimizer_states"][0]["param_groups"][0]["lr"], float)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_on_a_gpu_a_loss_that_is_not_finite_stops_replayed_steps_too(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Schedule, "factor", lambda self, step, most: 1e30 if step >= WARM_UP + 3 else 1.0)
+    with pytest.raises(VcellError, match="is not finite"):
+        train_here("trainer.accelerator=gpu", "cuda_graph=true", "trainer.max_steps=40")
+    rescued = read_checkpoint(Path("runs/demo/checkpoints/before_nonfinite.ckpt"))
+    assert all(weight.isfinite().all() for weight in rescued["state_dict"].values())

@@ -1,4 +1,4 @@
-"""Rows of a store made dense and log1p by one kernel on a GPU: each stored value is read once and written once.
+"""Rows of a store made dense and log1p by one kernel on a GPU: each stored value is read once, each gene written once.
 
 Plain torch takes 26 operations and 6.3 GB of memory traffic for the cells of a step (4,096 cells, 18,080 genes, 6,000 values a cell); this takes
 0.6 GB. All shapes are known on the host, so nothing waits for the device.
@@ -39,7 +39,7 @@ def dense_log1p(
     into_CG
         Memory for the result.
     """
-    dense_CG = torch.zeros(len(numbers), n_genes, device=numbers.device) if into_CG is None else into_CG.zero_()
+    dense_CG = torch.empty(len(numbers), n_genes, device=numbers.device) if into_CG is None else into_CG
     short = [part.dtype == torch.int16 for part in (genes, counts)]
     fill_rows[(len(numbers),)](
         dense_CG, starts, numbers, genes, counts, library_size, target_sum, n_genes, SHORT_GENES=short[0],
@@ -59,6 +59,10 @@ def fill_rows(
     first, last = tl.load(starts + number), tl.load(starts + number + 1)
     scale = target_sum / tl.load(library_size + number)
     row = dense + cell.to(tl.int64) * n_genes
+    for begin in range(0, n_genes, BLOCK):  # while they are in the cache, most are written once more
+        gene = begin + tl.arange(0, BLOCK)
+        tl.store(row + gene, tl.zeros((BLOCK,), tl.float32), mask=gene < n_genes)
+    tl.debug_barrier()  # all zeros are there before the first value
     for begin in range(first, last, BLOCK):
         at = begin + tl.arange(0, BLOCK)
         here = at < last

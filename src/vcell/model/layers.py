@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention
+from torch.nn import functional
+from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention
 
 from vcell.errors import VcellError
 from vcell.model.fused import gated
@@ -18,29 +20,71 @@ from vcell.model.fused import gated
 ENCODERS = ("joint", "each")
 
 
-HEAD_ALIGNED = 8  # numbers: kernels of attention take heads as wide as a multiple of this
-ALIGNED = 64  # numbers: rows of this many begin at addresses that fast kernels need, in any precision
+ALIGNED = 8  # numbers: rows of this many begin at addresses that matrix units load from (16 bytes) in half precision
 
 
-class AlignedLinear(nn.Linear):
-    """A linear layer whose rows are padded with zeros where a GPU would else multiply slowly.
+class Linear(nn.Linear):
+    """A linear layer whose gradients keep float32's digits on a GPU in half precision, and whose rows may be of any length there.
 
-    In half precision, rows of an odd number of genes begin at addresses that its matrix units cannot load from. Weights and input are cast
-    each step anyway, and are padded as they are; what is kept and what comes out have the true width.
+    Matrix units add up in float32; plain torch rounds the weights' gradient to half precision nevertheless, to cast it back. And it
+    multiplies slowly where rows begin at addresses that those units cannot load from, as with an odd number of genes. Both cost passes over all
+    weights or cells.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        pads = -self.in_features % ALIGNED, -self.out_features % ALIGNED
-        if not any(pads) or max(self.weight.shape) < 1024 or not in_half_precision(x):
-            return super().forward(x)
-        dtype = torch.get_autocast_dtype(x.device.type)
-        weight = pad(self.weight.to(dtype), (0, pads[0], 0, pads[1]))
-        bias = None if self.bias is None else pad(self.bias.to(dtype), (0, pads[1]))
-        return linear(pad(x.to(dtype), (0, pads[0])), weight, bias)[..., : self.out_features]
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` with weights in float32, as `Linear` says."""
+    if not in_half_precision(x) or torch.compiler.is_compiling():
+        return functional.linear(x, weight, bias)
+    return _HalfLinear.apply(x, weight, bias, torch.get_autocast_dtype(x.device.type))
 
 
 def in_half_precision(x: Tensor) -> bool:
     return x.device.type == "cuda" and torch.is_autocast_enabled("cuda")
+
+
+class _HalfLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            rows_NI = _padded(x.reshape(-1, x.shape[-1]).to(dtype), 0)
+            half_OI = _padded(weight.to(dtype), -len(weight) % ALIGNED)
+            half_O = None if bias is None else pad(bias.to(dtype), (0, -len(bias) % ALIGNED))
+            out = functional.linear(rows_NI, half_OI, half_O)[:, : len(weight)].unflatten(0, x.shape[:-1])
+        ctx.save_for_backward(rows_NI, half_OI)
+        ctx.width, ctx.dtypes = weight.shape, (x.dtype, weight.dtype)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows_NI, half_OI = ctx.saved_tensors
+        (n_out, n_in), (x_dtype, weight_dtype) = ctx.width, ctx.dtypes
+        with torch.autocast(gradient.device.type, enabled=False):
+            by_out_NO = _padded(gradient.reshape(-1, n_out).to(half_OI.dtype), 0)
+            by_x = by_weight = by_bias = None
+            if ctx.needs_input_grad[0]:
+                by_x = (by_out_NO @ half_OI)[:, :n_in].unflatten(0, gradient.shape[:-1]).to(x_dtype)
+            if ctx.needs_input_grad[1]:
+                by_weight = float32_product(by_out_NO.t(), rows_NI)[:n_out, :n_in].to(weight_dtype).contiguous()
+            if ctx.needs_input_grad[2]:
+                by_bias = by_out_NO.sum(0, dtype=torch.float32)[:n_out].to(weight_dtype)
+        return by_x, by_weight, by_bias, None
+
+
+def _padded(rows: Tensor, more: int) -> Tensor:
+    """`more` rows of zeros below, and as many columns as rows need to begin at good addresses."""
+    pads = -rows.shape[-1] % ALIGNED, more
+    return pad(rows, (0, pads[0], 0, pads[1])) if any(pads) else rows
+
+
+def float32_product(a: Tensor, b: Tensor) -> Tensor:
+    """A product of matrices in half precision, not rounded to it."""
+    if a.device.type == "cuda":
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()  # CPUs have no such product; the numbers are the same
 
 
 def mlp(width_in: int, hidden: int, width_out: int, layers: int, dropout: float) -> nn.Sequential:
@@ -48,7 +92,7 @@ def mlp(width_in: int, hidden: int, width_out: int, layers: int, dropout: float)
     widths = [width_in, *[hidden] * (layers - 1), width_out]
     parts: list[nn.Module] = []
     for i in range(layers):
-        parts.append(AlignedLinear(widths[i], widths[i + 1]))
+        parts.append(Linear(widths[i], widths[i + 1]))
         if i < layers - 1:
             parts += [nn.GELU(), nn.Dropout(dropout)]
     return nn.Sequential(*parts)
@@ -109,39 +153,32 @@ class Attention(nn.Module):
     def __init__(self, hidden: int, heads: int, head_width: int) -> None:
         super().__init__()
         self.heads, self.head_width = heads, head_width
-        self.query_key_value = nn.Linear(hidden, 3 * heads * head_width, bias=False)
-        self.out = nn.Linear(heads * head_width, hidden, bias=False)
+        self.query_key_value = Linear(hidden, 3 * heads * head_width, bias=False)
+        self.out = Linear(heads * head_width, hidden, bias=False)
 
     def forward(self, x_SCD: Tensor) -> Tensor:
         sets, cells, _ = x_SCD.shape
-        more = -self.head_width % HEAD_ALIGNED if in_half_precision(x_SCD) and self._plain else 0
-        width = self.head_width + more
-        qkv = self._into_heads(x_SCD, more).view(sets, cells, 3, self.heads, width)
+        plain = type(self.query_key_value) is type(self.out) is Linear  # not wrapped, as LoRA does
+        # a GPU's kernels take heads of certain widths, and would copy others to pad them, forward and backward; projections are much smaller
+        more = -self.head_width % ALIGNED if plain and in_half_precision(x_SCD) else 0
+        qkv = self._into_heads(x_SCD, more).view(sets, cells, 3, self.heads, self.head_width + more)
         query_SHCK, key_SHCK, value_SHCK = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed_SHCK = scaled_dot_product_attention(query_SHCK, key_SHCK, value_SHCK, scale=self.head_width**-0.5)
         return self._out_of_heads(mixed_SHCK.transpose(1, 2).reshape(sets, cells, -1), more)
 
-    # In half precision a GPU's kernels take heads of certain widths, and would copy others to pad them, forward and backward. So the
-    # projections are padded with zeros, by `more` for each head: they are much smaller.
-
-    @property
-    def _plain(self) -> bool:
-        """Whether the projections are what they were made as, not wrapped (LoRA)."""
-        return type(self.query_key_value) is nn.Linear and type(self.out) is nn.Linear
-
     def _into_heads(self, x_SCD: Tensor, more: int) -> Tensor:
+        """Queries, keys and values of all heads, each with `more` zeros."""
         if not more:
             return self.query_key_value(x_SCD)
-        weight = self.query_key_value.weight.to(torch.get_autocast_dtype(x_SCD.device.type))
-        hidden = weight.shape[1]
-        return linear(x_SCD, pad(weight.view(-1, self.head_width, hidden), (0, 0, 0, more)).view(-1, hidden))
+        weight = self.query_key_value.weight
+        wide = pad(weight.view(-1, self.head_width, weight.shape[1]), (0, 0, 0, more))
+        return linear(x_SCD, wide.view(-1, weight.shape[1]))
 
     def _out_of_heads(self, mixed: Tensor, more: int) -> Tensor:
         if not more:
             return self.out(mixed)
-        weight = self.out.weight.to(torch.get_autocast_dtype(mixed.device.type))
-        hidden = len(weight)
-        return linear(mixed, pad(weight.view(hidden, self.heads, self.head_width), (0, more)).view(hidden, -1))
+        weight = self.out.weight
+        return linear(mixed, pad(weight.view(-1, self.heads, self.head_width), (0, more)).view(len(weight), -1))
 
 
 class GatedMlp(nn.Module):
@@ -149,8 +186,8 @@ class GatedMlp(nn.Module):
 
     def __init__(self, hidden: int, feed_forward: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(hidden, 2 * feed_forward, bias=False)
-        self.down = nn.Linear(feed_forward, hidden, bias=False)
+        self.gate_up = Linear(hidden, 2 * feed_forward, bias=False)
+        self.down = Linear(feed_forward, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(gated(self.gate_up(x)))

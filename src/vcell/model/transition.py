@@ -20,7 +20,7 @@ from vcell.effects.make import BASELINES
 from vcell.effects.model import EffectModel
 from vcell.errors import VcellError, nearest
 from vcell.model.fused import changed
-from vcell.model.layers import Block, Covariate, RMSNorm, SeveralEncoders, mlp, vector_encoder
+from vcell.model.layers import Block, Covariate, Linear, RMSNorm, SeveralEncoders, mlp, vector_encoder
 from vcell.model.negative_binomial import CountLaw
 
 HEADS = ("expression", "nb", "state_hidden", "state_bottleneck")
@@ -112,7 +112,7 @@ class TransitionModel(nn.Module):
         self.decoder = mlp(hidden, hidden, n_genes, decoder_layers, dropout)
         self.bottleneck = mlp(n_genes, n_genes // 8, n_genes, 2, 0.0) if head == "state_bottleneck" else None
         if head == "nb":
-            self.shape_head = nn.Linear(hidden, n_genes)
+            self.shape_head = Linear(hidden, n_genes)
             self.log_floor_G = nn.Parameter(torch.zeros(n_genes))
             nn.init.zeros_(self.shape_head.weight)
             nn.init.zeros_(self.shape_head.bias)

@@ -1,4 +1,4 @@
-"""A training step, up to the clipped gradients, as one CUDA graph: one call starts what are else hundreds of kernels.
+"""A training step, from dense cells to updated weights, as one CUDA graph: one call starts what are else hundreds of kernels.
 
 A graph is recorded once and replayed with other numbers at the same addresses. So shapes must not change, nothing in it may ask the device
 for a number, and what Python does in it happens only once.
@@ -6,15 +6,17 @@ for a number, and what Python does in it happens only once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from math import inf
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
 
 from vcell.data.batch import CellSetBatch
 from vcell.errors import VcellError
@@ -29,7 +31,7 @@ Terms = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """What a step has computed before its weights change."""
+    """What a step has computed on its way to new weights."""
 
     terms: Terms  # of the loss, (sets)
     loss: Tensor  # ()
@@ -63,6 +65,8 @@ class StepGraph:
         Those that are trained.
     largest
         Norm to which gradients are clipped.
+    update
+        Changes the weights by their gradients; told what was finite.
     record
         Records a computation; `record_on_gpu`.
     """
@@ -72,15 +76,17 @@ class StepGraph:
         compute: Callable[[Tensor, Tensor, CellSetBatch], Terms],
         weights: Iterable[nn.Parameter],
         largest: float,
+        update: Callable[[Tensor], None],
         record: Record = record_on_gpu,
     ) -> None:
-        self.compute, self.weights, self.largest, self.record = compute, list(weights), largest, record
+        self.compute, self.weights, self.largest, self.update = compute, list(weights), largest, update
+        self.record = record
         self.steps = 0
         self.inputs: dict[str, Tensor] = {}  # tensors of the recorded step, which later ones are copied into
         self.recorded: Step | None = None
 
     def step(self, start_SCG: Tensor, vectors_SP: Tensor, batch: CellSetBatch) -> Step | None:
-        """A step, whose numbers stay until the next one; None for one that must be run as usual.
+        """Makes a step, whose numbers stay until the next one; None for one that must be run as usual.
 
         Those are the first ones, and any whose tensors have other shapes than the recorded ones.
         """
@@ -100,25 +106,35 @@ class StepGraph:
         self.replay()
         return self.recorded
 
-    def hand_over(self) -> None:
-        """Gives each weight its gradient."""
-        assert self.recorded is not None
-        give(self.weights, self.recorded.gradients)
-
     def _computed(self, start_SCG: Tensor, vectors_SP: Tensor, batch: CellSetBatch) -> Step:
         terms = self.compute(start_SCG, vectors_SP, batch)
         loss = terms["loss"].mean()
         with torch.autocast(start_SCG.device.type, enabled=False):  # as where Lightning calls backward
             gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
-            give(self.weights, gradients)
+            for weight, gradient in zip(self.weights, gradients, strict=True):
+                weight.grad = gradient
             norm = clip(self.weights, self.largest)
-        finite = torch.cat([terms["loss"].detach().isfinite(), norm.isfinite().reshape(1)])
+            finite = torch.cat([terms["loss"].detach().isfinite(), norm.isfinite().reshape(1)])
+            self.update(finite)
         return Step({name: term.detach() for name, term in terms.items()}, loss.detach(), gradients, norm, finite)
 
 
-def give(weights: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-    for weight, gradient in zip(weights, gradients, strict=True):
-        weight.grad = gradient
+@contextmanager
+def capturable(optimizer: Optimizer) -> Iterator[None]:
+    """Has torch allow that a step of the optimiser is recorded: its fused kernel reads the rate, the counts of steps and what is finite on the GPU."""
+    for group in optimizer.param_groups:
+        group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group in optimizer.param_groups:
+            group["capturable"] = False
+
+
+def rates_on(device: torch.device, optimizer: Optimizer) -> None:
+    """Puts the learning rates of a fused optimiser on its GPU, where a recorded step reads them; steps run as usual then do so too."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)
 
 
 def clip(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
@@ -147,7 +163,9 @@ def signature(inputs: Mapping[str, Tensor]) -> list[tuple[Any, ...]]:
     return [(name, tensor.shape, tensor.dtype) for name, tensor in inputs.items()]
 
 
-def may_be_recorded(asked: str | bool, trainer: Trainer, model: nn.Module, loss: Loss, compiled: str | None) -> bool:
+def may_be_recorded(
+    asked: str | bool, trainer: Trainer, optimizer: Optimizer, model: nn.Module, loss: Loss, compiled: str | None
+) -> bool:
     """Whether a run's steps become a graph: ``auto`` where they can.
 
     Raises
@@ -157,13 +175,13 @@ def may_be_recorded(asked: str | bool, trainer: Trainer, model: nn.Module, loss:
     """
     if asked is False:
         return False
-    why = why_not(trainer, model, loss, compiled)
+    why = why_not(trainer, optimizer, model, loss, compiled)
     if asked is True and why:
         raise VcellError(f"cuda_graph=true, but {why}: use cuda_graph=auto")
     return not why
 
 
-def why_not(trainer: Trainer, model: nn.Module, loss: Loss, compiled: str | None) -> str:
+def why_not(trainer: Trainer, optimizer: Optimizer, model: nn.Module, loss: Loss, compiled: str | None) -> str:
     """Why the steps of a run cannot be recorded; no words where they can."""
     if trainer.strategy.root_device.type != "cuda":
         return "there is no GPU"
@@ -179,8 +197,19 @@ def why_not(trainer: Trainer, model: nn.Module, loss: Loss, compiled: str | None
         return "a network or loss of your own may do more than a graph can hold"
     if model.checkpoint_activations:
         return "the random numbers of the forward pass are drawn again (model.checkpoint_activations)"
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or not optimizer.defaults.get("fused"):
+        return "only a fused Adam or AdamW can be recorded"
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    if watching := [type(callback).__name__ for callback in callbacks if _looks_at_gradients(callback)]:
+        return f"the callback {watching[0]} looks at gradients"
     if asking := sorted(set(GEOMLOSS) & set(loss.weights)):
         return f"the loss term {asking[0]} asks the GPU for numbers"
     if compiled not in (None, "default", "max-autotune-no-cudagraphs"):
         return f"compile={compiled} makes graphs of its own"
     return ""
+
+
+def _looks_at_gradients(callback: Callback) -> bool:
+    """Whether a callback is called between the gradients and the step of the optimiser, which are one here."""
+    names = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
+    return any(getattr(type(callback), name) is not getattr(Callback, name) for name in names)

@@ -69,18 +69,24 @@ class Guard:
         fine = norm.detach().isfinite() if self.gradients else torch.ones_like(norm, dtype=torch.bool)
         finite = torch.cat([*self.losses, fine.reshape(1)])
         self.losses.clear()
-        self.saw(finite, step, optimizer)
+        if finite.device.type == "cuda":
+            self.freezes(finite, optimizer)
+        self.saw(finite, step)
 
-    def saw(self, finite: Tensor, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """The same where the verdict is there already: bool ``(sets + 1)``, each set's loss and the gradient."""
+    def freezes(self, finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Has the optimiser leave the weights as they are from the first step on in which not all is finite, on the GPU."""
+        if self.frozen is None:
+            self.frozen = torch.zeros((), device=finite.device)
+        torch.maximum(self.frozen, (~finite.all()).float(), out=self.frozen)
+        if self.freeze and optimizer.defaults.get("fused"):
+            optimizer.found_inf = self.frozen  # type: ignore[attr-defined]
+
+    def saw(self, finite: Tensor, step: int) -> None:
+        """Takes note of the verdict on a step: bool ``(sets + 1)``, each set's loss and the gradient."""
         groups, self.groups = self.groups, []
         if finite.device.type != "cuda":
             self._judge(Watched(step, groups, finite.cpu(), None))
             return
-        bad = (~finite.all()).float()
-        self.frozen = bad if self.frozen is None else torch.maximum(self.frozen, bad)
-        if self.freeze and optimizer.defaults.get("fused"):
-            optimizer.found_inf = self.frozen  # type: ignore[attr-defined]
         host = torch.empty(finite.shape, dtype=torch.bool, pin_memory=True)
         host.copy_(finite, non_blocking=True)
         arrived = torch.cuda.Event()

@@ -19,7 +19,7 @@ from vcell.model.negative_binomial import CountLaw, likelihood_loss
 from vcell.model.predictor import prior_of
 from vcell.model.table import PerturbationTable
 from vcell.model.trained import TrainedModel
-from vcell.training.cuda_graph import Step, StepGraph, clip, may_be_recorded
+from vcell.training.cuda_graph import Step, StepGraph, capturable, clip, may_be_recorded, rates_on
 from vcell.training.guard import Guard
 from vcell.training.validation import ValidationScores
 
@@ -109,11 +109,36 @@ class TransitionModule(LightningModule):
 
     def on_fit_start(self) -> None:
         self.guard = Guard(gradients=self.trainer.precision != "16-mixed", freeze=not self._sharded)
+
+    def on_train_start(self) -> None:
         assert self.loss is not None
-        if may_be_recorded(self.cuda_graph, self.trainer, self.model, self.loss, self.compiled):
+        loss, optimizer, trainer = self.loss, self.trainer.optimizers[0], self.trainer
+        if may_be_recorded(self.cuda_graph, trainer, optimizer, self.model, loss, self.compiled):
             trained = [weight for weight in self.parameters() if weight.requires_grad]
-            loss, largest = self.loss, float(self.trainer.gradient_clip_val or inf)
-            self.graph = StepGraph(lambda *given: self.terms(self.model, loss, *given), trained, largest)
+            largest = float(trainer.gradient_clip_val or inf)
+            self.graph = StepGraph(lambda *given: self.terms(self.model, loss, *given), trained, largest, self._update)
+        if self.device.type == "cuda" and optimizer.defaults.get("fused"):
+            rates_on(self.device, optimizer)
+
+    def _update(self, finite: Tensor) -> None:
+        """Changes the weights by their gradients, unless not all was finite: the end of a recorded step."""
+        optimizer = self.trainer.optimizers[0]
+        self.guard.freezes(finite, optimizer)
+        with capturable(optimizer):
+            optimizer.step()
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        assert optimizer_closure is not None
+        if self.graph is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            return
+        loss = optimizer_closure()
+        if self.replayed is None:  # only the gradients are there
+            super().optimizer_step(epoch, batch_idx, optimizer, lambda: loss)
+        else:
+            self.guard.saw(self.replayed.finite, self.trainer.global_step + 1)
 
     def on_train_batch_start(self, batch: CellSetBatch, batch_idx: int) -> None:
         # dropout like the sampler: a function of (seed, step, rank), so that nothing of it needs to be saved
@@ -136,13 +161,14 @@ class TransitionModule(LightningModule):
         if self._logs_now():
             means = {f"train/{name}": value_S.detach().mean() for name, value_S in terms.items()}
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self.log_dict({**means, "train/learning_rate": rate}, batch_size=len(batch.perturbations))
+            means["train/learning_rate"] = rate.clone() if isinstance(rate, Tensor) else rate
+            if self.replayed is not None:
+                means["train/gradient_norm"] = self.replayed.norm.clone()
+            self.log_dict(means, batch_size=len(batch.perturbations))
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        if self.replayed is not None and self.graph is not None:
-            self.graph.hand_over()
-        else:
+        if self.replayed is None:
             loss.backward(*args, **kwargs)
 
     def _logs_now(self) -> bool:
@@ -156,11 +182,6 @@ class TransitionModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips as Lightning would, but with a fused optimiser too; and has the guard look at the gradient."""
-        if self.replayed is not None:
-            if self._logs_now():
-                self.log("train/gradient_norm", self.replayed.norm.clone())
-            self.guard.saw(self.replayed.finite, self.trainer.global_step + 1, optimizer)
-            return
         by_value = gradient_clip_algorithm == "value"
         largest = inf if by_value or not gradient_clip_val else float(gradient_clip_val)
         norm = clip(list(self.parameters()), largest)
@@ -173,6 +194,9 @@ class TransitionModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: CellSetBatch, batch_idx: int) -> None:
         self.guard.check()
+
+    def on_train_end(self) -> None:
+        self.graph = self.replayed = None  # with the memory that they hold
 
     def validation_step(self, batch: CellSetBatch, batch_idx: int) -> None:
         assert self.loss is not None and self.scores is not None
@@ -205,6 +229,11 @@ class TransitionModule(LightningModule):
         fitted = None if prior is None else prior.get_extra_state()
         known = replace(self.identity, chosen_for=self.chosen_for, prior=fitted, addition=self.addition)
         checkpoint["vcell"] = known.plain()
+        for state in checkpoint.get("optimizer_states", []):  # rates that lie on a GPU are numbers elsewhere
+            for group in state["param_groups"]:
+                group["lr"] = float(group["lr"])
+        for state in checkpoint.get("lr_schedulers", []):
+            state["_last_lr"] = [float(rate) for rate in state["_last_lr"]]
 
 
 def loss_terms(
