@@ -15,22 +15,23 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from tables import device_name, save
-from train_step import make, measure, report
+from train_step import SET_SIZE, make, measure
 
 from vcell.config import compose
 from vcell.data.store.store import CellStore
+from vcell.system import cores
 from vcell.training.build import make_data, make_module, make_trainer, split_groups
 from vcell.training.train import quieten
 
 HERE = Path(__file__).parent
-GENES, ODD_GENES, FEW_GENES = 18_080, 18_533, 2_000
+GENES, ODD_GENES, FEW_GENES, SETS = 18_080, 18_533, 2_000, 16
 WAITING = (10, 20)  # steps in which a wait is an error
 # What an ideal step of state_sm moves and computes: 16 sets of 128 cells, 18,080 genes, 6,000 of them in a cell. Each input is read once and each
 # output written once; weights, gradients and the optimiser's state are float32, activations bf16.
@@ -64,48 +65,76 @@ def main() -> int:
     quieten()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        table, kernels = speeds(folder, options.quick)
-        rows = held(folder, options.quick)
-    lines = [
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}.\n",
-        "| check | held | |",
-        "|---|---|---|",
-        *(f"| {what} | {'yes' if fine else '**no**'} | {said} |" for what, fine, said in rows),
-        f"\n## Ways to train\n\n{table}\n\n## Where a step's time goes\n\n{kernels}",
-    ]
-    save(f"gpu_{device_name()}", f"python benchmarks/gpu.py {' '.join(sys.argv[1:])}", "\n".join(lines))
-    failed = [what for what, fine, _ in rows if not fine] + ([] if options.quick else run_benchmarks())
+        measured, failed = speeds(folder, options.quick), []
+        rows: list[str] = []
+        for what, fine, said in held(folder, options.quick):
+            rows.append(f"| {what} | {'yes' if fine else '**no**'} | {said} |")
+            failed += [] if fine else [what]
+            write(rows, measured)  # so that what is cut short leaves what it has found
+    failed += [] if options.quick else run_benchmarks()
     print(f"gpu          did not hold: {'; '.join(failed)}" if failed else "gpu          everything held")
     return 1 if failed else 0
 
 
-def speeds(folder: Path, quick: bool) -> tuple[str, str]:
+def write(rows: list[str], measured: str) -> None:
+    lines = [
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}; {cores()} CPU cores.\n",
+        measured,
+        "\n## Checks\n",
+        "| check | held | |",
+        "|---|---|---|",
+        *rows,
+    ]
+    save(f"gpu_{device_name()}", f"python benchmarks/gpu.py {' '.join(sys.argv[1:])}", "\n".join(lines))
+
+
+def speeds(folder: Path, quick: bool) -> str:
     """A table of ways to train, and one of the parts of a step."""
     (folder / "large").mkdir()
     make(folder / "large", GENES)
     ways = dict(WAYS) if quick else {**WAYS, "compile=true": (["compile=true"], "none")}
     found = {}
     for label, (overrides, callbacks) in ways.items():
-        found[label] = measured(folder / "large", GENES, overrides, callbacks)
+        found[label] = measured(folder / "large", GENES, overrides, callbacks, split=not found)
     if not quick:
         (folder / "odd").mkdir()
         make(folder / "odd", ODD_GENES)
         found[f"{ODD_GENES:,} genes"] = measured(folder / "odd", ODD_GENES, [], "none")
-    return report(found, settings(GENES, [], "none")), roofline(found["as it comes"])
+    lines = [
+        f"## Ways to train\n\nstate_sm, bf16, {GENES:,} genes, {SETS} sets of 128 cells a step and as many controls, energy loss, AdamW; settings other than the first "
+        "row's are named.\n",
+        "| | ms a step | of it kernels | kernels | main thread, ms | cells/s | model FLOPs, share of the peak | peak memory, GB |",
+        "|---|---|---|---|---|---|---|---|",
+        *(f"| {label} | {cells_of(row)} |" for label, row in found.items()),
+        f"\n## Where a step's time goes\n\n{roofline(found['as it comes'])}",
+    ]
+    print("\n".join(lines), flush=True)
+    return "\n".join(lines)
 
 
-def measured(folder: Path, genes: int, overrides: list[str], callbacks: str) -> dict[str, Any]:
+def cells_of(row: dict[str, Any]) -> str:
+    if "failed" in row:
+        return row["failed"]
+    seconds, busy = row["seconds"], row["busy"]
+    share = f"{row['flops'] / seconds / row['peak_flops']:.0%}" if row["peak_flops"] else "unknown"
+    numbers = (
+        f"{seconds * 1e3:.2f}",
+        f"{busy * 1e3:.2f} ms ({busy / seconds:.0%})",
+        f"{row['kernels']:,}",
+        f"{row['host'] * 1e3:.2f}",
+    )
+    return " | ".join([*numbers, f"{2 * SETS * SET_SIZE['state_sm'] / seconds:,.0f}", share, f"{row['memory_gb']:.1f}"])
+
+
+def measured(folder: Path, genes: int, overrides: list[str], callbacks: str, split: bool = False) -> dict[str, Any]:
+    options = Namespace(genes=genes, sets=SETS, steps=100, overrides=overrides, callbacks=callbacks)
     try:
-        return measure("state_sm", folder, settings(genes, overrides, callbacks))
+        return measure("state_sm", folder, options, split=5 if split else 0)
     except Exception as error:
         return {"failed": " ".join(str(error).split())[:200]}
     finally:
         gc.collect()
         torch.cuda.empty_cache()
-
-
-def settings(genes: int, overrides: list[str], callbacks: str) -> Namespace:
-    return Namespace(genes=genes, sets=16, steps=100, overrides=overrides, callbacks=callbacks)
 
 
 def roofline(row: dict[str, Any]) -> str:
@@ -157,7 +186,7 @@ def seconds_of(run: Callable[[], Any], times: int = 10) -> float:
     return begin.elapsed_time(end) / 1e3 / times
 
 
-def held(folder: Path, quick: bool) -> list[tuple[str, bool, str]]:
+def held(folder: Path, quick: bool) -> Iterator[tuple[str, bool, str]]:
     """What was checked, whether it held, and what was said."""
     (folder / "small").mkdir()
     make(folder / "small", FEW_GENES)
@@ -171,7 +200,8 @@ def held(folder: Path, quick: bool) -> list[tuple[str, bool, str]]:
         "an odd number of genes": lambda: train(small, [], "data.hvg=501"),
         "tests marked gpu": lambda: gpu_tests(quick),
     }
-    return [(what, *outcome(check)) for what, check in checks.items()]
+    for what, check in checks.items():
+        yield what, *outcome(check)
 
 
 def outcome(check: Callable[[], str]) -> tuple[bool, str]:

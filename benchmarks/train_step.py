@@ -92,7 +92,8 @@ def in_own_process(name: str, folder: str) -> dict[str, Any]:
     return found
 
 
-def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def measure(name: str, folder: Path, options: argparse.Namespace, split: int | None = None) -> dict[str, Any]:
+    """Time of a step, and of its parts over `split` more (None: a fifth as many)."""
     quieten()
     watch = Watch(options)
     config = compose("train", [
@@ -114,7 +115,8 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
         "parameters": sum(p.numel() for p in module.model.parameters()), "memory_gb": peak_memory_gb(trainer.strategy.root_device),
         "precision": trainer.precision,
     }  # fmt: skip
-    return {**found, "parts": split_of_time(trainer, module, data, max(2, options.steps // 5))}
+    steps = max(2, options.steps // 5) if split is None else split
+    return {**found, "parts": split_of_time(trainer, module, data, steps) if steps else {}}
 
 
 def warm_up(options: argparse.Namespace) -> int:
