@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
 from tqdm import tqdm
 
 from vcell.data.batch import CellSetBatch
@@ -104,6 +105,7 @@ class Average(EMAWeightAveraging):
             raise VcellError(f"callbacks.average.decay={decay} must lie between 0 and 1")
         super().__init__(use_buffers=False, decay=decay)
         self.decay = decay
+        self.pairs: tuple[list[Tensor], list[Tensor]] | None = None  # averages and the weights in training
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy, ModelParallelStrategy):
@@ -117,11 +119,14 @@ class Average(EMAWeightAveraging):
         if trainer.global_step <= self._latest_update_step:
             return
         assert self._average_model is not None
-        average, current = ([p.data for p in m.parameters()] for m in (self._average_model.module, module))
-        if self._latest_update_step == 0:
-            torch._foreach_copy_(average, current)
-        else:
-            torch._foreach_lerp_(average, current, 1 - self.decay)
+        if self.pairs is None:
+            self.pairs = list(self._average_model.module.parameters()), list(module.parameters())
+        average, current = self.pairs
+        with torch.no_grad():
+            if self._latest_update_step == 0:
+                torch._foreach_copy_(average, current)
+            else:
+                torch._foreach_lerp_(average, current, 1 - self.decay)
         self._average_model.n_averaged += 1
         self._latest_update_step = trainer.global_step
 
