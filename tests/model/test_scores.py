@@ -38,8 +38,12 @@ def test_p_values_equal_scipys():
 
 
 def test_false_discovery_rates_equal_scipys():
-    p = RNG.random(200) ** 3
-    np.testing.assert_allclose(false_discovery_rate(torch.from_numpy(p)).numpy(), stats.false_discovery_control(p))
+    p = RNG.random((3, 200)) ** 3
+    p[1, :50] = p[1, 60]  # ties
+    expected = stats.false_discovery_control(p, axis=1)
+    assert np.array_equal(false_discovery_rate(torch.from_numpy(p)).numpy(), expected)
+    assert np.array_equal(false_discovery_rate(torch.from_numpy(p[0])).numpy(), expected[0])
+    assert false_discovery_rate(torch.zeros(2, 0)).shape == (2, 0)
 
 
 def test_scores_equal_the_official_ones():

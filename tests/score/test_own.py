@@ -9,7 +9,7 @@ from scipy import sparse, stats
 from vcell.score.differential import Calls
 from vcell.score.embedding import Embedding, energy_distance_unbiased
 from vcell.score.grouped import GroupedCells
-from vcell.score.own import correlation, fold_correlation, top_recovery
+from vcell.score.own import correlation, fold_correlation, spearman, top_recovery
 
 RNG = np.random.default_rng(0)
 
@@ -64,3 +64,11 @@ def test_components_are_those_of_the_measured_cells_and_the_same_every_time():
     assert abs(a.mean() - b.mean()) > 3 * max(a.std(), b.std())
     np.testing.assert_array_equal(found.axes_GK, Embedding.of(cells, None).axes_GK)
     np.testing.assert_allclose(found.axes_GK.T @ found.axes_GK, np.eye(found.axes_GK.shape[1]), atol=1e-8)
+
+
+def test_rank_correlations_equal_scipys():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 9, 60).astype(float), rng.standard_normal(60)
+    x[3], y[4] = np.inf, -np.inf
+    assert spearman(x, y) == stats.spearmanr(x, y).statistic
+    assert np.isnan(spearman(x, np.ones(60)))

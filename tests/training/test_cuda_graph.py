@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from vcell.config import build, compose
 from vcell.data.batch import CellSetBatch, codes
 from vcell.errors import VcellError
 from vcell.model.checkpoint import read_checkpoint
-from vcell.training.cuda_graph import WARM_UP, Record, Step, StepGraph, clip, may_be_recorded
+from vcell.training.cuda_graph import WARM_UP, Record, Step, StepGraph, clip, may_be_recorded, record_on_gpu
 from vcell.training.module import Schedule, loss_terms
 
 LARGEST = 0.01  # norm, so that gradients are clipped
@@ -150,6 +151,36 @@ def test_else_the_reason_is_given(words: str, differing: dict[str, Any]):
     assert not allowed("auto", **differing)
     with pytest.raises(VcellError, match=words):
         allowed(True, **differing)
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected", "words"),
+    [
+        (
+            RuntimeError("operation not permitted when stream is capturing\nmore"),
+            VcellError,
+            r"is capturing\): cuda_graph=false",
+        ),
+        (torch.OutOfMemoryError("out of memory"), torch.OutOfMemoryError, "out of memory"),
+    ],
+)
+def test_a_step_that_cannot_be_recorded_says_what_to_do(
+    cause: RuntimeError, expected: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
+):
+    @contextmanager
+    def capture(*_: Any, **__: Any) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise RuntimeError("capture was invalidated")
+
+    def compute() -> Step:
+        raise cause
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=None))
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    with pytest.raises(expected, match=words):
+        record_on_gpu(compute)
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -88,13 +88,19 @@ def _ranks(sorted_GC: Tensor, values_GC: Tensor) -> tuple[Tensor, Tensor]:
     return torch.searchsorted(sorted_GC, values_GC), torch.searchsorted(sorted_GC, values_GC, right=True)
 
 
-def false_discovery_rate(p_G: Tensor) -> Tensor:
-    """p-values adjusted by Benjamini and Hochberg (1995)."""
-    ordered_G, order_G = p_G.sort()
-    n = len(p_G)
-    scaled_G = ordered_G * n / torch.arange(1, n + 1, device=p_G.device)
-    adjusted_G = scaled_G.flip(0).cummin(0).values.flip(0).clamp(max=1.0)
-    return torch.empty_like(p_G).scatter(0, order_G, adjusted_G)
+def false_discovery_rate(p: Tensor) -> Tensor:
+    """p-values ``(..., genes)`` adjusted by Benjamini and Hochberg (1995), each row by itself.
+
+    The numbers are those of `scipy.stats.false_discovery_control`.
+    """
+    ordered, order = p.sort(-1)
+    n = p.shape[-1]
+    place = torch.arange(1, n + 1, device=p.device, dtype=p.dtype)
+    scaled = ordered * (
+        torch.full_like(place, n) / place
+    )  # of a number torch would take the reciprocal, and round twice
+    adjusted = scaled.flip(-1).cummin(-1).values.flip(-1).clamp(max=1.0) if n else scaled
+    return torch.empty_like(p).scatter(-1, order, adjusted)
 
 
 def de_overlap(predicted: Differential, measured: Differential) -> Tensor:

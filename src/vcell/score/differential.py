@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy import sparse
-from scipy.stats import false_discovery_control
 
 from vcell.data.files.normalize import counts_of_log1p
+from vcell.model.scores import false_discovery_rate
 from vcell.score.gpu import RankTest, rank_test
 
 SIGNIFICANT = 0.05
@@ -77,7 +77,7 @@ class Tests2025:
         return self.p_of(group), np.nan_to_num(fold_G, nan=0.0, posinf=np.inf, neginf=-np.inf)
 
     def calls(self, targets: list[str], p_PG: np.ndarray, fold_PG: np.ndarray) -> Calls:
-        adjusted_PG = _adjusted(p_PG)
+        adjusted_PG = false_discovery_rate(torch.from_numpy(p_PG)).numpy()
         # cell-eval reads the table as single precision before it compares
         called_PG = adjusted_PG.astype(np.float32) < np.float32(SIGNIFICANT)
         return Calls(targets, p_PG, adjusted_PG, fold_PG, called_PG)
@@ -111,7 +111,7 @@ class Tests2026:
     def calls(self, targets: list[str], p_PG: np.ndarray, fold_PG: np.ndarray) -> Calls:
         adjusted_PG = np.full_like(p_PG, np.nan)
         if self.tested_G.any():
-            adjusted_PG[:, self.tested_G] = _adjusted(p_PG[:, self.tested_G])
+            adjusted_PG[:, self.tested_G] = false_discovery_rate(torch.from_numpy(p_PG[:, self.tested_G])).numpy()
         return Calls(targets, p_PG, adjusted_PG, fold_PG, adjusted_PG < SIGNIFICANT)
 
 
@@ -145,8 +145,3 @@ def _to_log1p(cells: sparse.csr_matrix) -> sparse.csr_matrix:
 def _mean(cells: sparse.csr_matrix) -> np.ndarray:
     """In the cells' own precision, as the packages take it: fold changes that are equal there must be equal here."""
     return np.asarray(cells.mean(axis=0)).ravel()
-
-
-def _adjusted(p_PG: np.ndarray) -> np.ndarray:
-    """Benjamini and Hochberg (1995), target by target."""
-    return np.asarray(false_discovery_control(p_PG, axis=1)) if p_PG.size else p_PG

@@ -44,11 +44,25 @@ Record = Callable[[Callable[[], Step]], tuple[Step, Callable[[], None]]]
 
 
 def record_on_gpu(compute: Callable[[], Step]) -> tuple[Step, Callable[[], None]]:
-    """Records what `compute` starts on the GPU, without running it; gives where its results will lie, and what runs it."""
+    """Records what `compute` starts on the GPU, without running it; gives where its results will lie, and what runs it.
+
+    Raises
+    ------
+    VcellError
+        If something in it cannot be recorded.
+    torch.OutOfMemoryError
+    """
     graph = torch.cuda.CUDAGraph()
-    # threads that fetch cells go on meanwhile
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        found = compute()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # threads that fetch cells go on meanwhile
+            found = compute()
+    except RuntimeError as error:  # the end of a broken recording fails too, and hides why
+        cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+        if isinstance(cause, torch.OutOfMemoryError):
+            raise cause from None
+        raise VcellError(
+            f"a training step could not be recorded as a CUDA graph ({str(cause).splitlines()[0][:200]}): cuda_graph=false runs it as usual"
+        ) from error
     return found, graph.replay
 
 

@@ -12,10 +12,11 @@ from vcell.data.datamodule import CellSetDataModule
 from vcell.errors import VcellError
 from vcell.training.build import RunSettings
 from vcell.training.cost import BYTES_PER_PARAMETER
+from vcell.training.cuda_graph import WARM_UP as RUN_AS_USUAL
 from vcell.training.module import TransitionModule
 from vcell.training.throughput import peak_memory_gb
 
-WARM_UP, MEASURED = 3, 5  # steps
+WARM_UP, MEASURED = RUN_AS_USUAL + 1, 5  # steps; in the last of the warm-up a step is recorded
 STEPS = WARM_UP + MEASURED
 
 
