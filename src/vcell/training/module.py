@@ -230,7 +230,7 @@ class TransitionModule(LightningModule):
         known = replace(self.identity, chosen_for=self.chosen_for, prior=fitted, addition=self.addition)
         checkpoint["vcell"] = known.plain()
         for state in checkpoint.get("optimizer_states", []):  # rates that lie on a GPU are numbers elsewhere
-            for group in state["param_groups"]:
+            for group in state.get("param_groups", []):  # of sharded weights rank 0 alone has them
                 group["lr"] = float(group["lr"])
         for state in checkpoint.get("lr_schedulers", []):
             state["_last_lr"] = [float(rate) for rate in state["_last_lr"]]
