@@ -169,6 +169,7 @@ def test_padded_rows_change_nothing(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_gradients_of_weights_are_not_rounded_to_half_precision(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
     layer, x, given = Linear(40, 17), torch.randn(2, 100, 40, requires_grad=True), torch.randn(2, 100, 17).bfloat16()
     monkeypatch.setattr(layers, "in_half_precision", lambda x: True)
     with torch.autocast("cpu", torch.bfloat16):
@@ -182,6 +183,7 @@ def test_gradients_of_weights_are_not_rounded_to_half_precision(monkeypatch: pyt
 
 
 def test_padded_heads_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
     attention, x = Attention(24, 3, 12), torch.rand(2, 5, 24)
     wanted = attention(x)
     monkeypatch.setattr(layers, "in_half_precision", lambda x: True)

@@ -76,12 +76,11 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of bf16 with float32 results, which CPUs compute in another way; and kernels of our own, which only count."""
 
     def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return torch.bmm(a, b, out_dtype=torch.float32)
+        return (torch.mm if a.dim() == 2 else torch.bmm)(a, b, out_dtype=torch.float32)
 
-    monkeypatch.setattr(energy, "_inner", lambda a, b: product(a, b.transpose(1, 2)))
-    monkeypatch.setattr(energy, "_weighted_sum", product)
+    for user in (energy, layers):
+        monkeypatch.setattr(user, "float32_product", product)
     monkeypatch.setattr(layers, "in_half_precision", lambda x: torch.is_autocast_enabled("cpu"))
-    monkeypatch.setattr(layers, "float32_product", lambda a, b: torch.mm(a, b, out_dtype=torch.float32))
     monkeypatch.setattr(fused, "fuses", lambda *tensors: True)
     kernels = {name: partial(Traffic.kernel, name) for name in KERNELS}
     monkeypatch.setitem(sys.modules, "vcell.model.triton_kernels", SimpleNamespace(**kernels))

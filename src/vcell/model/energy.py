@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vcell.model.fused import centred
+from vcell.model.fused import centred, float32_product
 from vcell.system import gpu_has_bf16, matrix_products
 
 PRECISIONS = ("auto", "float32", "tf32", "bf16")
@@ -73,7 +73,7 @@ class _EnergyDistance(torch.autograd.Function):
             blocks = _row_blocks(z_SZG.shape[1], ctx.block)
             whole: Tensor | None = None  # distances, where they all fit
             if len(blocks) == 1:
-                gram_SZZ = _inner(z_SZG, z_SZG)
+                gram_SZZ = float32_product(z_SZG, z_SZG.mT)
                 norms_SZ = gram_SZZ.diagonal(dim1=1, dim2=2)
                 whole = _distances(gram_SZZ, norms_SZ, blocks[0], z_SZG.shape[2])
                 total_S = (whole * _signs(z_SZG, ctx.n_x, blocks[0])).sum((1, 2))
@@ -96,7 +96,7 @@ class _EnergyDistance(torch.autograd.Function):
                 rows = slice(rows.start + wanted.start, rows.stop + wanted.start)
                 distance_SBZ = _distances_of(z_SZG, norms_SZ, rows) if whole is None else whole[:, rows]
                 weight_SBZ = _weights(distance_SBZ, _signs(z_SZG, n_x, rows), rows) * gradient_S[:, None, None]
-                found.append(_weighted_sum(weight_SBZ.to(z_SZG.dtype), z_SZG))
+                found.append(float32_product(weight_SBZ.to(z_SZG.dtype), z_SZG))
         out_SZG = found[0] if len(found) == 1 else torch.cat(found, 1)
         n_x = max(0, n_x - wanted.start)
         return (
@@ -121,26 +121,6 @@ def _products(tf32: bool) -> AbstractContextManager[None]:
     return matrix_products("high") if tf32 else nullcontext()
 
 
-def _weighted_sum(weight_SBZ: Tensor, z_SZG: Tensor) -> Tensor:
-    """Sums of cells, ``(sets, rows, genes)``, float32 on CPUs and GPUs alike."""
-    if z_SZG.dtype == torch.float32:
-        return torch.bmm(weight_SBZ, z_SZG)
-    if z_SZG.device.type == "cuda":
-        return torch.bmm(weight_SBZ, z_SZG, out_dtype=torch.float32)
-    return torch.bmm(weight_SBZ.float(), z_SZG.float())
-
-
-def _inner(a_SBG: Tensor, b_SZG: Tensor) -> Tensor:
-    """Inner products of cells, ``(sets, rows, cells)``, float32 whatever the cells are in."""
-    if a_SBG.dtype == torch.float32:
-        return torch.bmm(a_SBG, b_SZG.transpose(1, 2))
-    if a_SBG.device.type == "cuda":
-        return torch.bmm(a_SBG, b_SZG.transpose(1, 2), out_dtype=torch.float32)
-    return torch.bmm(
-        a_SBG.float(), b_SZG.float().transpose(1, 2)
-    )  # CPUs have no such product; the numbers are the same
-
-
 def _row_blocks(n_cells: int, block: int) -> list[slice]:
     return [slice(first, min(first + block, n_cells)) for first in range(0, n_cells, block)]
 
@@ -148,12 +128,12 @@ def _row_blocks(n_cells: int, block: int) -> list[slice]:
 def _squared_norms(z_SZG: Tensor, blocks: Sequence[slice]) -> Tensor:
     """Squared norms ``(sets, cells)``, as the diagonal of products: the sums that distances subtract."""
     parts = [z_SZG[:, rows] for rows in blocks]
-    return torch.cat([_inner(part, part).diagonal(dim1=1, dim2=2) for part in parts], 1)
+    return torch.cat([float32_product(part, part.mT).diagonal(dim1=1, dim2=2) for part in parts], 1)
 
 
 def _distances_of(z_SZG: Tensor, norms_SZ: Tensor, rows: slice) -> Tensor:
     """Distances of the cells `rows` from all cells, ``(sets, rows, cells)``."""
-    return _distances(_inner(z_SZG[:, rows], z_SZG), norms_SZ, rows, z_SZG.shape[2])
+    return _distances(float32_product(z_SZG[:, rows], z_SZG.mT), norms_SZ, rows, z_SZG.shape[2])
 
 
 def _distances(inner_SBZ: Tensor, norms_SZ: Tensor, rows: slice, n_genes: int) -> Tensor:

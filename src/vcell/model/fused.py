@@ -5,13 +5,13 @@ Such passes are bound by memory: a step at full size has 37 million numbers a te
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
+
+from vcell.data.gather import has_kernel
 
 
 def changed(base_SCG: Tensor, change_SCG: Tensor) -> Tensor:
@@ -49,24 +49,22 @@ def centred(x_SCG: Tensor, y_SCG: Tensor, dtype: torch.dtype) -> Tensor:
     return z_SZG
 
 
+def float32_product(a: Tensor, b: Tensor) -> Tensor:
+    """Products of matrices ``(rows, columns)``, or of several ``(sets, rows, columns)``, float32 whatever their factors are in."""
+    if a.dtype == torch.float32:
+        return a @ b
+    if a.is_cuda:
+        return (torch.mm if a.dim() == 2 else torch.bmm)(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()  # CPUs have no such product; the numbers are the same
+
+
 def fuses(*tensors: Tensor) -> bool:
     """Whether kernels of our own take these: on a GPU, where Triton works, outside of `torch.compile`."""
-    return all(t.is_cuda and t.numel() for t in tensors) and not torch.compiler.is_compiling() and _works()
-
-
-@cache
-def _works() -> bool:
-    """Whether Triton can build and run a kernel here: GPU builds of torch bring it along, and it needs a C compiler."""
-    if find_spec("triton") is None:
-        return False
-    try:
-        from vcell.model.triton_kernels import relu_gradient
-
-        one = torch.ones(1, device="cuda")
-        relu_gradient(one, one, found := torch.zeros(1, device="cuda"))
-        return bool(found[0] == 1)
-    except Exception:  # as many as there are machines; `data.gather.has_kernel` says so
-        return False
+    return (
+        all(t.is_cuda and t.numel() for t in tensors)
+        and not torch.compiler.is_compiling()
+        and has_kernel(tensors[0].device)
+    )
 
 
 class _Changed(torch.autograd.Function):

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention
 
 from vcell.errors import VcellError
-from vcell.model.fused import gated
+from vcell.model.fused import float32_product, gated
 
 ENCODERS = ("joint", "each")
 
@@ -78,13 +78,6 @@ def _padded(rows: Tensor, more: int) -> Tensor:
     """`more` rows of zeros below, and as many columns as rows need to begin at good addresses."""
     pads = -rows.shape[-1] % ALIGNED, more
     return pad(rows, (0, pads[0], 0, pads[1])) if any(pads) else rows
-
-
-def float32_product(a: Tensor, b: Tensor) -> Tensor:
-    """A product of matrices in half precision, not rounded to it."""
-    if a.device.type == "cuda":
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()  # CPUs have no such product; the numbers are the same
 
 
 def mlp(width_in: int, hidden: int, width_out: int, layers: int, dropout: float) -> nn.Sequential:

@@ -96,9 +96,8 @@ def false_discovery_rate(p: Tensor) -> Tensor:
     ordered, order = p.sort(-1)
     n = p.shape[-1]
     place = torch.arange(1, n + 1, device=p.device, dtype=p.dtype)
-    scaled = ordered * (
-        torch.full_like(place, n) / place
-    )  # of a number torch would take the reciprocal, and round twice
+    # a number over a tensor would be its product with reciprocals, rounded twice
+    scaled = ordered * (torch.full_like(place, n) / place)
     adjusted = scaled.flip(-1).cummin(-1).values.flip(-1).clamp(max=1.0) if n else scaled
     return torch.empty_like(p).scatter(-1, order, adjusted)
 
