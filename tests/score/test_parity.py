@@ -18,7 +18,7 @@ from vcell.score.metrics import METRICS_2025, METRICS_2026, summary
 from vcell.score.official import PERTURBATION, Official2025, Official2026, quiet
 from vcell.score.ranksum import SortedControls, rank_sum_p
 from vcell.score.vcc2025 import Fast2025
-from vcell.score.vcc2026 import Fast2026, jackknife
+from vcell.score.vcc2026 import Fast2026, sampling_variance
 
 pytestmark = pytest.mark.numeric
 
@@ -245,6 +245,11 @@ def test_p_values_are_scipys():
         rank_sum_p(full, SortedControls.of(sparse.csr_matrix(y))),
         rank_sum_p(stored, SortedControls.of(sparse.csr_matrix(y))),
     )
+    twice = sparse.csr_matrix(sparse.vstack([stored, stored], format="csr"))
+    np.testing.assert_array_equal(
+        rank_sum_p(stored, SortedControls.of(sparse.csr_matrix(y)), copies=2),
+        rank_sum_p(twice, SortedControls.of(sparse.csr_matrix(y))),
+    )
 
 
 @pytest.mark.parametrize("how", AWKWARD)
@@ -256,7 +261,7 @@ def test_tensors_give_the_same_as_stored_values(how: Callable[[Cells, Cells], No
     for target in pred.targets:
         np.testing.assert_allclose(test(pred.cells[target]), rank_sum_p(pred.cells[target], controls), rtol=1e-12)
         dense = dense_jackknife(pred.cells[target], 5e4, torch.device("cpu"))
-        assert jackknife(pred.cells[target]) == pytest.approx(dense, rel=1e-9, abs=1e-12)
+        assert sampling_variance(pred.cells[target], torch.device("cpu")) == pytest.approx(dense, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.gpu

@@ -17,21 +17,24 @@ Shape legend: P targets, G genes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numba import njit
 from scipy import sparse
 
 from vcell.data.files.normalize import counts_of_log1p
 from vcell.model.scores import false_discovery_rate
 from vcell.score.gpu import RankTest, rank_test
+from vcell.score.sums import sums
 
 SIGNIFICANT = 0.05
 PER_MILLION = 1e6
 LEAST_CPM = 5.0
 EPSILON = 1e-9
-CELLS_AT_ONCE = 1024
+LOOKED_UP = 32  # counts below
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,13 @@ class Tests2025:
 
     def __call__(self, group: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
         """p-values and log2 fold changes of some cells, ``(genes)``."""
+        return self.p_of(group), self.fold(group)
+
+    def fold(self, group: sparse.csr_matrix) -> np.ndarray:
+        """log2 fold changes of the geometric means of some cells, ``(genes)``."""
         with np.errstate(divide="ignore", invalid="ignore"):
             fold_G = np.log2(counts_of_log1p(_mean(group)) / self.control_mean_G)
-        return self.p_of(group), np.nan_to_num(fold_G, nan=0.0, posinf=np.inf, neginf=-np.inf)
+        return np.nan_to_num(fold_G, nan=0.0, posinf=np.inf, neginf=-np.inf)
 
     def calls(self, targets: list[str], p_PG: np.ndarray, fold_PG: np.ndarray) -> Calls:
         adjusted_PG = false_discovery_rate(torch.from_numpy(p_PG)).numpy()
@@ -85,28 +92,35 @@ class Tests2025:
 
 @dataclass(frozen=True)
 class Tests2026:
-    """Of whole counts against some controls, which are analysed once; of the genes that these express only."""
+    """Of whole counts against some controls, which are analysed once; of the genes that these express only.
+
+    Attributes
+    ----------
+    control_mean_G
+        Mean counts per million of the controls.
+    tested_G
+        The genes tested, a mask.
+    p_of
+        Of log1p of counts per million; None where p-values come from elsewhere.
+    """
 
     control_mean_G: np.ndarray
     tested_G: np.ndarray
-    p_of: RankTest
+    p_of: RankTest | None
 
     @classmethod
     def of(cls, controls: sparse.csr_matrix, device: torch.device) -> Tests2026:
-        per_million = cpm(controls)
-        mean_G = _mean(per_million)
+        values, mean_G = log1p_cpm(controls)
         tested_G = mean_G > LEAST_CPM
-        tested = _columns(per_million, tested_G)
-        del per_million  # the controls of a large context are a gigabyte, in each form
-        return cls(mean_G, tested_G, rank_test(_to_log1p(tested), device))
+        return cls(mean_G, tested_G, rank_test(values, device, tested_G))
 
     def __call__(self, group: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
         """p-values, NaN for genes that are not tested, and log2 fold changes of some cells, ``(genes)``."""
-        per_million = cpm(group)
-        fold_G = np.log2((_mean(per_million) + EPSILON) / (self.control_mean_G + EPSILON))
-        p_G = np.full(len(fold_G), np.nan)
-        p_G[self.tested_G] = self.p_of(_to_log1p(_columns(per_million, self.tested_G)))
-        return p_G, fold_G
+        assert self.p_of is not None
+        values, mean_G = log1p_cpm(group)
+        p_G = np.full(len(mean_G), np.nan)
+        p_G[self.tested_G] = self.p_of(values)
+        return p_G, fold_of_cpm(mean_G, self.control_mean_G)
 
     def calls(self, targets: list[str], p_PG: np.ndarray, fold_PG: np.ndarray) -> Calls:
         adjusted_PG = np.full_like(p_PG, np.nan)
@@ -115,31 +129,63 @@ class Tests2026:
         return Calls(targets, p_PG, adjusted_PG, fold_PG, adjusted_PG < SIGNIFICANT)
 
 
-def _columns(cells: sparse.csr_matrix, kept_G: np.ndarray) -> sparse.csr_matrix:
-    """Some columns, in their order: by one look at each stored value."""
-    here = kept_G[cells.indices]
-    number_G = np.cumsum(kept_G, dtype=np.int32) - 1
-    ends = np.concatenate([[0], np.cumsum(here)])
-    parts = (cells.data[here], number_G[cells.indices[here]], ends[cells.indptr].astype(cells.indptr.dtype))
-    return sparse.csr_matrix(parts, shape=(cells.shape[0], int(kept_G.sum())))
+def fold_of_cpm(mean_G: np.ndarray, control_mean_G: np.ndarray) -> np.ndarray:
+    """log2 fold changes of mean counts per million."""
+    return np.log2((mean_G + EPSILON) / (control_mean_G + EPSILON))
 
 
-def cpm(counts: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Counts per million of each cell, in the arithmetic of `scanpy.pp.normalize_total`: ties must stay ties."""
-    data = counts.data.astype(np.float64)
-    cells = sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
-    totals = np.asarray(cells.sum(axis=1)).ravel() / PER_MILLION
-    totals[totals == 0] = 1.0
-    for first in range(0, len(totals), CELLS_AT_ONCE):  # divisors of all values at once would be as large as these
-        starts = cells.indptr[first : first + CELLS_AT_ONCE + 1]
-        data[starts[0] : starts[-1]] /= np.repeat(totals[first : first + CELLS_AT_ONCE], np.diff(starts))
-    return cells
+def log1p_cpm(counts: sparse.csr_matrix) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """log1p of counts per million of each cell, and the mean counts per million of each gene, ``(genes)``.
+
+    In the arithmetic of `scanpy.pp.normalize_total` and of scipy's means: ties must stay ties, equal fold changes equal. Most counts are
+    small: their logarithms are looked up.
+    """
+    millions = _millions(counts)
+    table = np.log1p(np.arange(LOOKED_UP) / millions[:, None])
+    values, larger, mean_G = _log1p_cpm(counts.indptr, counts.indices, counts.data, millions, table, counts.shape[1])
+    values[larger] = np.log1p(values[larger])
+    return sparse.csr_matrix((values, counts.indices, counts.indptr), shape=counts.shape), mean_G
 
 
-def _to_log1p(cells: sparse.csr_matrix) -> sparse.csr_matrix:
-    """In place."""
-    np.log1p(cells.data, out=cells.data)
-    return cells
+def mean_cpm(counts: sparse.csr_matrix, rows: np.ndarray) -> np.ndarray:
+    """Mean counts per million of some cells, ``(genes)``, added up in their order."""
+    return _mean_cpm(counts.indptr, counts.indices, counts.data, _millions(counts), rows, counts.shape[1])
+
+
+def _millions(counts: sparse.csr_matrix) -> np.ndarray:
+    """Counts of each cell, in millions; 1 for a cell without any."""
+    millions = sums(counts)[1] / PER_MILLION
+    millions[millions == 0] = 1.0
+    return millions
+
+
+@njit(nogil=True, cache=True)
+def _mean_cpm(starts, genes, counts, millions, rows, n_genes):
+    mean_G, share = np.zeros(n_genes, np.float64), 1.0 / len(rows)
+    for i in rows:
+        for k in range(starts[i], starts[i + 1]):
+            mean_G[genes[k]] += float(counts[k]) / millions[i] * share
+    return mean_G
+
+
+@njit(nogil=True, cache=True)
+def _log1p_cpm(starts, genes, counts, millions, table, n_genes):
+    """Values, of which those at `larger` are not logarithms yet."""
+    values, mean_G = np.empty(len(counts), np.float64), np.zeros(n_genes, np.float64)
+    larger, n = np.empty(len(counts), np.int64), 0
+    share = 1.0 / len(millions)
+    for i in range(len(millions)):
+        for k in range(starts[i], starts[i + 1]):
+            count = float(counts[k])
+            per_million = count / millions[i]
+            mean_G[genes[k]] += per_million * share
+            if count < table.shape[1] and count == math.floor(count):
+                values[k] = table[i, int(count)]
+            else:
+                values[k] = per_million
+                larger[n] = k
+                n += 1
+    return values, larger[:n].copy(), mean_G
 
 
 def _mean(cells: sparse.csr_matrix) -> np.ndarray:

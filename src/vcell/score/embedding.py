@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from scipy import sparse
 from scipy.linalg import eigh
 
 from vcell.data.files.normalize import scaled_log1p
 from vcell.score.grouped import GroupedCells
+from vcell.score.sums import sums
 
 FITTED_CELLS = 2_000
 FITTED_GENES = 2_000
@@ -63,9 +65,30 @@ class Embedding:
         )  # a sign that does not depend on the library
         return cls(genes, mean_G, axes, target_sum)
 
-    def place(self, cells: sparse.csr_matrix) -> np.ndarray:
-        """Coordinates ``(cells, components)``."""
-        return (_log1p(cells, self.target_sum)[:, self.genes].toarray() - self.mean_G) @ self.axes_GK
+    def place(self, cells: sparse.csr_matrix, number: int | None = None) -> np.ndarray:
+        """Coordinates ``(cells, components)``; of no more than `number` cells, evenly from first to last."""
+        rows = spread_rows(cells.shape[0], cells.shape[0] if number is None else number)
+        scale_C = np.ones(len(rows))
+        if self.target_sum is not None:
+            totals = sums(cells, rows)[1]
+            scale_C = self.target_sum / np.where(totals > 0, totals, 1.0)
+        column = np.full(cells.shape[1], -1, np.int32)
+        column[self.genes] = np.arange(len(self.genes), dtype=np.int32)
+        dense = _dense(cells.indptr, cells.indices, cells.data, rows, column, scale_C, len(self.genes))
+        if self.target_sum is not None:
+            np.log1p(dense, out=dense)
+        return (dense - self.mean_G) @ self.axes_GK
+
+
+@njit(nogil=True, cache=True)
+def _dense(starts, genes, values, rows, column, scale_C, n_columns):
+    dense = np.zeros((len(rows), n_columns), np.float64)
+    for c in range(len(rows)):
+        for k in range(starts[rows[c]], starts[rows[c] + 1]):
+            g = column[genes[k]]
+            if g >= 0:
+                dense[c, g] = values[k] * scale_C[c]
+    return dense
 
 
 def energy_distance_unbiased(x_CK: np.ndarray, y_CK: np.ndarray) -> float:
@@ -79,13 +102,17 @@ def energy_distance_unbiased(x_CK: np.ndarray, y_CK: np.ndarray) -> float:
 
 def spread(cells: sparse.csr_matrix, number: int) -> sparse.csr_matrix:
     """At most `number` cells, evenly from first to last."""
-    return cells[np.unique(np.linspace(0, cells.shape[0] - 1, min(number, cells.shape[0])).astype(int))]
+    return cells[spread_rows(cells.shape[0], number)]
+
+
+def spread_rows(n_cells: int, number: int) -> np.ndarray:
+    return np.unique(np.linspace(0, n_cells - 1, min(number, n_cells)).astype(int))
 
 
 def _log1p(cells: sparse.csr_matrix, target_sum: float | None) -> sparse.csr_matrix:
     if target_sum is None:
         return cells
-    totals = np.asarray(cells.sum(axis=1, dtype=np.float64)).ravel()
+    totals = sums(cells)[1]
     factor = target_sum / np.where(totals > 0, totals, 1.0)
     data = scaled_log1p(cells.data, np.repeat(factor, np.diff(cells.indptr)))
     return sparse.csr_matrix((data, cells.indices, cells.indptr), shape=cells.shape)

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from vcell.errors import VcellError, nearest
-from vcell.score.embedding import spread
 from vcell.score.explore import Effects, effects, target_table
 from vcell.score.metrics import Metric, has_room, per_target
 from vcell.score.pairs import Pair
@@ -89,11 +88,11 @@ def _cells(pair: Pair, judge: ContextScorer) -> pd.DataFrame:
     each = max(1, SHOWN_CELLS // max(1, len(pair.pred.targets)))
     for kind, cells in (("measured", pair.real), ("predicted", pair.pred)):
         for label in cells.targets:
-            at = judge.embedding.place(spread(cells.cells[label], each))
+            at = judge.embedding.place(cells.cells[label], each)
             parts.append(
                 pd.DataFrame({"x": at[:, 0], "y": at[:, min(1, at.shape[1] - 1)], "kind": kind, "perturbation": label})
             )
-    at = judge.embedding.place(spread(pair.real.controls, SHOWN_CELLS // 2))
+    at = judge.embedding.place(pair.real.controls, SHOWN_CELLS // 2)
     parts.append(
         pd.DataFrame({"x": at[:, 0], "y": at[:, min(1, at.shape[1] - 1)], "kind": "control", "perturbation": ""})
     )

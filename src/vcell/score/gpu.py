@@ -8,7 +8,7 @@ Shape legend: C cells, G genes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,24 +18,33 @@ from torch import Tensor
 from vcell.model.scores import GENES_AT_A_TIME, Reference
 from vcell.score.ranksum import SortedControls, rank_sum_p
 
-RankTest = Callable[[sparse.csr_matrix], np.ndarray]
+
+class RankTest(Protocol):
+    """p-values ``(genes)`` of some cells, each of which is there `copies` times."""
+
+    def __call__(self, cells: sparse.csr_matrix, copies: int = 1) -> np.ndarray: ...
 
 
-def rank_test(controls: sparse.csr_matrix, device: torch.device) -> RankTest:
-    """The test of groups of cells against `controls`, which are sorted once."""
+def rank_test(controls: sparse.csr_matrix, device: torch.device, tested_G: np.ndarray | None = None) -> RankTest:
+    """The test of groups of cells against `controls`, which are sorted once; of the genes in the mask only where one is given."""
     if device.type == "cpu":
-        ordered = SortedControls.of(controls)
-        return lambda cells: rank_sum_p(cells, ordered)
-    return dense_rank_test(controls, device)
+        place = None if tested_G is None else np.where(tested_G, np.cumsum(tested_G, dtype=np.int32) - 1, -1)
+        ordered = SortedControls.of(controls, place)
+        return lambda cells, copies=1: rank_sum_p(cells, ordered, copies)
+    if tested_G is None:
+        return dense_rank_test(controls, device)
+    test = dense_rank_test(controls[:, tested_G], device)
+    return lambda cells, copies=1: test(cells[:, tested_G], copies)
 
 
 def dense_rank_test(controls: sparse.csr_matrix, device: torch.device) -> RankTest:
     """The same by tensors."""
     references = [Reference.of(part_GC) for part_GC in _dense(controls, device).split(GENES_AT_A_TIME)]
 
-    def test(cells: sparse.csr_matrix) -> np.ndarray:
+    def test(cells: sparse.csr_matrix, copies: int = 1) -> np.ndarray:
         parts = zip(references, _dense(cells, device).split(GENES_AT_A_TIME), strict=True)
-        return torch.cat([reference.rank_sum_p(part_GC) for reference, part_GC in parts]).cpu().numpy()
+        found = [reference.rank_sum_p(part_GC.repeat(1, copies)) for reference, part_GC in parts]
+        return torch.cat(found).cpu().numpy()
 
     return test
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import anndata as ad
 import numpy as np
@@ -80,7 +81,8 @@ class GroupedCells:
         ends = np.cumsum(np.bincount(codes, minlength=len(names)))
         places = {str(n): order[b:e] for n, b, e in zip(names, np.concatenate([[0], ends[:-1]]), ends, strict=True)}
         if isinstance(cells.rows, InMemory):
-            if not (order[1:] > order[:-1]).all():
+            together = np.count_nonzero(codes[1:] != codes[:-1]) == len(names) - 1
+            if not together:
                 cells = LabelledCells.of(cells.labels[order], cells.genes, InMemory(cells.take(order)))
                 places = {n: np.arange(e - len(p), e) for (n, p), e in zip(places.items(), ends, strict=True)}
             return cls({n: cells.take(p) for n, p in places.items()}, cells.genes, control)
@@ -143,7 +145,12 @@ class GroupedCells:
         return replace(self, cells=cells, same_as=(self, former))
 
     def halves(self, seed: int) -> tuple[GroupedCells, GroupedCells]:
-        """Two disjoint halves of every label's cells, drawn as both official packages draw theirs.
+        """Two disjoint halves of every label's cells: those of `half_places`."""
+        first, second = self.half_places(seed)
+        return self.some(first), self.some(second)
+
+    def half_places(self, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Which cells of each label are in two disjoint halves, drawn as both official packages draw theirs.
 
         An odd cell, and a target of a single cell, is in neither.
 
@@ -163,7 +170,7 @@ class GroupedCells:
             raise VcellError(
                 "the ceiling splits measured cells into halves: that takes two control cells, and two cells of one target at least"
             )
-        return self._some(first), self._some(second)
+        return first, second
 
     def without_group(self, group: int, groups: int) -> GroupedCells:
         """Every label without each `groups`-th cell, from `group`; a label of a single cell keeps it."""
@@ -171,14 +178,17 @@ class GroupedCells:
         for label, number in self.sizes.items():
             keep = np.arange(number) % min(groups, max(2, number)) != group
             kept[label] = np.flatnonzero(keep) if keep.any() and number > 1 else np.arange(number)
-        return self._some(kept)
+        return self.some(kept)
 
-    def _some(self, places: Mapping[str, np.ndarray]) -> GroupedCells:
-        """Some cells of each label; the controls are kept in memory."""
-        controls = self.cells[self.control][places[self.control]] if self.control in places else None
+    def some(self, places: Mapping[str, np.ndarray]) -> GroupedCells:
+        """Some cells of each label; the controls, once asked for, are kept in memory."""
+
+        @cache
+        def controls() -> sparse.csr_matrix:
+            return self.cells[self.control][places[self.control]]
 
         def make(label: str) -> sparse.csr_matrix:
-            return controls if label == self.control else self.cells[label][places[label]]
+            return controls() if label == self.control else self.cells[label][places[label]]
 
         return GroupedCells(Lazy({label: len(p) for label, p in places.items()}, make), self.genes, self.control)
 
@@ -193,8 +203,3 @@ class GroupedCells:
         obs = pd.DataFrame({perturbation: labels.astype(object)}, index=pd.Index(np.arange(len(labels)).astype(str)))
         matrix = sparse.csr_matrix(sparse.vstack(list(self.cells.values()), format="csr"))
         return ad.AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes)))
-
-
-def mean_profile(cells: sparse.csr_matrix) -> np.ndarray:
-    """Mean over cells, in double precision, ``(genes)``."""
-    return np.asarray(cells.mean(axis=0, dtype=np.float64)).ravel()

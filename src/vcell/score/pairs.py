@@ -14,6 +14,7 @@ from vcell.score.cells import Columns, ReadCells
 from vcell.score.grouped import GroupedCells
 from vcell.score.rows import LabelledCells
 from vcell.score.scaling import same_scale, whole_counts
+from vcell.system import in_threads
 
 LEAST_MEASURED = 0.5  # of the prediction's genes, that measured cells must have
 
@@ -61,7 +62,7 @@ def pair_in(
     notes: list[str],
 ) -> Pair:
     """Predicted and measured cells of one context."""
-    predicted, measured = pred.cells_of(context), real.cells_of(context)
+    predicted, measured = in_threads(lambda cells: cells.cells_of(context), (pred, real))
     names = [pred.genes[i] for i in place.predicted]
     if not place.all_predicted:
         predicted = predicted.in_columns(place.predicted, names)

@@ -1,9 +1,9 @@
 """Wilcoxon rank-sum tests of many groups of cells against the same controls, gene by gene, on sparse cells.
 
-The controls are sorted once. A group's few stored values of a gene then find their places among them by search, where numba-mwu
-(in `pdex`) sorts both again for every group. illico is as fast as this, but its p-values near 1 lie below 1 where the official ones
-are 1, and the order of such genes counts in a score of 2026. ``benchmarks/score.py`` has the figures. Statistic, tie and continuity
-correction are those of `scipy.stats.mannwhitneyu` (asymptotic, two-sided).
+The controls are sorted once. A group's few stored values of a gene, sorted too, then find their places among them in one walk, where
+numba-mwu (in `pdex`) sorts both again for every group. illico's p-values near 1 lie below 1 where the official ones are 1, and the
+order of such genes counts in a score of 2026. ``benchmarks/score.py`` has the figures. Statistic, tie and continuity correction are
+those of `scipy.stats.mannwhitneyu` (asymptotic, two-sided).
 
 Shape legend: C cells, G genes.
 """
@@ -19,13 +19,15 @@ from scipy import sparse
 
 from vcell.system import in_threads
 
-FEW = 32  # values that insertion sorts faster
-GENES_A_THREAD = 512
+GENES_A_THREAD = 1024
+NEAR = 48  # values that are walked one by one before steps double
+KEYS = 4096  # of the first, coarse sort; of many values more, so that what is left to the second stays little
+MANY, MORE_KEYS = 4_000_000, 65_536
 
 
 @dataclass(frozen=True)
-class SortedControls:
-    """Control cells by gene, their stored values ascending.
+class ByGene:
+    """Stored values of some cells, gene by gene, ascending.
 
     Attributes
     ----------
@@ -35,109 +37,198 @@ class SortedControls:
         Where each gene's values begin, ``(genes + 1)``.
     values
         Positive values, float64.
-    ties
-        Sum of t³ - t over equal positive values, ``(genes)``.
+    entries
+        Which of the matrix's stored values each is; empty where nobody asked.
     """
 
     n: int
     starts: np.ndarray
     values: np.ndarray
-    ties: np.ndarray
+    entries: np.ndarray
 
     @classmethod
-    def of(cls, cells: sparse.csr_matrix) -> SortedControls:
-        """From cells of non-negative values."""
-        n_genes = cells.shape[1]
-        starts, values = _by_gene(*_stored(cells), n_genes)
-        ties = np.zeros(n_genes)
-        parts = [(g, min(g + GENES_A_THREAD, n_genes)) for g in range(0, n_genes, GENES_A_THREAD)]
-        for _ in in_threads(lambda part: _sort_genes(starts, values, ties, *part), parts):
+    def of(cls, cells: sparse.csr_matrix, place: np.ndarray, entries: bool = False, threads: bool = False) -> ByGene:
+        """From cells of non-negative values.
+
+        Parameters
+        ----------
+        place
+            The gene that each column is, ``(columns)``, -1 for columns left out.
+        entries
+            Whether they are wanted.
+        threads
+            Whether genes are divided among all cores.
+        """
+        values = cells.data.astype(np.float64, copy=False)
+        n_genes = int(place.max(initial=-1)) + 1
+        starts = _starts(cells.indices, values, place, n_genes)
+        ordered = np.empty(starts[-1], np.float64)
+        numbers = np.empty(starts[-1] if entries else 0, np.int32 if len(values) < 2**31 else np.int64)
+        step = GENES_A_THREAD if threads else max(1, n_genes)
+        keys = KEYS if len(values) < MANY else MORE_KEYS
+
+        def sort(first: int) -> None:
+            _sort_genes(cells.indices, values, place, starts, first, min(first + step, n_genes), keys, ordered, numbers)
+
+        for _ in in_threads(sort, range(0, n_genes, step)) if threads else map(sort, range(0, n_genes, step)):
             pass
-        return cls(cells.shape[0], starts, values, ties)
+        return cls(cells.shape[0], starts, ordered, numbers)
 
 
-def rank_sum_p(cells: sparse.csr_matrix, controls: SortedControls) -> np.ndarray:
+@dataclass(frozen=True)
+class SortedControls:
+    """Control cells by gene.
+
+    Attributes
+    ----------
+    cells
+        Their values.
+    ties
+        Sum of t³ - t over equal positive values, ``(genes)``.
+    place
+        The gene that each column of a group is, as of `ByGene`.
+    """
+
+    cells: ByGene
+    ties: np.ndarray
+    place: np.ndarray
+
+    @classmethod
+    def of(cls, cells: sparse.csr_matrix, place: np.ndarray | None = None) -> SortedControls:
+        """From cells of non-negative values; all columns where `place` is not given."""
+        if place is None:
+            place = np.arange(cells.shape[1], dtype=np.int32)
+        by_gene = ByGene.of(cells, place, threads=True)
+        return cls(by_gene, _ties(by_gene.starts, by_gene.values), place)
+
+
+def rank_sum_p(cells: sparse.csr_matrix, controls: SortedControls, copies: int = 1) -> np.ndarray:
     """Two-sided p-values ``(genes)`` of the cells against the controls; 1 for a gene that is the same in all.
 
     Parameters
     ----------
     cells
-        CSR ``(cells, genes)``, non-negative, at least one cell.
+        CSR ``(cells, columns)``, non-negative, at least one cell.
+    copies
+        How often each of the cells is there.
     """
-    starts, values = _by_gene(*_stored(cells), cells.shape[1])
-    _sort_genes(starts, values, None, 0, cells.shape[1])
-    return _p_values(starts, values, cells.shape[0], controls.starts, controls.values, controls.ties, controls.n)
-
-
-def _stored(cells: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Genes and values of what is stored, zeros left out: they would count as values above the others' zeros."""
-    values = cells.data.astype(np.float64, copy=False)
-    if values.size and not values.all():
-        kept = values != 0
-        return cells.indices[kept], values[kept]
-    return cells.indices, values
+    own, others = ByGene.of(cells, controls.place), controls.cells
+    return _p_values(own.starts, own.values, own.n, copies, others.starts, others.values, controls.ties, others.n)
 
 
 @njit(nogil=True, cache=True)
-def _by_gene(genes, values, n_genes):
-    """Values gene by gene, unsorted, and where each gene's begin."""
+def _starts(genes, values, place, n_genes):
+    """Where each gene's values begin. Zeros that are stored are left out: they would count as values above the others' zeros."""
     starts = np.zeros(n_genes + 1, np.int64)
-    for g in genes:
-        starts[g + 1] += 1
+    for i in range(len(genes)):
+        g = place[genes[i]]
+        if g >= 0 and values[i] > 0.0:
+            starts[g + 1] += 1
     for g in range(n_genes):
         starts[g + 1] += starts[g]
-    place = starts[:-1].copy()
-    ordered = np.empty(len(values), np.float64)
-    for i in range(len(values)):
-        g = genes[i]
-        ordered[place[g]] = values[i]
-        place[g] += 1
-    return starts, ordered
+    return starts
 
 
 @njit(nogil=True, cache=True)
-def _sort_genes(starts, values, ties, first, last):
-    """Sorts the values of some genes in place, and, where `ties` is given, writes their sums of t³ - t over equals there."""
+def _sort_genes(genes, values, place, starts, first, last, keys, ordered, entries):
+    """Writes the values of some genes to their places in `ordered`, ascending, and which they are to `entries` where that is wanted.
+
+    Positive floats are ordered as their bits are. So values are first brought into a rough order by their leading bits, then go to
+    their genes in that order, where little is left to insert.
+    """
+    bits = values.view(np.int64)
+    low, high = np.int64(0x7FFFFFFFFFFFFFFF), np.int64(0)
+    number = starts[last] - starts[first]
+    taken = np.empty(number, entries.dtype)
+    n = 0
+    for i in range(len(genes)):
+        g = place[genes[i]]
+        if first <= g < last and values[i] > 0.0:
+            low, high = min(low, bits[i]), max(high, bits[i])
+            taken[n] = i
+            n += 1
+    shift = 0
+    while number > 0 and (high - low) >> shift >= keys:
+        shift += 1
+    begins = np.zeros(((high - low) >> shift) + 2 if number > 0 else 1, np.int64)
+    for i in taken:
+        begins[((bits[i] - low) >> shift) + 1] += 1
+    for k in range(len(begins) - 1):
+        begins[k + 1] += begins[k]
+    rough = np.empty(number, entries.dtype)
+    for i in taken:
+        k = (bits[i] - low) >> shift
+        rough[begins[k]] = i
+        begins[k] += 1
+    at = starts[first:last].copy()
+    wanted = len(entries) > 0
+    for i in rough:
+        g = place[genes[i]] - first
+        ordered[at[g]] = values[i]
+        if wanted:
+            entries[at[g]] = i
+        at[g] += 1
     for g in range(first, last):
-        _sort(values, starts[g], starts[g + 1])
-        if ties is not None:
-            i = starts[g]
-            while i < starts[g + 1]:
-                j = i + 1
-                while j < starts[g + 1] and values[j] == values[i]:
-                    j += 1
-                t = float(j - i)
-                ties[g] += t * t * t - t
-                i = j
+        _insert(ordered, entries, wanted, starts[g], starts[g + 1])
 
 
 @njit(nogil=True, cache=True)
-def _sort(values, begin, end):
-    if end - begin > FEW:
-        values[begin:end].sort()
-        return
+def _insert(values, entries, wanted, begin, end):
     for i in range(begin + 1, end):
         value = values[i]
+        if values[i - 1] <= value:
+            continue
+        entry = entries[i] if wanted else 0
         j = i
         while j > begin and values[j - 1] > value:
             values[j] = values[j - 1]
+            if wanted:
+                entries[j] = entries[j - 1]
             j -= 1
         values[j] = value
+        if wanted:
+            entries[j] = entry
 
 
 @njit(nogil=True, cache=True)
-def _first_not_below(values, low, high, value, or_equal):
-    """First place from `low` on whose value is not below `value`, or, `or_equal`, is above it; steps double, then halve."""
+def _ties(starts, values):
+    ties = np.zeros(len(starts) - 1, np.float64)
+    for g in range(len(ties)):
+        i = starts[g]
+        while i < starts[g + 1]:
+            j = i + 1
+            while j < starts[g + 1] and values[j] == values[i]:
+                j += 1
+            ties[g] += cubed(float(j - i))
+            i = j
+    return ties
+
+
+@njit(nogil=True, cache=True)
+def cubed(t):
+    """t³ - t, by which equal values lessen the variance of ranks."""
+    return t * t * t - t
+
+
+@njit(nogil=True, cache=True)
+def find(values, low, high, value, above):
+    """First place from `low` on whose value is not below `value`, or, `above`, is above it: near ones are tried one by one, then steps
+    double and halve."""
+    near = min(low + NEAR, high)
+    while low < near and (values[low] < value or (above and values[low] == value)):
+        low += 1
+    if low < near:
+        return low
     step = 1
     end = low
-    while end < high and (values[end] < value or (or_equal and values[end] == value)):
+    while end < high and (values[end] < value or (above and values[end] == value)):
         low = end + 1
         end += step
         step *= 2
     end = min(end, high)
     while low < end:
         middle = (low + end) // 2
-        if values[middle] < value or (or_equal and values[middle] == value):
+        if values[middle] < value or (above and values[middle] == value):
             low = middle + 1
         else:
             end = middle
@@ -145,36 +236,36 @@ def _first_not_below(values, low, high, value, or_equal):
 
 
 @njit(nogil=True, cache=True)
-def _p_values(starts, values, n_cells, control_starts, control_values, control_ties, n_controls):
+def _p_values(starts, values, n_rows, copies, control_starts, control_values, control_ties, n_controls):
+    n_cells = n_rows * copies
     n = n_cells + n_controls
     p = np.ones(len(starts) - 1, np.float64)
     for g in range(len(p)):
         first, last = starts[g], starts[g + 1]
         begin, end = control_starts[g], control_starts[g + 1]
-        zeros = float(n - (last - first) - (end - begin))
+        stored = (last - first) * copies
+        zeros = float(n - stored - (end - begin))
         # ranks of the group's cells: its zeros share the middle of all zeros' ranks
-        rank_sum = (n_cells - (last - first)) * (zeros + 1.0) / 2.0
-        ties = control_ties[g] + (zeros * zeros * zeros - zeros)
+        rank_sum = (n_cells - stored) * (zeros + 1.0) / 2.0
+        ties = control_ties[g] + cubed(zeros)
         low = begin
         i = first
         while i < last:
-            j = i + 1
-            while j < last and values[j] == values[i]:
-                j += 1
-            low = _first_not_below(control_values, low, end, values[i], False)
-            high = _first_not_below(control_values, low, end, values[i], True)
-            own, others = float(j - i), float(high - low)
-            both = own + others
-            rank_sum += own * (zeros + (i - first) + (low - begin) + (both + 1.0) / 2.0)
-            ties += (both * both * both - both) - (others * others * others - others)
+            j = find(values, i + 1, last, values[i], True)
+            low = find(control_values, low, end, values[i], False)
+            high = find(control_values, low, end, values[i], True)
+            own, others = float((j - i) * copies), float(high - low)
+            rank_sum += own * (zeros + (i - first) * copies + (low - begin) + (own + others + 1.0) / 2.0)
+            ties += cubed(own + others) - cubed(others)
             low = high
             i = j
-        p[g] = _two_sided(rank_sum, n_cells, n_controls, ties)
+        p[g] = two_sided(rank_sum, n_cells, n_controls, ties)
     return p
 
 
 @njit(nogil=True, cache=True)
-def _two_sided(rank_sum, n_x, n_y, ties):
+def two_sided(rank_sum, n_x, n_y, ties):
+    """p-value of the sum of ranks of `n_x` cells against `n_y` others."""
     n = float(n_x + n_y)
     u_x = rank_sum - n_x * (n_x + 1.0) / 2.0
     u = max(u_x, n_x * n_y - u_x)

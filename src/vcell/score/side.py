@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from vcell.score.differential import Calls
-from vcell.score.embedding import CELLS_PER_SET, Embedding, spread
+from vcell.score.embedding import CELLS_PER_SET, Embedding
 from vcell.score.grouped import GroupedCells
 from vcell.system import in_threads
 
@@ -62,19 +62,24 @@ class Side:
         The side of the same cells under other names, and these names, where that was measured already.
     control_noise
         Sampling variance of the controls' pseudobulk.
+    known
+        What was measured elsewhere: of halves, whose cells are read once for several splits.
     """
 
     cells: GroupedCells
     tests: Tests
     control_G: np.ndarray
-    bulk: Callable[[sparse.csr_matrix], np.ndarray]
+    bulk: Callable[[sparse.csr_matrix], np.ndarray] | None = None
     noise: Callable[[sparse.csr_matrix], float] | None = None
     embedding: Embedding | None = None
     like: tuple[Side, dict[str, str]] | None = None
     control_noise: float = 0.0
+    known: Measured | None = None
 
     @cached_property
     def measured(self) -> Measured:
+        if self.known is not None:
+            return self.known
         if self.like is not None:
             other, names = self.like
             place = {target: p for p, target in enumerate(other.cells.targets)}
@@ -90,9 +95,10 @@ class Side:
         return Measured(np.array(bulks), noise_P, p_PG, fold_PG, placed)  # bulks in the precision that they come in
 
     def _measure(self, target: str) -> tuple[np.ndarray, float, tuple[np.ndarray, np.ndarray], np.ndarray | None]:
+        assert self.bulk is not None
         cells = self.cells.cells[target]
         noise = 0.0 if self.noise is None else self.noise(cells)
-        placed = None if self.embedding is None else self.embedding.place(spread(cells, CELLS_PER_SET))
+        placed = None if self.embedding is None else self.embedding.place(cells, CELLS_PER_SET)
         return self.bulk(cells), noise, self.tests(cells), placed
 
     @cached_property
@@ -119,7 +125,7 @@ class Side:
         """Some cells of a target in `embedding`, ``(cells, components)``."""
         if self.embedding is embedding:
             return self.measured.placed[row]
-        return embedding.place(spread(self.cells.cells[self.cells.targets[row]], CELLS_PER_SET))
+        return embedding.place(self.cells.cells[self.cells.targets[row]], CELLS_PER_SET)
 
 
 def known_as(side: Side | None, cells: GroupedCells) -> tuple[Side, dict[str, str]] | None:

@@ -15,21 +15,22 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
-from numba import njit
 from scipy import sparse
 
 from vcell.data.files.normalize import pseudobulk_log1p
 from vcell.score.differential import Calls, Tests2026
 from vcell.score.embedding import Embedding
 from vcell.score.gpu import dense_jackknife
-from vcell.score.grouped import GroupedCells, Lazy, mean_profile
+from vcell.score.grouped import GroupedCells, Lazy
+from vcell.score.halves import Splits, at_once
+from vcell.score.jackknife import jackknife
 from vcell.score.side import Side, known_as
+from vcell.score.sums import mean_profile, sums
 
 CPU = torch.device("cpu")
 BULK_SUM = 50_000.0
 PURITY = 0.9
 FEWEST_GENES = 10  # truly changed, for a target's fold changes to count
-TERMS, SMALL = 9, 0.02  # of the jackknife's series, whose error is below 1e-15
 SPLITS = 5  # of the replicate, seeds derived from 0 as the package derives them
 
 
@@ -42,8 +43,6 @@ class Fast2026:
         Measured whole counts with controls.
     device
         Where rank tests and jackknife run.
-    own_controls
-        Predictions are held against their own controls instead of the measured ones, as the halves of a replicate are.
     embedding
         In which cells are placed while they are read.
     """
@@ -52,17 +51,14 @@ class Fast2026:
         self,
         real: GroupedCells,
         device: torch.device = CPU,
-        own_controls: bool = False,
         embedding: Embedding | None = None,
     ) -> None:
-        self.device, self.own_controls, self.embedding = device, own_controls, embedding
+        self.device, self.embedding = device, embedding
         self._first: Side | None = None  # the prediction that references may be made of
         self.real = self._side(real, real.controls)
 
     def side(self, pred: GroupedCells) -> Side:
         """The prediction's side."""
-        if self.own_controls:
-            return self._side(pred, pred.controls)
         side = replace(self.real, cells=pred, like=known_as(self._first, pred))
         self._first = self._first or side
         return side
@@ -84,46 +80,32 @@ class Fast2026:
 
     def score(self, pred: Side) -> pd.DataFrame:
         """The six members for every target, NaN where one is not defined; same targets and genes as measured."""
-        real = self.real
-        targets, genes = pred.cells.targets, pred.cells.genes
-        own_P = own_genes(targets, genes)
-        part, whole = squared_error(pred, real, own_P)
-        called = {"pred": without_own(pred.calls.called_PG, own_P), "real": without_own(real.calls.called_PG, own_P)}
-        table = {
-            "PDS": discrimination_cosine(pred.delta_PG, real.delta_PG, own_P),
-            "MSE_part": part,
-            "MSE_whole": whole,
-            "FIDELITY": fidelity(called["pred"], called["real"], pred.calls, real.calls),
-            "REACH": reach(called["real"], pred.calls, real.calls, genes),
-            "JACCARD": jaccard(called["pred"], called["real"]),
-            "NMAE": fold_error(called["real"], real.calls.fold_PG, pred.calls.fold_PG, real.calls.fold_PG),
-        }
-        return pd.DataFrame(table, index=pd.Index(targets, name="perturbation"))
+        return score(pred, self.real)
 
     def replicates(self) -> Iterator[tuple[pd.DataFrame, Side, Side]]:
         """Splits of the measured cells into halves: in their mean, what a replicate of the experiment would score.
 
-        The cells of the first are placed in the embedding too.
+        Of each split the table, one row per target, of the second half scored as a prediction of the first, and the sides of both; the
+        cells of the first split are placed in the embedding too.
         """
-        for number, seed in enumerate(np.random.SeedSequence(0).generate_state(SPLITS).tolist()):
-            yield self.split(seed, self.embedding if number == 0 else None)
+        seeds = np.random.SeedSequence(0).generate_state(SPLITS).tolist()
+        step = at_once(self.real.cells)
+        for first in range(0, SPLITS, step):
+            embedding = self.embedding if first == 0 else None
+            sides = Splits(self.real.cells, seeds[first : first + step], BULK_SUM, embedding).sides()
+            while sides:
+                yield self._replicate(*sides.pop(0))
 
-    def split(self, seed: int, embedding: Embedding | None = None) -> tuple[pd.DataFrame, Side, Side]:
-        """One half of the measured cells scored as a prediction of the other, one row per target; and the sides of both.
-
-        Fold changes are judged on the genes that all cells call; every other member on those of one half.
-        """
-        first, second = self.real.cells.halves(seed)
-        inner = Fast2026(first, self.device, own_controls=True, embedding=embedding)
-        pred = inner.side(second)
-        table = inner.score(pred)
+    def _replicate(self, first: Side, second: Side) -> tuple[pd.DataFrame, Side, Side]:
+        """Fold changes are judged on the genes that all cells call; every other member on those of one half."""
+        table = score(second, first)
         rows = [self.real.calls.of(t) for t in table.index]
         own_P = own_genes(list(table.index), self.real.cells.genes)
         called = without_own(self.real.calls.called_PG[rows], own_P)
         # a gene too rare in a half's controls to be tested there counts as unchanged
-        one_PG, other_PG = (np.where(np.isnan(c.p_PG), 0.0, c.fold_PG) for c in (inner.real.calls, pred.calls))
+        one_PG, other_PG = (np.where(np.isnan(c.p_PG), 0.0, c.fold_PG) for c in (first.calls, second.calls))
         table["NMAE"] = fold_error(called, one_PG, other_PG, self.real.calls.fold_PG[rows])
-        return table, pred, inner.real
+        return table, second, first
 
     def floor(self) -> GroupedCells:
         """The official baseline: the mean response of the context, which no submission can know, as cells.
@@ -153,14 +135,34 @@ class Fast2026:
         return floor.with_controls(controls)
 
 
+def score(pred: Side, real: Side) -> pd.DataFrame:
+    """The six members for every target, NaN where one is not defined; same targets and genes as measured."""
+    targets, genes = pred.cells.targets, pred.cells.genes
+    own_P = own_genes(targets, genes)
+    part, whole = squared_error(pred, real, own_P)
+    called = {"pred": without_own(pred.calls.called_PG, own_P), "real": without_own(real.calls.called_PG, own_P)}
+    table = {
+        "PDS": discrimination_cosine(pred.delta_PG, real.delta_PG, own_P),
+        "MSE_part": part,
+        "MSE_whole": whole,
+        "FIDELITY": fidelity(called["pred"], called["real"], pred.calls, real.calls),
+        "REACH": reach(called["real"], pred.calls, real.calls, genes),
+        "JACCARD": jaccard(called["pred"], called["real"]),
+        "NMAE": fold_error(called["real"], real.calls.fold_PG, pred.calls.fold_PG, real.calls.fold_PG),
+    }
+    return pd.DataFrame(table, index=pd.Index(targets, name="perturbation"))
+
+
 def sampling_variance(counts: sparse.csr_matrix, device: torch.device) -> float:
     """Of a pseudobulk, summed over genes."""
-    return jackknife(counts) if device.type == "cpu" else dense_jackknife(counts, BULK_SUM, device)
+    if device.type != "cpu":
+        return dense_jackknife(counts, BULK_SUM, device)
+    return jackknife(counts, np.arange(counts.shape[0]), *sums(counts), BULK_SUM)
 
 
 def pseudobulk(counts: sparse.csr_matrix) -> np.ndarray:
     """log1p of summed counts per 50,000, ``(genes)``."""
-    return pseudobulk_log1p(np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel(), BULK_SUM)
+    return pseudobulk_log1p(sums(counts)[0], BULK_SUM)
 
 
 def own_genes(targets: Sequence[str], genes: Sequence[str]) -> np.ndarray:
@@ -265,79 +267,4 @@ def fold_error(called_PG: np.ndarray, one_PG: np.ndarray, other_PG: np.ndarray, 
         size = np.abs(size_PG[row, genes]).mean() if len(genes) >= FEWEST_GENES else 0.0
         if size > 0:
             found[row] = np.abs(one_PG[row, genes] - other_PG[row, genes]).mean() / size
-    return found
-
-
-def jackknife(counts: sparse.csr_matrix) -> float:
-    """Sampling variance of a pseudobulk, summed over genes, by leaving out one cell at a time; 0 for a single cell."""
-    n = counts.shape[0]
-    data = counts.data.astype(np.float64)
-    sum_G = np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
-    if n < 2 or sum_G.sum() <= 0:
-        return 0.0
-    return max((n - 1) / n * _left_out(counts.indptr, counts.indices, data, sum_G, BULK_SUM), 0.0)
-
-
-@njit(nogil=True, cache=True)
-def _left_out(starts, genes, values, sum_G, target):
-    """Sum over genes of the squared deviations of the pseudobulks without one cell from their mean.
-
-    Every such pseudobulk is close to that of all cells, so what is summed is its difference d from that one. For a gene of which
-    the cell holds nothing, d = log1p(e q) with q = T sum / (total + T sum) and e = mass of the cell / mass of the others. Where e
-    is small, d and d² are power series in e q, so that their sums over cells need no loop over cells and genes.
-    """
-    n, n_genes = len(starts) - 1, len(sum_G)
-    total = sum_G.sum()
-    base_G, q_G = np.empty(n_genes), np.empty(n_genes)
-    for g in range(n_genes):
-        base_G[g] = np.log1p(target * sum_G[g] / total)
-        q_G[g] = target * sum_G[g] / (total + target * sum_G[g])
-    first_G, second_G = np.zeros(n_genes), np.zeros(n_genes)
-    powers = np.zeros(TERMS + 1)  # sums over cells of e to the k
-    for i in range(n):
-        mass = 0.0
-        for k in range(starts[i], starts[i + 1]):
-            mass += values[k]
-        rest = total - mass
-        if rest <= 0.0:  # this cell is all there is
-            for g in range(n_genes):
-                first_G[g] -= base_G[g]
-                second_G[g] += base_G[g] * base_G[g]
-            continue
-        excess = mass / rest
-        small = excess < SMALL
-        if small:
-            power = 1.0
-            for k in range(1, TERMS + 1):
-                power *= excess
-                powers[k] += power
-        else:
-            for g in range(n_genes):
-                d = np.log1p(excess * q_G[g])
-                first_G[g] += d
-                second_G[g] += d * d
-        for k in range(starts[i], starts[i + 1]):
-            g = genes[k]
-            d = _log1p_series(excess * q_G[g]) if small else np.log1p(excess * q_G[g])
-            own = np.log1p(target * (sum_G[g] - values[k]) / rest) - base_G[g]
-            first_G[g] += own - d
-            second_G[g] += own * own - d * d
-    found = 0.0
-    for g in range(n_genes):
-        first, second, power, harmonic, sign = first_G[g], second_G[g], 1.0, 0.0, 1.0
-        for k in range(1, TERMS + 1):
-            power *= q_G[g]
-            first += sign * powers[k] * power / k
-            second -= sign * powers[k] * power * 2.0 * harmonic / k
-            harmonic += 1.0 / k
-            sign = -sign
-        found += second - first * first / n
-    return found
-
-
-@njit(nogil=True, cache=True)
-def _log1p_series(x):
-    found = 0.0
-    for k in range(TERMS, 0, -1):
-        found = x * (1.0 / k - found)
     return found

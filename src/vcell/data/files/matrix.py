@@ -112,8 +112,8 @@ class Matrix:
         """The given cells, ascending; not for CSC."""
         parts = [self._some_of_run(run) for run in self._runs(cells)]
         lengths = np.concatenate([np.diff(p.indptr) for p in parts]) if parts else np.empty(0, np.int64)
-        join = {k: np.concatenate([getattr(p, k) for p in parts] or [np.empty(0)]) for k in ("indices", "values")}
-        return Sample(cells, starts_of(lengths), join["indices"].astype(np.int64), join["values"], all_genes=True)
+        indices, values = (_joined([getattr(p, k) for p in parts]) for k in ("indices", "values"))
+        return Sample(cells, starts_of(lengths), indices.astype(np.int64, copy=False), values, all_genes=True)
 
     def _runs(self, cells: np.ndarray) -> list[np.ndarray]:
         """Cells that are read at once: neighbours, and those that share a chunk."""
@@ -222,6 +222,11 @@ def _whole_numbers(node: h5py.Dataset, what: str) -> np.ndarray:
         raise VcellError(
             f"{what} is damaged: its index pointer cannot be read ({error}). Download or write the file again"
         ) from error
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """One after the other; the only one itself, without a copy."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0)])
 
 
 def _layout(node: h5py.Group) -> str:

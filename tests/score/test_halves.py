@@ -1,0 +1,76 @@
+"""Halves of the measured cells: what is counted in one pass over all cells is what each half gives by itself."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from vcell.score import differential
+from vcell.score.grouped import GroupedCells
+from vcell.score.halves import Splits
+from vcell.score.jackknife import jackknife
+from vcell.score.sums import sums
+from vcell.score.vcc2026 import BULK_SUM, Fast2026, pseudobulk, sampling_variance
+
+pytestmark = pytest.mark.numeric
+CPU, CONTROL = torch.device("cpu"), "non-targeting"
+
+
+def screen(controls: int, sizes: list[int], seed: int = 0) -> GroupedCells:
+    """Cells of few counts, many of them alike, with genes near the least that is tested."""
+    rng = np.random.default_rng(seed)
+    rate = np.geomspace(1e-6, 0.2, 50)
+
+    def some(n: int) -> sparse.csr_matrix:
+        counts = rng.poisson(rng.choice([500, 1000], (n, 1)) * rate)
+        counts[:, -1] = rng.choice([500, 1000], n) - np.minimum(
+            counts[:, :-1].sum(1), 400
+        )  # totals that repeat, and so ties
+        return sparse.csr_matrix(counts.astype(np.float32))
+
+    cells = {CONTROL: some(controls), **{f"G{i}": some(n) for i, n in enumerate(sizes)}}
+    return GroupedCells(dict(sorted(cells.items())), [f"G{i}" for i in range(50)], CONTROL)
+
+
+@pytest.mark.parametrize("controls", [40, 41])
+def test_halves_are_those_of_their_own_cells(controls: int):
+    cells, seeds = screen(controls, [2, 3, 9, 30, 31]), [0, 5, 7]
+    splits = Splits(cells, seeds, BULK_SUM)
+    for seed, sides in zip(seeds, splits.sides(), strict=True):
+        for half, side in zip(cells.halves(seed), sides, strict=True):
+            tests = differential.Tests2026.of(half.controls, CPU)
+            assert side.cells.targets == half.targets
+            for row, target in enumerate(half.targets):
+                p_G, fold_G = tests(half.cells[target])
+                np.testing.assert_array_equal(side.measured.p_PG[row], p_G)  # whole ranks: not a bit may differ
+                np.testing.assert_array_equal(side.measured.fold_PG[row], fold_G)
+                np.testing.assert_array_equal(side.bulk_PG[row], pseudobulk(half.cells[target]))
+                assert side.noise_P[row] == pytest.approx(sampling_variance(half.cells[target], CPU), rel=1e-12)
+            np.testing.assert_array_equal(side.control_G, pseudobulk(half.controls))
+            assert np.isnan(side.measured.p_PG).all(0).sum() == (~tests.tested_G).sum()
+
+
+def test_splits_may_be_measured_some_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    """As they are where all at once would take too much memory."""
+    fast = Fast2026(screen(30, [8, 12, 1]))
+    whole = [table for table, _, _ in fast.replicates()]
+    monkeypatch.setattr("vcell.score.halves.MOST_BYTES", 1)
+    for table, (part, _, _) in zip(whole, fast.replicates(), strict=True):
+        assert table.equals(part)
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 30, 200])
+def test_the_jackknife_is_that_of_leaving_out_each_cell(n: int):
+    counts = screen(n, [2], seed=n).controls
+    dense = counts.toarray().astype(np.float64)
+    without = dense.sum(0) - dense
+    bulks = np.log1p(BULK_SUM * without / without.sum(1, keepdims=True))
+    expected = ((bulks - bulks.mean(0)) ** 2).sum() * (n - 1) / n
+    found = jackknife(counts, np.arange(n), *sums(counts), BULK_SUM)
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_sums_are_exact_where_single_precision_is_not():
+    cells = sparse.csr_matrix(np.full((20_000, 1), 1001, np.float32))
+    assert sums(cells)[0].tolist() == [20_020_000]
+    assert pseudobulk(sparse.csr_matrix(np.full((20_000, 2), [1001, 1], np.float32)))[1] == np.log1p(BULK_SUM / 1002)
