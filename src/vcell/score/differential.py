@@ -140,19 +140,22 @@ def log1p_cpm(counts: sparse.csr_matrix) -> tuple[sparse.csr_matrix, np.ndarray]
     In the arithmetic of `scanpy.pp.normalize_total` and of scipy's means: ties must stay ties, equal fold changes equal. Most counts are
     small: their logarithms are looked up.
     """
-    millions = _millions(counts)
+    millions = millions_of(counts)
     table = np.log1p(np.arange(LOOKED_UP) / millions[:, None])
     values, larger, mean_G = _log1p_cpm(counts.indptr, counts.indices, counts.data, millions, table, counts.shape[1])
-    values[larger] = np.log1p(values[larger])
+    if len(larger) == len(values):  # no whole counts, then
+        np.log1p(values, out=values)
+    else:
+        values[larger] = np.log1p(values[larger])
     return sparse.csr_matrix((values, counts.indices, counts.indptr), shape=counts.shape), mean_G
 
 
-def mean_cpm(counts: sparse.csr_matrix, rows: np.ndarray) -> np.ndarray:
-    """Mean counts per million of some cells, ``(genes)``, added up in their order."""
-    return _mean_cpm(counts.indptr, counts.indices, counts.data, _millions(counts), rows, counts.shape[1])
+def mean_cpm(counts: sparse.csr_matrix, rows: np.ndarray, millions: np.ndarray) -> np.ndarray:
+    """Mean counts per million of some cells, ``(genes)``, added up in their order; `millions` as from `millions_of`."""
+    return _mean_cpm(counts.indptr, counts.indices, counts.data, millions, rows, counts.shape[1])
 
 
-def _millions(counts: sparse.csr_matrix) -> np.ndarray:
+def millions_of(counts: sparse.csr_matrix) -> np.ndarray:
     """Counts of each cell, in millions; 1 for a cell without any."""
     millions = sums(counts)[1] / PER_MILLION
     millions[millions == 0] = 1.0

@@ -17,7 +17,7 @@ from numba import njit
 from scipy import sparse
 
 from vcell.data.files.normalize import pseudobulk_log1p
-from vcell.score.differential import LEAST_CPM, Tests2026, fold_of_cpm, log1p_cpm, mean_cpm
+from vcell.score.differential import LEAST_CPM, Tests2026, fold_of_cpm, log1p_cpm, mean_cpm, millions_of
 from vcell.score.embedding import CELLS_PER_SET, Embedding
 from vcell.score.grouped import GroupedCells
 from vcell.score.jackknife import jackknife
@@ -94,17 +94,18 @@ class Splits:
     ) -> None:
         self.cells, self.target, self.embedding = cells, target, embedding
         self.places: list[Places] = [cells.half_places(seed) for seed in seeds]
-        controls, control = cells.controls, cells.control
-        means = [(mean_cpm(controls, one[control]), mean_cpm(controls, other[control])) for one, other in self.places]
+        controls, millions = cells.controls, millions_of(cells.controls)
+        rows = [half[cells.control] for places in self.places for half in places]
+        found = list(in_threads(lambda some: mean_cpm(controls, some, millions), rows))
+        means = list(zip(found[::2], found[1::2], strict=True))
         tested_G = np.any([mean_G > LEAST_CPM for both in means for mean_G in both], axis=0)
         self.column = np.where(tested_G, np.cumsum(tested_G, dtype=np.int32) - 1, -1)
         values, _ = log1p_cpm(controls)
         self.sorted = ByGene.of(values, self.column, entries=True, threads=True)
         del values
         cell_of = cells_of(controls)[self.sorted.entries]
-        self.controls = [
-            self._halves(controls, places, both, cell_of) for places, both in zip(self.places, means, strict=True)
-        ]
+        splits = zip(self.places, means, strict=True)
+        self.controls = list(in_threads(lambda split: self._halves(controls, *split, cell_of), splits))
 
     def _halves(
         self, controls: sparse.csr_matrix, places: Places, mean: tuple[np.ndarray, np.ndarray], cell_of: np.ndarray
@@ -146,7 +147,7 @@ class Splits:
     def _of_target(self, target: str) -> list[list[Half]]:
         """Of every split, both halves of a target's cells."""
         counts = self.cells.cells[target]
-        values, _ = log1p_cpm(counts)
+        (values, _), millions = log1p_cpm(counts), millions_of(counts)
         own = ByGene.of(values, self.column, entries=True)
         cell_of = cells_of(counts)[own.entries]
         low, high = _places(own.starts, own.values, self.sorted.starts, self.sorted.values)
@@ -158,19 +159,14 @@ class Splits:
                 own.starts, own.values, low, high, cell_of, half_of(counts.shape[0], rows), self.sorted.starts, controls.before,
                 controls.odd_T, controls.ties, n,
             )  # fmt: skip
-            found.append([self._half(counts, rows[h], p_2T[h], controls, h, s == 0) for h in range(2)])
+            found.append([self._half(counts, rows[h], millions, p_2T[h], controls, h, s == 0) for h in range(2)])
         return found
 
     def _half(
-        self,
-        counts: sparse.csr_matrix,
-        rows: np.ndarray,
-        p_T: np.ndarray,
-        controls: ControlHalves,
-        half: int,
+        self, counts: sparse.csr_matrix, rows: np.ndarray, millions: np.ndarray, p_T: np.ndarray, controls: ControlHalves, half: int,
         place: bool,
-    ) -> Half:
-        fold_G = fold_of_cpm(mean_cpm(counts, rows), controls.mean[half])
+    ) -> Half:  # fmt: skip
+        fold_G = fold_of_cpm(mean_cpm(counts, rows, millions), controls.mean[half])
         p_G = np.full(len(fold_G), np.nan)
         tested_G = controls.tested(half)
         p_G[tested_G] = p_T[self.column[tested_G]]

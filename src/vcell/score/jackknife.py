@@ -50,9 +50,7 @@ def _left_out(starts, genes, counts, rows, mass_C, sum_G, target, terms):
     """
     n, n_genes = len(rows), len(sum_G)
     total = mass_C.sum()
-    q_G = np.empty(n_genes, np.float64)
-    for g in range(n_genes):
-        q_G[g] = target * sum_G[g] / (total + target * sum_G[g])
+    q_G = target * sum_G / (total + target * sum_G)
     first_G, second_G = np.zeros(n_genes, np.float64), np.zeros(n_genes, np.float64)
     powers = np.zeros(terms + 1, np.float64)  # sums over cells of e to the k
     for c in range(n):
@@ -85,14 +83,18 @@ def _left_out(starts, genes, counts, rows, mass_C, sum_G, target, terms):
             lost = math.log((whole - target * counts[k]) / whole)
             first_G[g] += lost
             second_G[g] += lost * (lost + 2.0 * d)
+    first_terms, second_terms, harmonic, sign = np.zeros(terms + 1), np.zeros(terms + 1), 0.0, 1.0
+    for k in range(1, terms + 1):
+        first_terms[k] = sign * powers[k] / k
+        second_terms[k] = -sign * powers[k] * 2.0 * harmonic / k
+        harmonic += 1.0 / k
+        sign = -sign
     found = 0.0
     for g in range(n_genes):
-        first, second, power, harmonic, sign = first_G[g], second_G[g], 1.0, 0.0, 1.0
+        first, second, power = first_G[g], second_G[g], 1.0
         for k in range(1, terms + 1):
             power *= q_G[g]
-            first += sign * powers[k] * power / k
-            second -= sign * powers[k] * power * 2.0 * harmonic / k
-            harmonic += 1.0 / k
-            sign = -sign
+            first += first_terms[k] * power
+            second += second_terms[k] * power
         found += second - first * first / n
     return found
