@@ -61,4 +61,4 @@ def for_json(value: Any, digits: int | None = None) -> Any:
 
 def packed(array: np.ndarray) -> str:
     """Bytes of an array (int8 or uint8), compressed, as text; the page's script unpacks them."""
-    return base64.b64encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 9)).decode()
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 6)).decode()

@@ -6,9 +6,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
-import anndata as ad
 import pandas as pd
 from scipy import sparse
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from vcell.challenge import Challenge
 from vcell.config import challenge_of
 from vcell.data.batch import CellSetBatch
-from vcell.data.files.memory import Given, as_file
+from vcell.data.files.memory import Given, as_file, is_anndata
 from vcell.data.store.store import Cells, CellStore
 from vcell.errors import VcellError
 from vcell.model.find import find_checkpoint
@@ -28,6 +27,9 @@ from vcell.predict.options import PredictOptions
 from vcell.predict.plan import PredictionPlan
 from vcell.predict.predictors import check_predictors
 from vcell.process.progress import progress_bar, spoken
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 @dataclass
@@ -58,11 +60,11 @@ class LoadedModel(TrainedModel):
         device: str = "auto",
         precision: str = "auto",
         verbose: bool = False,
-    ) -> ad.AnnData: ...
+    ) -> AnnData: ...
 
     def predict(
         self, cells: Any = None, targets: str | Sequence[str] | None = None, **options: Any
-    ) -> Tensor | ad.AnnData:
+    ) -> Tensor | AnnData:
         """Predicted cells, with control cells if the challenge allows them: what ``vcell infer`` writes.
 
         Parameters
@@ -111,9 +113,9 @@ class LoadedModel(TrainedModel):
         with spoken(verbose), tempfile.TemporaryDirectory(prefix="vcell-predict-") as folder:
             return self._predicted(cells, targets, Path(folder), options)
 
-    def _predicted(self, cells: Any, targets: Any, folder: Path, options: dict[str, Any]) -> ad.AnnData:
+    def _predicted(self, cells: Any, targets: Any, folder: Path, options: dict[str, Any]) -> AnnData:
         contexts = options.pop("contexts", None)
-        if isinstance(cells, ad.AnnData):
+        if is_anndata(cells):
             with as_file(cells) as path:
                 return self._predicted(str(path), targets, folder, {**options, "contexts": contexts})
         controls = str(cells.path) if isinstance(cells, CellStore) else str(cells) if isinstance(cells, Path) else cells
@@ -130,15 +132,17 @@ class LoadedModel(TrainedModel):
         return in_memory(plan)
 
 
-def in_memory(plan: PredictionPlan) -> ad.AnnData:
+def in_memory(plan: PredictionPlan) -> AnnData:
     """A prediction carried out at once: the cells that the file of this plan would hold."""
     blocks: list[sparse.csr_matrix] = []
     with progress_bar(sum(job.n_cells for job in plan.jobs), "predicting", "cells") as progress:
         for job in plan.jobs:
             blocks += plan.cells(job)
             progress.update(job.n_cells)
+    from anndata import AnnData  # here: it takes half a second to load
+
     matrix = sparse.csr_matrix(sparse.vstack(blocks, format="csr"), dtype="float32")
-    return ad.AnnData(matrix, obs=plan.obs(), var=pd.DataFrame(index=pd.Index(plan.layout.genes)), uns=plan.uns())
+    return AnnData(matrix, obs=plan.obs(), var=pd.DataFrame(index=pd.Index(plan.layout.genes)), uns=plan.uns())
 
 
 def load(

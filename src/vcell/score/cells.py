@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem
 from scipy import sparse
 
 from vcell.data.files.genes import check_unique
@@ -164,7 +163,7 @@ def _about(file: h5py.File) -> dict[str, Any]:
     if not has(file, "uns/vcell"):
         return {}
     try:
-        about = json.loads(str(read_elem(file["uns/vcell"])))
+        about = json.loads(file["uns/vcell"].asstr()[()])
     except Exception:  # another program's entry of that name, however it was written
         return {}
     return about if isinstance(about, dict) else {}

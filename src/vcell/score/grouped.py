@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TYPE_CHECKING
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
 from vcell.errors import VcellError
 from vcell.score.rows import InMemory, LabelledCells
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 class Lazy(Mapping[str, sparse.csr_matrix]):
@@ -66,7 +69,7 @@ class GroupedCells:
     same_as: tuple[GroupedCells, Mapping[str, str]] | None = None
 
     @classmethod
-    def of(cls, cells: ad.AnnData, perturbation: str, control: str) -> GroupedCells:
+    def of(cls, cells: AnnData, perturbation: str, control: str) -> GroupedCells:
         """From cells and the obs column of their targets."""
         labels = cells.obs[perturbation].astype(str).to_numpy()
         return cls.of_labelled(
@@ -197,9 +200,11 @@ class GroupedCells:
         sizes = {label: sources[label].n_cells(label) for label in sorted(sources)}
         return GroupedCells(Lazy(sizes, lambda label: sources[label].cells[label]), self.genes, self.control)
 
-    def anndata(self, perturbation: str) -> ad.AnnData:
+    def anndata(self, perturbation: str) -> AnnData:
         """As AnnData, for the official packages."""
+        from anndata import AnnData  # here: it takes half a second to load
+
         labels = np.repeat(list(self.cells), [c.shape[0] for c in self.cells.values()])
         obs = pd.DataFrame({perturbation: labels.astype(object)}, index=pd.Index(np.arange(len(labels)).astype(str)))
         matrix = sparse.csr_matrix(sparse.vstack(list(self.cells.values()), format="csr"))
-        return ad.AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes)))
+        return AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes)))

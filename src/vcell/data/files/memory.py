@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
-
-import anndata as ad
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from vcell.errors import VcellError
 
-Given: TypeAlias = str | Path | ad.AnnData
+if TYPE_CHECKING:  # it takes half a second to load, and most commands only read files
+    from anndata import AnnData
+
+Given: TypeAlias = "str | Path | AnnData"
+
+
+def is_anndata(cells: Any) -> TypeGuard[AnnData]:
+    """Whether these are cells in memory."""
+    anndata = sys.modules.get("anndata")  # not loaded: nobody can have made one
+    return anndata is not None and isinstance(cells, anndata.AnnData)
 
 
 @contextmanager
@@ -27,7 +35,7 @@ def as_file(cells: Given, name: str = "cells.h5ad") -> Iterator[Path]:
     if isinstance(cells, str | Path):
         yield Path(cells).expanduser()
         return
-    if not isinstance(cells, ad.AnnData):
+    if not is_anndata(cells):
         raise VcellError(f"cells must be given as a path or as an AnnData, not as {type(cells).__name__}")
     with tempfile.TemporaryDirectory(prefix="vcell-cells-") as folder:
         path = Path(folder) / name

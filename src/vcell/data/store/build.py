@@ -7,10 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
-
 from vcell.config import compose, with_settings
-from vcell.data.files.memory import Given, as_file
+from vcell.data.files.memory import Given, as_file, is_anndata
 from vcell.data.store.ensure import ensure_store
 from vcell.data.store.options import StoreOptions
 from vcell.data.store.store import Cells
@@ -66,7 +64,7 @@ def build_store(
     VcellError
         If cells cannot be read, or the store there was made from others.
     """
-    given = [cells] if isinstance(cells, str | Path | ad.AnnData) else list(cells)
+    given = [cells] if isinstance(cells, str | Path) or is_anndata(cells) else list(cells)
     config = compose("prepare", ["data=perturb_seq"])
     columns = {"data.columns.perturbation": perturbation, "data.columns.batch": batch, "data.columns.context": context}
     control_label = control if isinstance(control, str) else list(control)
