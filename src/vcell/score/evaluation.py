@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,17 @@ from vcell.score.options import ScoreOptions
 from vcell.score.pairs import Pair, common_genes, only, pair_in, pairs, scored_contexts
 from vcell.score.references import References
 from vcell.score.report import OVERALL, Report, table_text, write_report
-from vcell.score.scoring import CEILING, SCORERS, ContextScores, Scorer, all_metrics, score_context, without_cells
+from vcell.score.scoring import (
+    CEILING,
+    SCORERS,
+    ContextScorer,
+    ContextScores,
+    Scorer,
+    all_metrics,
+    score_context,
+    without_cells,
+)
+from vcell.score.side import Side
 from vcell.score.statistics import FEW_TARGETS, Interval, Resampled, better_by
 from vcell.system import choose_device, cores
 
@@ -71,6 +82,15 @@ class Evaluation:
     def over(self) -> str:
         """What intervals run over."""
         return "cells" if self.few else "targets"
+
+    def showing(self, pair: Pair, show: Sequence[str] | None, draw: bool) -> Callable[[Side, ContextScorer], None]:
+        """Adds what the pictures show of the prediction in one context, once that is scored."""
+
+        def add(side: Side, judge: ContextScorer) -> None:
+            shown = figures.collect(pair, side, judge, show)
+            self.pictures.append(shown.drawing() if draw else shown)
+
+        return add
 
     def resampled(self, predictor: str) -> Resampled:
         """Of the official members and ours."""
@@ -134,7 +154,7 @@ class Evaluation:
 
 def evaluate(options: ScoreOptions) -> Report:
     """Scores `options.pred` against `options.real`, writes the report, and says what came of it."""
-    found, references = score(options)
+    found, references = score(options, draw=True)
     write_report(options.folder, found)
     if references.run_folder is not None:
         hand_over(references.run_folder, options.folder)
@@ -142,15 +162,15 @@ def evaluate(options: ScoreOptions) -> Report:
     return found
 
 
-def score(options: ScoreOptions) -> tuple[Report, References]:
-    """The report on a prediction, and the references it was scored with.
+def score(options: ScoreOptions, draw: bool = False) -> tuple[Report, References]:
+    """The report on a prediction, and the references it was scored with; `draw`: its pictures are drawn meanwhile.
 
     Raises
     ------
     VcellError
         If a file cannot be read, predicted and measured cells are not comparable, or targets were trained on.
     """
-    found, references, about = run_evaluation(options)
+    found, references, about = run_evaluation(options, draw)
     intervals = {n: found.intervals(n) for n in [found.name, *found.others]}
     details = {
         "pred": str(options.pred), "real": str(options.real), "vcell": __version__, "challenge": options.challenge.name,
@@ -188,7 +208,7 @@ def hand_over(run_folder: Path, out: Path) -> None:
         print(f"note         the report was not added to the run's curves: {type(error).__name__}: {error}", flush=True)
 
 
-def run_evaluation(options: ScoreOptions) -> tuple[Evaluation, References, dict[str, Any]]:
+def run_evaluation(options: ScoreOptions, draw: bool) -> tuple[Evaluation, References, dict[str, Any]]:
     """Every context, one after the other."""
     scorer, device, columns = SCORERS[options.challenge.scorer], choose_device(options.device, 0), options.columns
     if options.engine != "fast":
@@ -216,14 +236,13 @@ def run_evaluation(options: ScoreOptions) -> tuple[Evaluation, References, dict[
             )
         notes += [n for n in (caveats.control_note(pair), caveats.library_note(pair), caveats.own_gene_note(pair)) if n]
         baselines, threads = references.predictions(pair), options.threads or cores()
-        scores, side, judge = score_context(pair, made, baselines, found.name, scorer, options.engine, threads, device)
+        shown = found.showing(pair, options.show, draw) if options.pictures else lambda side, judge: None
+        scores = score_context(pair, made, baselines, found.name, scorer, options.engine, threads, device, shown)
         found.contexts.append(scores)
         if len(pair.pred.targets) < FEW_TARGETS:
             scores.without_cells = without_cells(pair, {found.name: pair.pred, **made}, scorer, device)
-        if options.pictures:
-            found.pictures.append(figures.collect(pair, side, judge, options.show))
         target_sums[pair.context] = pair.target_sum
-        del pair, made, side, judge  # before the next context is read
+        del pair, made, shown  # before the next context is read
     trained = {target for (_, target), split in references.split.items() if split == "train"}
     if trained:
         found.genes_seen = strata.genes_seen({t for c in found.contexts for t in c.tables[found.name].index}, trained)

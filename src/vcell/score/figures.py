@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +44,8 @@ class Shown:
         Coordinates `x`, `y` of some cells, their `kind` (control, measured, predicted) and `perturbation`.
     effects
         Fold changes and calls of every target, for the page.
+    drawn
+        Pictures that are being drawn in the background; None: they are drawn when they are asked for.
     """
 
     context: str
@@ -49,6 +53,31 @@ class Shown:
     genes: pd.DataFrame
     cells: pd.DataFrame
     effects: Effects
+    drawn: Future[dict[str, bytes]] | None = field(default=None, repr=False, compare=False)
+
+    def drawing(self) -> Shown:
+        """The same, its pictures begun: they are drawn while references are scored."""
+        return replace(self, drawn=_background().submit(of_context, self))
+
+    def pictures(self) -> dict[str, bytes]:
+        """PNG of every picture that shows one context, by name."""
+        return of_context(self) if self.drawn is None else self.drawn.result()
+
+
+@cache
+def _background() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="pictures")
+
+
+def of_context(shown: Shown) -> dict[str, bytes]:
+    """`Shown.pictures`, drawn now."""
+    figures = {
+        "deltas": deltas(shown),
+        "called": called_genes(shown),
+        "knockdown": knock_down(shown),
+        "embedding": embedding(shown),
+    }
+    return {name: png(figure) for name, figure in figures.items() if figure is not None}
 
 
 def collect(pair: Pair, pred: Side, judge: ContextScorer, show: Sequence[str] | None) -> Shown:
@@ -272,7 +301,13 @@ def embedding(shown: Shown) -> Picture:
 
 def png(figure: Picture) -> bytes:
     buffer = io.BytesIO()
+    layout = figure.get_layout_engine()
+    if layout is not None:  # once: saving would do it twice
+        layout.execute(figure)
+        figure.set_layout_engine("none")
     figure.savefig(buffer, format="png", dpi=130)
+    if layout is not None:
+        figure.set_layout_engine(layout)
     return buffer.getvalue()
 
 

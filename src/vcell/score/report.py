@@ -133,14 +133,8 @@ def draw(report: Report) -> dict[str, bytes]:
         end = f"_{shown.context}" if shown.context and len(report.pictures) > 1 else ""
         table = report.per_perturbation
         table = table[(table["predictor"] == name) & (table["context"] == shown.context)].set_index("perturbation")
-        pictures = {
-            "heatmap": figures.heat_map(table, shown, floor, ceiling, report.metrics),
-            "deltas": figures.deltas(shown),
-            "called": figures.called_genes(shown),
-            "knockdown": figures.knock_down(shown),
-            "embedding": figures.embedding(shown),
-        }
-        found |= {f"{key}{end}": figures.png(figure) for key, figure in pictures.items() if figure is not None}
+        found[f"heatmap{end}"] = figures.png(figures.heat_map(table, shown, floor, ceiling, report.metrics))
+        found |= {f"{key}{end}": picture for key, picture in shown.pictures().items()}
     return found
 
 

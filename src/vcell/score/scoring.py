@@ -187,11 +187,15 @@ def score_context(
     engine: str,
     threads: int,
     device: torch.device,
-) -> tuple[ContextScores, Side, ContextScorer]:
-    """The prediction `name`, other predictions of the same targets, references, floor and ceiling; and the prediction's side."""
+    first: Callable[[Side, ContextScorer], None] = lambda side, judge: None,
+) -> ContextScores:
+    """The prediction `name`, other predictions of the same targets, references, floor and ceiling.
+
+    `first` is given the prediction's side as soon as it is scored.
+    """
     judge = ContextScorer(pair, scorer, engine, threads, device)
     with progress_bar(2 + len(others) + EXPECTED, f"scoring {pair.context}".strip(), "predictors") as progress:
-        side = judge.add(name, pair.pred, reference=False)
+        first(judge.add(name, pair.pred, reference=False), judge)
         progress.update()
         for other, cells in others.items():
             judge.add(other, cells, reference=False)
@@ -202,7 +206,7 @@ def score_context(
         judge.add_ends()
         progress.total = progress.n + 1  # fewer references where no run is at hand
         progress.update()
-    return judge.scores, side, judge
+    return judge.scores
 
 
 def without_cells(
