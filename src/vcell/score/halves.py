@@ -9,7 +9,7 @@ Shape legend: S splits, P targets, G genes, T tested genes; 2 halves.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -101,9 +101,10 @@ class Splits:
         tested_G = np.any([mean_G > LEAST_CPM for both in means for mean_G in both], axis=0)
         self.column = np.where(tested_G, np.cumsum(tested_G, dtype=np.int32) - 1, -1)
         values, _ = log1p_cpm(controls)
-        self.sorted = ByGene.of(values, self.column, entries=True, threads=True)
-        del values
-        cell_of = cells_of(controls)[self.sorted.entries]
+        ordered = ByGene.of(values, self.column, entries=True, threads=True)
+        cell_of = cells_of(controls)[ordered.entries]
+        self.sorted = replace(ordered, entries=ordered.entries[:0].copy())
+        del values, ordered  # of the controls of a large context these are a gigabyte
         splits = zip(self.places, means, strict=True)
         self.controls = list(in_threads(lambda split: self._halves(controls, *split, cell_of), splits))
 
@@ -125,9 +126,8 @@ class Splits:
 
     def sides(self) -> list[tuple[Side, Side]]:
         """Of every split the sides of its halves, everything measured."""
-        targets = [
-            t for t in self.cells.targets if t in self.places[0][0]
-        ]  # the same in every split: those of two cells and more
+        # the same in every split: those of two cells and more
+        targets = [target for target in self.cells.targets if target in self.places[0][0]]
         measured = [[_empty(len(targets), len(self.cells.genes)) for _ in range(2)] for _ in self.places]
         for p, halves in enumerate(in_threads(self._of_target, targets)):
             for s, both in enumerate(halves):
@@ -135,7 +135,7 @@ class Splits:
                     into.bulk_PG[p], into.noise_P[p], into.p_PG[p], into.fold_PG[p] = half[:4]
                     if half.placed is not None:
                         into.placed.append(half.placed)
-        return [tuple(self._side(s, half, measured[s][half]) for half in range(2)) for s in range(len(self.places))]  # type: ignore[misc]
+        return [(self._side(s, 0, one), self._side(s, 1, other)) for s, (one, other) in enumerate(measured)]
 
     def _side(self, split: int, half: int, measured: Measured) -> Side:
         controls = self.controls[split]

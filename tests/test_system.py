@@ -1,0 +1,32 @@
+"""Work on all cores of the job."""
+
+import pytest
+import torch
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from vcell.system import in_threads
+
+
+def blas_threads() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+def test_matrix_products_take_one_core_within_threads(monkeypatch: pytest.MonkeyPatch):
+    """Those of each thread on all cores would wait for each other. Blocks may overlap; after the last all is as before."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("vcell.system.cores", lambda: 2)
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        one, other = (in_threads(lambda _: blas_threads(), range(6)) for _ in range(2))
+        assert [next(one), next(other)] == [{1}, {1}]
+        assert list(one) == [{1}] * 5 and next(other) == {1}
+        other.close()
+        assert blas_threads() == before
+
+
+def test_results_come_in_order_and_errors_come_through(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("vcell.system.cores", lambda: 2)
+    assert list(in_threads(lambda x: x * x, range(50))) == [x * x for x in range(50)]
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(lambda x: 1 // (3 - x), range(9)))
