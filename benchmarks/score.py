@@ -115,12 +115,11 @@ def score_once(year: int, pred: Path, real: Path) -> None:
     from vcell.score.metrics import summary
     from vcell.score.pairs import pairs
     from vcell.score.scoring import SCORERS
-    from vcell.system import choose_device
 
     scorer = SCORERS["cell-eval" if year == 2025 else "cell-eval2"]
     columns = Columns("target_gene", None, CONTROL)
     for pair in pairs(CellFile(pred, columns, True), CellFile(real, columns, True), columns, scorer.counts, []):
-        fast = scorer.fast(pair.real, choose_device("auto", 0))
+        fast = scorer.fast(pair.real)
         print(json.dumps(summary(fast.score(fast.side(pair.pred)), scorer.metrics)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -119,6 +120,14 @@ def choose_device(device: str, number: int) -> torch.device:
     return torch.device("cuda", number % torch.cuda.device_count())
 
 
+def choose_gpu(device: str) -> torch.device | None:
+    """`choose_device`, None for the CPU: where that is asked for torch is not loaded, which takes a second."""
+    if device == "cpu":
+        return None
+    found = choose_device(device, 0)
+    return None if found.type == "cpu" else found
+
+
 def gpu_has_bf16(device: torch.device) -> bool:
     """Whether `device` is a GPU that computes bf16 itself."""
     import torch
@@ -164,9 +173,7 @@ def matrix_products(precision: str) -> Iterator[None]:
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """`function` of each item, in order, on all cores of this job; no more results wait than there are threads."""
-    import torch  # here: commands that only look at files start without it
-
-    threads = min(torch.get_num_threads(), cores())
+    threads = _threads()
     if threads == 1:
         yield from map(function, items)
         return
@@ -178,6 +185,14 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _threads() -> int:
+    """As many as torch takes, which is told by `OMP_NUM_THREADS` too, and no more than there are cores. Torch is not loaded for that."""
+    torch, told = sys.modules.get("torch"), os.environ.get("OMP_NUM_THREADS", "")
+    if torch is not None:
+        return min(torch.get_num_threads(), cores())
+    return min(int(told), cores()) if told.isdigit() and int(told) else cores()
 
 
 class _OneCoreEach:

@@ -417,3 +417,17 @@ def test_a_prediction_of_another_tool_beside_measured_controls_is_scored(in_trai
     cells.write_h5ad(tmp_path / "other.h5ad")
     table = score(tmp_path / "s", f"pred={tmp_path / 'other.h5ad'}", f"real={REAL}", "engine=fast")
     assert np.isfinite(table.loc["prediction", "PDS"])
+
+
+def test_scores_of_files_load_neither_torch_nor_anndata(tmp_path: Path):
+    """They take two seconds, a third of what a small evaluation takes; torch is for references of a run, and for GPUs."""
+    rng = np.random.default_rng(0)
+    screen(rng, effects(rng), each=6, controls=30).anndata("target_gene").write_h5ad(tmp_path / "cells.h5ad")
+    code = (
+        "import sys, runpy\n"
+        "sys.argv = ['vcell.evaluate', 'pred=cells.h5ad', 'real=cells.h5ad', 'challenge=vcc2026', 'engine=fast', 'out=scores', 'pictures=false']\n"
+        "runpy.run_module('vcell.evaluate', run_name='__main__')\n"
+        "loaded = {'torch', 'anndata', 'lightning'} & set(sys.modules)\nassert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and (tmp_path / "scores/scores.json").is_file(), done.stderr

@@ -261,7 +261,7 @@ def test_tensors_give_the_same_as_stored_values(how: Callable[[Cells, Cells], No
     for target in pred.targets:
         np.testing.assert_allclose(test(pred.cells[target]), rank_sum_p(pred.cells[target], controls), rtol=1e-12)
         dense = dense_jackknife(pred.cells[target], 5e4, torch.device("cpu"))
-        assert sampling_variance(pred.cells[target], torch.device("cpu")) == pytest.approx(dense, rel=1e-9, abs=1e-12)
+        assert sampling_variance(pred.cells[target]) == pytest.approx(dense, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.gpu

@@ -11,6 +11,7 @@ import numpy as np
 from vcell.data.files.genes import gene_names
 from vcell.data.gather import Gather
 from vcell.data.splits import Group
+from vcell.effects import names
 from vcell.effects.bank import EffectBank
 from vcell.effects.baselines import (
     Additive,
@@ -31,18 +32,10 @@ from vcell.effects.transfer import Transfer
 from vcell.errors import VcellError
 
 # made of a run's training cells, by the names they have in `predictor=`
-BASELINES: dict[str, type[EffectModel]] = {
-    "copied_controls": CopiedControls,
-    "context_mean": ContextMean,
-    "perturbation_mean": PerturbationMean,
-    "additive": Additive,
-    "sum_of_singles": SumOfSingles,
-    "ridge": Ridge,
-    "nearest": Nearest,
-    "covariance": Covariance,
-    "wrong_target": WrongTarget,
-    "transfer": Transfer,
-}
+KINDS = (
+    CopiedControls, ContextMean, PerturbationMean, Additive, SumOfSingles, Ridge, Nearest, Covariance, WrongTarget, Transfer,
+)  # fmt: skip
+BASELINES: dict[str, type[EffectModel]] = dict(zip(names.BASELINES, KINDS, strict=True))
 FITTED: list[type[EffectModel]] = [*BASELINES.values(), TransferResidual]  # what a checkpoint may hold
 
 

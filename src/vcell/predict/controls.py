@@ -13,7 +13,7 @@ from vcell.data.store.ensure import verified
 from vcell.data.store.ingest import ingest
 from vcell.data.store.panel import GeneChoice
 from vcell.data.store.recipe import Recipe
-from vcell.data.store.store import Cells, CellStore
+from vcell.data.store.store import Cells, CellStore, is_store
 from vcell.data.store.view import open_stores
 from vcell.errors import VcellError, shortlist
 from vcell.model.checkpoint import Identity
@@ -74,11 +74,6 @@ def store_of(store: Any, identity: Identity) -> list[str]:
     """Folders of the run's store: those given, or those it lay in."""
     given = [store] if isinstance(store, str) else store or identity.store["paths"]
     return [str(path) for path in given]
-
-
-def is_store(controls: str | Sequence[str] | None) -> bool:
-    """Whether `controls` names a cell store, not files."""
-    return isinstance(controls, str) and (Path(controls) / "meta.json").is_file()
 
 
 def control_store(

@@ -12,7 +12,7 @@ import torch
 
 from vcell.data.gather import Gather
 from vcell.data.sampler import ControlPool
-from vcell.data.store.store import Cells
+from vcell.data.store.store import Cells, is_store
 from vcell.data.store.view import with_genes
 from vcell.effects.baselines import CopiedControls
 from vcell.effects.model import EffectModel
@@ -35,7 +35,7 @@ from vcell.predict.cells import (
     PredictedEffects,
     Source,
 )
-from vcell.predict.controls import is_store, open_controls, store_of
+from vcell.predict.controls import open_controls, store_of
 from vcell.predict.layout import Layout
 from vcell.predict.options import PredictOptions
 from vcell.predict.parts import PartsFolder

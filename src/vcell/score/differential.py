@@ -19,16 +19,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numba import njit
 from scipy import sparse
 
 from vcell.data.files.normalize import counts_of_log1p
-from vcell.model.scores import false_discovery_rate
-from vcell.score.gpu import RankTest, rank_test
+from vcell.score.ranksum import RankTest, rank_test
 from vcell.score.sums import sums
+
+if TYPE_CHECKING:
+    import torch
 
 SIGNIFICANT = 0.05
 PER_MILLION = 1e6
@@ -70,7 +72,7 @@ class Tests2025:
     p_of: RankTest
 
     @classmethod
-    def of(cls, controls: sparse.csr_matrix, device: torch.device) -> Tests2025:
+    def of(cls, controls: sparse.csr_matrix, device: torch.device | None = None) -> Tests2025:
         return cls(counts_of_log1p(_mean(controls)), rank_test(controls, device))
 
     def __call__(self, group: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +86,7 @@ class Tests2025:
         return np.nan_to_num(fold_G, nan=0.0, posinf=np.inf, neginf=-np.inf)
 
     def calls(self, targets: list[str], p_PG: np.ndarray, fold_PG: np.ndarray) -> Calls:
-        adjusted_PG = false_discovery_rate(torch.from_numpy(p_PG)).numpy()
+        adjusted_PG = false_discovery_rate(p_PG)
         # cell-eval reads the table as single precision before it compares
         called_PG = adjusted_PG.astype(np.float32) < np.float32(SIGNIFICANT)
         return Calls(targets, p_PG, adjusted_PG, fold_PG, called_PG)
@@ -109,7 +111,7 @@ class Tests2026:
     p_of: RankTest | None
 
     @classmethod
-    def of(cls, controls: sparse.csr_matrix, device: torch.device) -> Tests2026:
+    def of(cls, controls: sparse.csr_matrix, device: torch.device | None = None) -> Tests2026:
         values, mean_G = log1p_cpm(controls)
         tested_G = mean_G > LEAST_CPM
         return cls(mean_G, tested_G, rank_test(values, device, tested_G))
@@ -125,8 +127,18 @@ class Tests2026:
     def calls(self, targets: list[str], p_PG: np.ndarray, fold_PG: np.ndarray) -> Calls:
         adjusted_PG = np.full_like(p_PG, np.nan)
         if self.tested_G.any():
-            adjusted_PG[:, self.tested_G] = false_discovery_rate(torch.from_numpy(p_PG[:, self.tested_G])).numpy()
+            adjusted_PG[:, self.tested_G] = false_discovery_rate(p_PG[:, self.tested_G])
         return Calls(targets, p_PG, adjusted_PG, fold_PG, adjusted_PG < SIGNIFICANT)
+
+
+def false_discovery_rate(p_PG: np.ndarray) -> np.ndarray:
+    """`vcell.model.scores.false_discovery_rate` without torch: p-values adjusted by Benjamini and Hochberg (1995), each row by itself."""
+    order_PG, n = np.argsort(p_PG, -1), p_PG.shape[-1]
+    scaled_PG = np.take_along_axis(p_PG, order_PG, -1) * (n / np.arange(1, n + 1))
+    adjusted_PG = np.minimum(np.minimum.accumulate(scaled_PG[:, ::-1], -1)[:, ::-1], 1.0)
+    found_PG = np.empty_like(p_PG)
+    np.put_along_axis(found_PG, order_PG, adjusted_PG, -1)
+    return found_PG
 
 
 def fold_of_cpm(mean_G: np.ndarray, control_mean_G: np.ndarray) -> np.ndarray:

@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 from vcell import __version__
 from vcell.config import RECORD, wandb_id
 from vcell.data.store.ensure import verified
+from vcell.data.store.store import is_store
 from vcell.data.store.view import open_stores
-from vcell.effects.make import BASELINES
+from vcell.effects.names import BASELINES
 from vcell.errors import VcellError
-from vcell.predict.controls import is_store
 from vcell.score import caveats, figures, strata
 from vcell.score.cells import CellFile, Columns, ReadCells, StoreCells
 from vcell.score.grouped import GroupedCells
@@ -38,7 +38,7 @@ from vcell.score.scoring import (
 )
 from vcell.score.side import Side
 from vcell.score.statistics import FEW_TARGETS, Interval, Resampled, better_by
-from vcell.system import choose_device, cores
+from vcell.system import choose_gpu, cores
 
 MISSING = object()
 # rows of the table that another prediction's file must not be named like
@@ -210,7 +210,7 @@ def hand_over(run_folder: Path, out: Path) -> None:
 
 def run_evaluation(options: ScoreOptions, draw: bool) -> tuple[Evaluation, References, dict[str, Any]]:
     """Every context, one after the other."""
-    scorer, device, columns = SCORERS[options.challenge.scorer], choose_device(options.device, 0), options.columns
+    scorer, device, columns = SCORERS[options.challenge.scorer], choose_gpu(options.device), options.columns
     if options.engine != "fast":
         require(scorer.package.replace("-", "_"), scorer.year)
     room = next(parent for parent in options.folder.resolve().parents if parent.is_dir())  # for scratch files

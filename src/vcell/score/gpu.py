@@ -8,33 +8,13 @@ Shape legend: C cells, G genes.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
 from vcell.model.scores import GENES_AT_A_TIME, Reference
-from vcell.score.ranksum import SortedControls, rank_sum_p
-
-
-class RankTest(Protocol):
-    """p-values ``(genes)`` of some cells, each of which is there `copies` times."""
-
-    def __call__(self, cells: sparse.csr_matrix, copies: int = 1) -> np.ndarray: ...
-
-
-def rank_test(controls: sparse.csr_matrix, device: torch.device, tested_G: np.ndarray | None = None) -> RankTest:
-    """The test of groups of cells against `controls`, which are sorted once; of the genes in the mask only where one is given."""
-    if device.type == "cpu":
-        place = None if tested_G is None else np.where(tested_G, np.cumsum(tested_G, dtype=np.int32) - 1, -1)
-        ordered = SortedControls.of(controls, place)
-        return lambda cells, copies=1: rank_sum_p(cells, ordered, copies)
-    if tested_G is None:
-        return dense_rank_test(controls, device)
-    test = dense_rank_test(controls[:, tested_G], device)
-    return lambda cells, copies=1: test(cells[:, tested_G], copies)
+from vcell.score.ranksum import RankTest
 
 
 def dense_rank_test(controls: sparse.csr_matrix, device: torch.device) -> RankTest:

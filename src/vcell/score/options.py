@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from vcell.challenge import Challenge
 from vcell.config import build, plain
 from vcell.data.splits import Group
-from vcell.effects.make import BASELINES
+from vcell.effects.names import BASELINES
 from vcell.errors import VcellError, nearest
 from vcell.score.cells import Columns
 

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numba import njit
 from scipy import sparse
 
 from vcell.system import in_threads
+
+if TYPE_CHECKING:
+    import torch
 
 GENES_A_THREAD = 1024
 NEAR = 48  # values that are walked one by one before steps double
@@ -100,6 +104,29 @@ class SortedControls:
             place = np.arange(cells.shape[1], dtype=np.int32)
         by_gene = ByGene.of(cells, place, threads=True)
         return cls(by_gene, _ties(by_gene.starts, by_gene.values), place)
+
+
+class RankTest(Protocol):
+    """p-values ``(genes)`` of some cells, each of which is there `copies` times."""
+
+    def __call__(self, cells: sparse.csr_matrix, copies: int = 1) -> np.ndarray: ...
+
+
+def rank_test(
+    controls: sparse.csr_matrix, device: torch.device | None = None, tested_G: np.ndarray | None = None
+) -> RankTest:
+    """The test of groups of cells against `controls`, which are sorted once; of the genes in the mask only where one is given. On the CPU
+    where `device` is None."""
+    if device is None:
+        place = None if tested_G is None else np.where(tested_G, np.cumsum(tested_G, dtype=np.int32) - 1, -1)
+        ordered = SortedControls.of(controls, place)
+        return lambda cells, copies=1: rank_sum_p(cells, ordered, copies)
+    from vcell.score.gpu import dense_rank_test  # here: torch takes a second to load
+
+    if tested_G is None:
+        return dense_rank_test(controls, device)
+    test = dense_rank_test(controls[:, tested_G], device)
+    return lambda cells, copies=1: test(cells[:, tested_G], copies)
 
 
 def rank_sum_p(cells: sparse.csr_matrix, controls: SortedControls, copies: int = 1) -> np.ndarray:

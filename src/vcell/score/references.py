@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from scipy import sparse
 
 from vcell.data.splits import Group
-from vcell.effects.make import fallbacks, make_baselines
-from vcell.effects.model import EffectModel
-from vcell.effects.own_gene import OwnGenes, own_genes
 from vcell.errors import VcellError, shortlist
-from vcell.model.checkpoint import read_identity, table_of
 from vcell.model.find import find_checkpoint
-from vcell.predict.cells import CellMaker, Source
-from vcell.predict.controls import open_run_store
-from vcell.predict.infer import make_maker, make_source
-from vcell.predict.layout import Layout
-from vcell.predict.predictors import bank_of
-from vcell.predict.request import Wanted
 from vcell.score.grouped import GroupedCells, Lazy
 from vcell.score.options import ScoreOptions
 from vcell.score.pairs import Pair
+
+if TYPE_CHECKING:
+    from vcell.effects.model import EffectModel
+    from vcell.effects.own_gene import OwnGenes
+    from vcell.predict.cells import CellMaker, Source
+
+# what reads a run is imported where one is at hand: it takes torch, and torch a second to load
 
 
 class References:
@@ -69,6 +65,12 @@ class References:
         return references, []
 
     def _train(self, ckpt: Path, store_path: str | Sequence[str] | None, names: Sequence[str] | None) -> None:
+        from vcell.effects.make import make_baselines
+        from vcell.model.checkpoint import read_identity, table_of
+        from vcell.predict.controls import open_run_store
+        from vcell.predict.infer import make_source
+        from vcell.predict.predictors import bank_of
+
         identity = read_identity(ckpt)
         self.split, self.own_measured = identity.assigned, identity.own_gene
         store = open_run_store(store_path, identity, ckpt)
@@ -86,6 +88,8 @@ class References:
 
     def _take_own_genes(self, asked: Any) -> None:
         """Has baselines do to targets' own genes what the prediction did."""
+        from vcell.effects.own_gene import own_genes
+
         assert self.source is not None
         self.own, _ = own_genes(asked, self.own_measured, self.source.gather.store.genes, self.source.store.control)
 
@@ -102,6 +106,11 @@ class References:
         ):
             self.without.add(str(context))
             return
+        import torch
+
+        from vcell.predict.infer import make_maker
+        from vcell.predict.layout import Layout
+
         numbers = {t: pair.pred.n_cells(t) for t in pair.pred.targets}
         values = "counts" if pair.target_sum is None else "log1p"
         layout = Layout.of(pair.pred.genes, self.source.store, values, pair.target_sum or self.source.gather.target_sum)
@@ -130,6 +139,8 @@ class References:
         evidence = next((m.evidence for m in self.predictors.values() if m.known_targets()), None)
         notes = list(self.remarks)
         if evidence is not None and self.asked:
+            from vcell.effects.make import fallbacks
+
             new_contexts, new_targets = fallbacks(evidence, sorted(self.asked))
             if new_targets:
                 notes.append(
@@ -159,6 +170,8 @@ def copied(cells: GroupedCells, seed: int) -> GroupedCells:
 
 def _maker(maker: CellMaker, context: str, numbers: Mapping[str, int]) -> Callable[[str], sparse.csr_matrix]:
     """Makes the cells of a target when they are asked for."""
+
+    from vcell.predict.request import Wanted
 
     def make(target: str) -> sparse.csr_matrix:
         blocks = maker.cells([Wanted(context, target, numbers[target])])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
-import torch
 
 from vcell.errors import VcellError
 from vcell.process.progress import progress_bar
@@ -21,6 +20,9 @@ from vcell.score.pairs import Pair
 from vcell.score.side import Side
 from vcell.score.vcc2025 import Fast2025
 from vcell.score.vcc2026 import BULK_SUM, Fast2026
+
+if TYPE_CHECKING:
+    import torch
 
 ENGINES = ("auto", "official", "fast")
 CEILING = "split_half"
@@ -141,7 +143,7 @@ class ContextScorer:
         Of our scorer.
     """
 
-    def __init__(self, pair: Pair, scorer: Scorer, engine: str, threads: int, device: torch.device) -> None:
+    def __init__(self, pair: Pair, scorer: Scorer, engine: str, threads: int, device: torch.device | None) -> None:
         if engine not in ENGINES:
             raise VcellError(f"engine={engine} must be one of {', '.join(ENGINES)}")
         self.scorer, self.engine = scorer, engine
@@ -186,7 +188,7 @@ def score_context(
     scorer: Scorer,
     engine: str,
     threads: int,
-    device: torch.device,
+    device: torch.device | None,
     first: Callable[[Side, ContextScorer], None] = lambda side, judge: None,
 ) -> ContextScores:
     """The prediction `name`, other predictions of the same targets, references, floor and ceiling.
@@ -210,7 +212,7 @@ def score_context(
 
 
 def without_cells(
-    pair: Pair, predictions: Mapping[str, GroupedCells], scorer: Scorer, device: torch.device
+    pair: Pair, predictions: Mapping[str, GroupedCells], scorer: Scorer, device: torch.device | None
 ) -> dict[str, np.ndarray]:
     """Values of each prediction ``(groups, metrics)`` by our scorer, with one group of predicted and measured cells left out each."""
     metrics = all_metrics(scorer)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
@@ -21,7 +21,8 @@ from vcell.score.side import Measured, Side, known_as
 from vcell.score.sums import mean_profile
 from vcell.system import in_threads
 
-CPU = torch.device("cpu")
+if TYPE_CHECKING:
+    import torch
 
 
 class Fast2025:
@@ -32,12 +33,14 @@ class Fast2025:
     real
         Measured log1p cells with controls.
     device
-        Where the rank tests run.
+        Where the rank tests run; None: on the CPU.
     embedding
         In which cells are placed while they are read.
     """
 
-    def __init__(self, real: GroupedCells, device: torch.device = CPU, embedding: Embedding | None = None) -> None:
+    def __init__(
+        self, real: GroupedCells, device: torch.device | None = None, embedding: Embedding | None = None
+    ) -> None:
         self.device, self.embedding = device, embedding
         self._tests: dict[int, tuple[sparse.csr_matrix, Tests2025, np.ndarray]] = {}  # by their controls
         self._first: Side | None = None  # the prediction that references may be made of

@@ -11,23 +11,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import sparse
 
 from vcell.data.files.normalize import pseudobulk_log1p
 from vcell.score.differential import Calls, Tests2026
 from vcell.score.embedding import Embedding
-from vcell.score.gpu import dense_jackknife
 from vcell.score.grouped import GroupedCells, Lazy
 from vcell.score.halves import Splits, at_once
 from vcell.score.jackknife import jackknife
 from vcell.score.side import Side, known_as
 from vcell.score.sums import mean_profile, sums
 
-CPU = torch.device("cpu")
+if TYPE_CHECKING:
+    import torch
+
 BULK_SUM = 50_000.0
 PURITY = 0.9
 FEWEST_GENES = 10  # truly changed, for a target's fold changes to count
@@ -42,7 +43,7 @@ class Fast2026:
     real
         Measured whole counts with controls.
     device
-        Where rank tests and jackknife run.
+        Where rank tests and jackknife run; None: on the CPU.
     embedding
         In which cells are placed while they are read.
     """
@@ -50,7 +51,7 @@ class Fast2026:
     def __init__(
         self,
         real: GroupedCells,
-        device: torch.device = CPU,
+        device: torch.device | None = None,
         embedding: Embedding | None = None,
     ) -> None:
         self.device, self.embedding = device, embedding
@@ -153,9 +154,11 @@ def score(pred: Side, real: Side) -> pd.DataFrame:
     return pd.DataFrame(table, index=pd.Index(targets, name="perturbation"))
 
 
-def sampling_variance(counts: sparse.csr_matrix, device: torch.device) -> float:
+def sampling_variance(counts: sparse.csr_matrix, device: torch.device | None = None) -> float:
     """Of a pseudobulk, summed over genes."""
-    if device.type != "cpu":
+    if device is not None:
+        from vcell.score.gpu import dense_jackknife  # here: torch takes a second to load
+
         return dense_jackknife(counts, BULK_SUM, device)
     return jackknife(counts, np.arange(counts.shape[0]), *sums(counts), BULK_SUM)
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import torch
 
 from vcell.atomic import write_text
 from vcell.errors import VcellError
@@ -83,5 +82,5 @@ def called(asked: ScoreOptions) -> Iterator[np.ndarray]:
     scorer = SCORERS[asked.challenge.scorer]
     cells = CellFile(asked.pred, asked.columns, needs_controls=not scorer.counts)
     for pair in pairs(cells, measured_cells(asked), asked.columns, scorer.counts, []):
-        judge = scorer.fast(pair.real, torch.device("cpu"))
+        judge = scorer.fast(pair.real)
         yield judge.side(pair.pred).calls.called_PG.sum(1)

@@ -350,3 +350,8 @@ def _compiled_copy(
     found, counts = (np.empty(indptr[-1], array.dtype) for array in (indices, values))
     copy_rows(starts, indptr, indices, values, found, counts)
     return found, counts
+
+
+def is_store(given: object) -> bool:
+    """Whether this names a cell store, not files."""
+    return isinstance(given, str) and (Path(given) / "meta.json").is_file()
