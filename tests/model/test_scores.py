@@ -16,6 +16,7 @@ from vcell.model.scores import (
     false_discovery_rate,
     rank_sum_p,
 )
+from vcell.score.differential import false_discovery_rate as without_torch
 from vcell.score.grouped import GroupedCells
 
 pytestmark = pytest.mark.numeric
@@ -42,6 +43,8 @@ def test_false_discovery_rates_equal_scipys():
     p[1, :50] = p[1, 60]  # ties
     expected = stats.false_discovery_control(p, axis=1)
     assert np.array_equal(false_discovery_rate(torch.from_numpy(p)).numpy(), expected)
+    assert np.array_equal(without_torch(p), expected)
+    assert without_torch(np.zeros((2, 0))).shape == (2, 0)
     assert np.array_equal(false_discovery_rate(torch.from_numpy(p[0])).numpy(), expected[0])
     assert false_discovery_rate(torch.zeros(2, 0)).shape == (2, 0)
 
