@@ -49,35 +49,23 @@ class Fast2026:
     """
 
     def __init__(
-        self,
-        real: GroupedCells,
-        device: torch.device | None = None,
-        embedding: Embedding | None = None,
+        self, real: GroupedCells, device: torch.device | None = None, embedding: Embedding | None = None
     ) -> None:
-        self.device, self.embedding = device, embedding
+        self.embedding = embedding
         self._first: Side | None = None  # the prediction that references may be made of
-        self.real = self._side(real, real.controls)
+        controls = real.controls
+        # no method: a side must not keep its scorer alive, nor so itself
+        noise = partial(sampling_variance, device=device)
+        self.real = Side(
+            real, Tests2026.of(controls, device), pseudobulk(controls), pseudobulk, noise, embedding,
+            control_noise=noise(controls),
+        )  # fmt: skip
 
     def side(self, pred: GroupedCells) -> Side:
         """The prediction's side."""
         side = replace(self.real, cells=pred, like=known_as(self._first, pred))
         self._first = self._first or side
         return side
-
-    def _side(self, cells: GroupedCells, controls: sparse.csr_matrix) -> Side:
-        tests = Tests2026.of(controls, self.device)
-        noise = partial(
-            sampling_variance, device=self.device
-        )  # no method: a side must not keep its scorer alive, nor so itself
-        return Side(
-            cells,
-            tests,
-            pseudobulk(controls),
-            pseudobulk,
-            noise,
-            self.embedding,
-            control_noise=noise(controls),
-        )
 
     def score(self, pred: Side) -> pd.DataFrame:
         """The six members for every target, NaN where one is not defined; same targets and genes as measured."""
