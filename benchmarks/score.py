@@ -12,7 +12,6 @@ illico where that is installed. Prints tables and writes them to benchmarks/resu
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import subprocess
@@ -40,11 +39,7 @@ def main() -> None:
     for name, number in (("controls", 5_000), ("targets", 100), ("cells", 150), ("genes", 18_080)):
         parser.add_argument(f"--{name}", type=int, default=number, help="[%(default)s]")
     parser.add_argument("--folder", type=Path, help="where to work; 5 GB [a temporary one]")
-    parser.add_argument("--only", nargs=3, metavar=("YEAR", "PRED", "REAL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.only:
-        score_once(int(options.only[0]), Path(options.only[1]), Path(options.only[2]))
-        return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         draw(folder, options)
@@ -93,7 +88,7 @@ def compare(folder: Path, year: int) -> list[dict]:
     module = ["-m", "cell_eval", "run", *files, "--profile", "vcc"]
     if year == 2026:
         module = ["-c", "from cell_eval2.cli import main; main()", "run", *files, "--preset", "vcc2026"]
-    once = [__file__, "--only", str(year), str(pred), str(real)]
+    once = [str(Path(__file__).with_name("score_once.py")), str(year), str(pred), str(real)]
     report = [sys.executable, "-m", "vcell.evaluate", f"pred={pred}", f"real={real}", f"challenge=vcc{year}", "engine=fast",
               f"out={folder / f'scores{year}'}"]  # fmt: skip
     timed(report)  # compiles our kernels, which are kept on disk from then on
@@ -107,20 +102,6 @@ def compare(folder: Path, year: int) -> list[dict]:
         {"year": year, "what": what, "ratio": official[0] / seconds, "peak": peak, "share": peak / official[1]}
         for what, (seconds, peak) in found.items()
     ]
-
-
-def score_once(year: int, pred: Path, real: Path) -> None:
-    """Our scores of the two files, as JSON."""
-    from vcell.score.cells import CellFile, Columns
-    from vcell.score.metrics import summary
-    from vcell.score.pairs import pairs
-    from vcell.score.scoring import SCORERS
-
-    scorer = SCORERS["cell-eval" if year == 2025 else "cell-eval2"]
-    columns = Columns("target_gene", None, CONTROL)
-    for pair in pairs(CellFile(pred, columns, True), CellFile(real, columns, True), columns, scorer.counts, []):
-        fast = scorer.fast(pair.real)
-        print(json.dumps(summary(fast.score(fast.side(pair.pred)), scorer.metrics)))
 
 
 def timed(command: list[str]) -> tuple[float, int]:
