@@ -112,14 +112,14 @@ class Tests2026:
 
     @classmethod
     def of(cls, controls: sparse.csr_matrix, device: torch.device | None = None) -> Tests2026:
-        values, mean_G = log1p_cpm(controls)
+        values, mean_G = log1p_cpm(controls, millions_of(controls))
         tested_G = mean_G > LEAST_CPM
         return cls(mean_G, tested_G, rank_test(values, device, tested_G))
 
     def __call__(self, group: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
         """p-values, NaN for genes that are not tested, and log2 fold changes of some cells, ``(genes)``."""
         assert self.p_of is not None
-        values, mean_G = log1p_cpm(group)
+        values, mean_G = log1p_cpm(group, millions_of(group))
         p_G = np.full(len(mean_G), np.nan)
         p_G[self.tested_G] = self.p_of(values)
         return p_G, fold_of_cpm(mean_G, self.control_mean_G)
@@ -146,13 +146,12 @@ def fold_of_cpm(mean_G: np.ndarray, control_mean_G: np.ndarray) -> np.ndarray:
     return np.log2((mean_G + EPSILON) / (control_mean_G + EPSILON))
 
 
-def log1p_cpm(counts: sparse.csr_matrix) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """log1p of counts per million of each cell, and the mean counts per million of each gene, ``(genes)``.
+def log1p_cpm(counts: sparse.csr_matrix, millions: np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """log1p of counts per million of each cell, and the mean counts per million of each gene, ``(genes)``; `millions` as from `millions_of`.
 
     In the arithmetic of `scanpy.pp.normalize_total` and of scipy's means: ties must stay ties, equal fold changes equal. Most counts are
     small: their logarithms are looked up.
     """
-    millions = millions_of(counts)
     table = np.log1p(np.arange(LOOKED_UP) / millions[:, None])
     values, larger, mean_G = _log1p_cpm(counts.indptr, counts.indices, counts.data, millions, table, counts.shape[1])
     if len(larger) == len(values):  # no whole counts, then

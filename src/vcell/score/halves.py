@@ -16,12 +16,13 @@ import numpy as np
 from numba import njit
 from scipy import sparse
 
+from vcell.data.files.csr import row_of
 from vcell.data.files.normalize import pseudobulk_log1p
 from vcell.score.differential import LEAST_CPM, Tests2026, fold_of_cpm, log1p_cpm, mean_cpm, millions_of
 from vcell.score.embedding import CELLS_PER_SET, Embedding
 from vcell.score.grouped import GroupedCells
 from vcell.score.jackknife import jackknife
-from vcell.score.ranksum import ByGene, cubed, find, two_sided
+from vcell.score.ranksum import ByGene, cubed, find, numbered, two_sided
 from vcell.score.side import Measured, Side
 from vcell.score.sums import sums
 from vcell.system import in_threads
@@ -46,8 +47,6 @@ class ControlHalves:
 
     Attributes
     ----------
-    half_C
-        Of each control cell, 0 or 1; -1 for an odd one.
     mean
         Mean counts per million, of each half ``(genes)``.
     bulk, noise
@@ -61,7 +60,6 @@ class ControlHalves:
         Of the values of each half, as of `SortedControls`, ``(2, tested genes)``.
     """
 
-    half_C: np.ndarray
     mean: tuple[np.ndarray, np.ndarray]
     bulk: tuple[np.ndarray, np.ndarray]
     noise: tuple[float, float]
@@ -99,10 +97,10 @@ class Splits:
         found = list(in_threads(lambda some: mean_cpm(controls, some, millions), rows))
         means = list(zip(found[::2], found[1::2], strict=True))
         tested_G = np.any([mean_G > LEAST_CPM for both in means for mean_G in both], axis=0)
-        self.column = np.where(tested_G, np.cumsum(tested_G, dtype=np.int32) - 1, -1)
-        values, _ = log1p_cpm(controls)
+        self.column = numbered(tested_G)
+        values, _ = log1p_cpm(controls, millions)
         ordered = ByGene.of(values, self.column, entries=True, threads=True)
-        cell_of = cells_of(controls)[ordered.entries]
+        cell_of = row_of(controls.indptr, np.int32)[ordered.entries]
         self.sorted = replace(ordered, entries=ordered.entries[:0].copy())
         del values, ordered  # of the controls of a large context these are a gigabyte
         splits = zip(self.places, means, strict=True)
@@ -113,11 +111,11 @@ class Splits:
     ) -> ControlHalves:
         """Of the controls in one split."""
         n, rows = controls.shape[0], [half[self.cells.control] for half in places]
-        half_C = half_of(n, rows)
-        kind = np.uint16 if n < 2**16 else np.uint32
-        before, odd_T, ties = _count_halves(self.sorted.starts, self.sorted.values, cell_of, half_C, np.zeros(0, kind))
+        starts, values = self.sorted.starts, self.sorted.values
+        before = np.empty(len(values) + len(starts) - 1, np.uint16 if n < 2**16 else np.uint32)
+        odd_T, ties = _count_halves(starts, values, cell_of, half_of(n, rows), before)
         (first_G, first_noise), (second_G, second_noise) = (self._profile(controls, r) for r in rows)
-        return ControlHalves(half_C, mean, (first_G, second_G), (first_noise, second_noise), before, odd_T, ties)
+        return ControlHalves(mean, (first_G, second_G), (first_noise, second_noise), before, odd_T, ties)
 
     def _profile(self, counts: sparse.csr_matrix, rows: np.ndarray) -> tuple[np.ndarray, float]:
         """Pseudobulk of some cells, and its sampling variance."""
@@ -147,14 +145,15 @@ class Splits:
     def _of_target(self, target: str) -> list[list[Half]]:
         """Of every split, both halves of a target's cells."""
         counts = self.cells.cells[target]
-        (values, _), millions = log1p_cpm(counts), millions_of(counts)
+        millions = millions_of(counts)
+        values, _ = log1p_cpm(counts, millions)
         own = ByGene.of(values, self.column, entries=True)
-        cell_of = cells_of(counts)[own.entries]
+        cell_of = row_of(counts.indptr, np.int32)[own.entries]
         low, high = _places(own.starts, own.values, self.sorted.starts, self.sorted.values)
         found = []
         for s, (controls, places) in enumerate(zip(self.controls, self.places, strict=True)):
             rows = [half[target] for half in places]
-            n = np.array([[len(r), (controls.half_C == h).sum()] for h, r in enumerate(rows)])
+            n = np.array([[len(half[target]), len(half[self.cells.control])] for half in places])
             p_2T = _half_p(
                 own.starts, own.values, low, high, cell_of, half_of(counts.shape[0], rows), self.sorted.starts, controls.before,
                 controls.odd_T, controls.ties, n,
@@ -192,16 +191,10 @@ def half_of(n: int, rows: Sequence[np.ndarray]) -> np.ndarray:
     return found
 
 
-def cells_of(cells: sparse.csr_matrix) -> np.ndarray:
-    """The cell that each stored value is of."""
-    return np.repeat(np.arange(cells.shape[0], dtype=np.int32), np.diff(cells.indptr))
-
-
 @njit(nogil=True, cache=True)
-def _count_halves(starts, values, cell_of, half_C, kind):
-    """`before`, `odd_T` and `ties` of `ControlHalves`; `kind` is an array of the type of the first."""
+def _count_halves(starts, values, cell_of, half_C, before):
+    """Fills `before` of `ControlHalves`, and gives its `odd_T` and `ties`."""
     n_genes = len(starts) - 1
-    before = np.empty(len(values) + n_genes, kind.dtype)
     odd_T = np.full(n_genes, np.int64(0x7FFFFFFF))
     ties = np.zeros((2, n_genes), np.float64)
     for g in range(n_genes):
@@ -221,7 +214,7 @@ def _count_halves(starts, values, cell_of, half_C, kind):
             first += equal_first
             i = j
         before[starts[g + 1] + g] = first
-    return before, odd_T, ties
+    return odd_T, ties
 
 
 @njit(nogil=True, cache=True)

@@ -106,6 +106,11 @@ class SortedControls:
         return cls(by_gene, _ties(by_gene.starts, by_gene.values), place)
 
 
+def numbered(kept_G: np.ndarray) -> np.ndarray:
+    """The `place` of columns of which some are kept: their numbers among these, -1 for the others."""
+    return np.where(kept_G, np.cumsum(kept_G, dtype=np.int32) - 1, -1)
+
+
 class RankTest(Protocol):
     """p-values ``(genes)`` of some cells, each of which is there `copies` times."""
 
@@ -118,8 +123,7 @@ def rank_test(
     """The test of groups of cells against `controls`, which are sorted once; of the genes in the mask only where one is given. On the CPU
     where `device` is None."""
     if device is None:
-        place = None if tested_G is None else np.where(tested_G, np.cumsum(tested_G, dtype=np.int32) - 1, -1)
-        ordered = SortedControls.of(controls, place)
+        ordered = SortedControls.of(controls, None if tested_G is None else numbered(tested_G))
         return lambda cells, copies=1: rank_sum_p(cells, ordered, copies)
     from vcell.score.gpu import dense_rank_test  # here: torch takes a second to load
 
@@ -223,9 +227,7 @@ def _ties(starts, values):
     for g in range(len(ties)):
         i = starts[g]
         while i < starts[g + 1]:
-            j = i + 1
-            while j < starts[g + 1] and values[j] == values[i]:
-                j += 1
+            j = find(values, i + 1, starts[g + 1], values[i], True)
             ties[g] += cubed(float(j - i))
             i = j
     return ties

@@ -282,9 +282,8 @@ def read_column(file: h5py.File, key: str, name: str, path: Path) -> pd.Series:
         if isinstance(stored, h5py.Dataset) and stored.dtype.kind in "biuf":
             return pd.Series(stored[()])
         if isinstance(stored, h5py.Group) and isinstance(stored.get("categories"), h5py.Dataset):
-            categories, ordered = stored["categories"], bool(stored.attrs.get("ordered", False))
-            known = categories.asstr()[()] if h5py.check_string_dtype(categories.dtype) else categories[()]
-            return pd.Series(pd.Categorical.from_codes(stored["codes"][()], known, ordered=ordered))
+            categories, ordered = _decoded(stored["categories"][:]), bool(stored.attrs.get("ordered", False))
+            return pd.Series(pd.Categorical.from_codes(stored["codes"][:], categories, ordered=ordered))
         from anndata.io import read_elem  # here: it takes half a second to load, for columns with missing values
 
         return pd.Series(read_elem(stored))
