@@ -9,9 +9,11 @@ import multiprocessing
 import os
 import resource
 import runpy
+import shutil
 import signal
 import sys
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
@@ -34,6 +36,7 @@ class Forked:
         together: bool = False,
     ) -> None:
         folder = Path(tempfile.mkdtemp(prefix="forked"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.out, self.err = folder / "out", folder / ("out" if together else "err")
         for path in (self.out, self.err):
             path.touch()
