@@ -19,6 +19,7 @@ _CONTINUE = (
     "A run is continued by its name: repeat the command that started it (runs/NAME resumes from its last.ckpt). To start a new run "
     "with another's weights: init_from=FILE.ckpt name=NEW"
 )
+SWEPT = ("train", "crossval")  # commands that Hydra runs several times (-m)
 # keys that users of STATE's trainer are used to
 FORMER_KEYS = dict.fromkeys(
     [
@@ -204,16 +205,20 @@ def _keys_hint(verb: str) -> str:
     return f"All keys: python -m vcell.{verb} --help"
 
 
-def check_overrides(verb: str, arguments: list[str]) -> None:
-    """Raises a `VcellError`, with a suggestion, for an unknown override.
+def check_overrides(verb: str, arguments: list[str]) -> DictConfig | None:
+    """The configuration that arguments give; None where there is more among them than settings, which is left to Hydra.
 
-    Hydra says so too, but not which key was meant. Sweeps and other folders of configuration are left to it.
+    Raises
+    ------
+    VcellError
+        For an unknown override, with a suggestion: Hydra says so too, but not which key was meant. Sweeps and other folders of
+        configuration are left to it.
     """
     flags = [a for a in arguments if a.startswith("-")]
-    if {"-m", "--multirun"} & set(flags) and verb in ("train", "crossval"):
+    if {"-m", "--multirun"} & set(flags) and verb in SWEPT:
         _check_sweep(arguments)
     if any(f not in ("--cfg", "--resolve", "-c") for f in flags):
-        return
+        return None
     overrides = [a for a in arguments if "=" in a and not a.startswith("-") and not a.startswith("hydra")]
     try:
         if any(o.startswith("+") for o in overrides):
@@ -224,6 +229,7 @@ def check_overrides(verb: str, arguments: list[str]) -> None:
                     raise VcellError(_unknown_key(verb, key, overrides))
         config = compose(verb, overrides)
         check_types(verb, overrides, config)
+        return config if len(overrides) == len(arguments) else None
     except (HydraException, OmegaConfBaseException) as error:
         raise VcellError(_explain(verb, overrides, str(error))) from error
     finally:
@@ -234,8 +240,12 @@ def check_types(verb: str, overrides: list[str], config: DictConfig) -> None:
     """Refuses text where a number, or true or false, is expected."""
     keys = [o.lstrip("+").split("=")[0] for o in overrides]
     given = [key for key in keys if not (CONFIG_DIR / key.split("@")[0]).is_dir()]
+    own = OmegaConf.load(CONFIG_DIR / f"{verb}.yaml")
     texts = {
-        key: value for key in given if isinstance(value := OmegaConf.select(config, key, throw_on_missing=False), str)
+        key: value
+        for key in given
+        if isinstance(value := OmegaConf.select(config, key, throw_on_missing=False), str)
+        and not (key in own and isinstance(OmegaConf.to_container(own)[key], str | None))  # most: files, names
     }
     if not texts:
         return

@@ -12,7 +12,7 @@ import hydra
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from vcell.cli.arguments import check_overrides, readable
+from vcell.cli.arguments import SWEPT, check_overrides, readable
 from vcell.cli.lookup import look_up
 from vcell.config import CONFIG_DIR, with_trainer
 from vcell.errors import NO_ROOM, VcellError
@@ -35,7 +35,7 @@ def launch(verb: str, run: Callable[[DictConfig], None]) -> None:
             print(usage(verb, arguments))
             return
         arguments = readable(verb, arguments)
-        check_overrides(verb, arguments)
+        plain = check_overrides(verb, arguments)
         sys.argv[1:] = with_trainer(arguments)
     except VcellError as error:
         fail(error)
@@ -69,7 +69,10 @@ def launch(verb: str, run: Callable[[DictConfig], None]) -> None:
                 )
             )
 
-    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=verb)(guarded)()
+    if plain is not None and verb not in SWEPT:  # composed already: Hydra would do that twice more
+        guarded(plain)
+    else:
+        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=verb)(guarded)()
 
 
 def _remedy(error: OSError, verb: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import gc
 import importlib
 import os
@@ -41,6 +42,7 @@ def main(verb: str) -> None:
     """Runs the command `verb` with the arguments in `sys.argv`."""
     # importing makes a million objects that stay: the collector would look through them a thousand times, a quarter of the start
     gc.set_threshold(50_000, 20, 20)
+    atexit.register(gc.freeze)  # nor at the end, when all memory goes back at once: half a second
     listen(verb)  # before anything is loaded that takes seconds
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores() < available:  # a share of the machine: numerical libraries would start a thread for each of its cores

@@ -142,12 +142,11 @@ def update(path: str) -> str:
     -------
     What is used now, and how to go back.
     """
-    before = gene_names()
+    before = gene_names().approved
     use_table(Path(path).expanduser())
-    now = gene_names()
-    changed = sorted(now.approved ^ before.approved)
+    now = gene_names().approved
+    changed = sorted(now ^ before)
     return (
-        f"{now.origin}\n{len(now.approved):,} symbols; {len(now.approved - before.approved):,} are new and "
-        f"{len(before.approved - now.approved):,} gone{f' ({shortlist(changed, 5)})' if changed else ''}\n"
+        f"{gene_names().origin}\n{len(now):,} symbols; {len(now - before):,} are new and {len(before - now):,} gone{f' ({shortlist(changed, 5)})' if changed else ''}\n"
         f"kept in {own_table()}; without that file vcell uses the table that comes with it"
     )

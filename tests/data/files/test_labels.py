@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from tests.data.store.test_ingest import make_cells, write
-from vcell.data.files.genes import gene_names
+from vcell.data.files import genes, labels
+from vcell.data.files.genes import GeneNames, gene_names
 from vcell.data.files.h5ad import Columns
 from vcell.data.files.labels import (
     NO_GUIDE,
@@ -61,6 +62,20 @@ def test_cells_without_a_guide_are_known(label: str):
 def test_an_approved_gene_is_always_that_gene():
     approved = gene_names().approved
     assert not [g for g in approved if is_control(g) or is_untreated(g) or is_without_guide(g)]
+
+
+def test_the_table_of_genes_is_read_only_where_a_label_needs_it(monkeypatch: pytest.MonkeyPatch):
+    assert not [g for g in gene_names().approved if not any(map(str.isupper, g))]  # as labels without capitals are no genes
+
+    def never() -> tuple[pd.DataFrame, str]:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(genes, "gene_names", lambda: GeneNames(never))
+    monkeypatch.setattr(labels, "gene_names", lambda: GeneNames(never))
+    found = read_labels({"a": {NT: 3, "ctrl+ctrl": 1, "STAT1": 2}}, NT, genes=["STAT1"])
+    assert found.meaning["a"] == {NT: NT, "ctrl+ctrl": NT, "STAT1": "STAT1"}
+    with pytest.raises(AssertionError, match="read"):
+        read_labels({"a": {NT: 3, "NT": 1}}, NT, genes=["STAT1"])
 
 
 @pytest.mark.parametrize(

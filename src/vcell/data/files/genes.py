@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -64,21 +64,38 @@ class Meaning:
 
 
 class GeneNames:
-    """HGNC's names of human genes. Get it with `gene_names()`.
+    """HGNC's names of human genes, read when they are first needed: labels that are genes of the file need no table. Get it with
+    `gene_names()`.
 
     Parameters
     ----------
-    table
-        As `hgnc.read_hgnc` gives it.
-    origin
-        Where it is from.
+    read
+        Gives the table and where it is from, as `hgnc.read_hgnc`, whose errors arise where a name is looked up.
     """
 
-    def __init__(self, table: pd.DataFrame, origin: str = "") -> None:
-        self.origin = origin
-        self.approved = set(table["symbol"])
-        self.ensembl = {i: s for i, s in zip(table["ensembl_id"], table["symbol"], strict=True) if i}
-        self.former = {kind: _inverted(table, f"{kind}_symbols") for kind in ("prev", "alias")}
+    def __init__(self, read: Callable[[], tuple[pd.DataFrame, str]]) -> None:
+        self._read = cache(read)
+
+    @property
+    def origin(self) -> str:
+        """Where the table is from."""
+        return self._read()[1]
+
+    @cached_property
+    def approved(self) -> set[str]:
+        """Approved symbols."""
+        return set(self._read()[0]["symbol"])
+
+    @cached_property
+    def ensembl(self) -> dict[str, str]:
+        """Approved symbol of each Ensembl id."""
+        table, _ = self._read()
+        return {i: s for i, s in zip(table["ensembl_id"], table["symbol"], strict=True) if i}
+
+    @cached_property
+    def former(self) -> dict[str, dict[str, set[str]]]:
+        """Approved symbols of each previous symbol (``prev``) and ``alias``."""
+        return {kind: _inverted(self._read()[0], f"{kind}_symbols") for kind in ("prev", "alias")}
 
     def meaning(self, name: str) -> Meaning:
         if name in self.approved:
@@ -165,14 +182,8 @@ def _lowered(known: frozenset[str]) -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def gene_names() -> GeneNames:
-    """HGNC's table, read once.
-
-    Raises
-    ------
-    VcellError
-        As `hgnc.read_hgnc`.
-    """
-    return GeneNames(*read_hgnc())
+    """HGNC's table, read once."""
+    return GeneNames(read_hgnc)
 
 
 def use_table(path: Path) -> None:

@@ -324,16 +324,19 @@ def _without(rules: LabelRules, control: str, words: str) -> tuple[str, str]:
 def _each_piece(label: str, pattern: re.Pattern[str]) -> bool:
     """Whether a label matches whole, or in every piece: dual guides are labelled ``NT_NT`` or ``ctrl+ctrl``."""
     label = label.strip()
-    if not label or _approved(label):
+    if not label:
         return False
     if pattern.match(label):
-        return True
+        return not _approved(label)
     pieces = [p for p in re.split(r"[+;,|&]|_{1,2}", label) if p]
-    return len(pieces) > 1 and all(pattern.match(p) and not _approved(p) for p in pieces)
+    matching = len(pieces) > 1 and all(pattern.match(p) for p in pieces)
+    return matching and not any(map(_approved, (label, *pieces)))
 
 
 def _approved(label: str) -> bool:
-    return label.strip() in gene_names().approved
+    """Whether a label is an approved symbol; each of these has a capital, without which the table need not be read."""
+    label = label.strip()
+    return any(map(str.isupper, label)) and label in gene_names().approved
 
 
 def _key(label: str) -> str:
