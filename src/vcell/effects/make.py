@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vcell.data.files.genes import gene_names
+from vcell.data.files.labels import genes_of
 from vcell.data.gather import Gather
 from vcell.data.splits import Group
 from vcell.effects import names
@@ -122,7 +122,8 @@ def make_baselines(
     if names is None and len(evidence.context_names) < 2:
         wanted = [n for n in wanted if n not in ("additive", "transfer")]
         wanted = wanted if useful else [n for n in wanted if n not in ("ridge", "nearest")]
-    if names is None and not any(len(gene_names().parts(target)) > 1 for _, target in assigned):
+    genes = frozenset(gather.store.genes)
+    if names is None and not any(len(genes_of(target, genes)) > 1 for target in {t for _, t in assigned}):
         wanted.remove("sum_of_singles")
     found = {}
     for name in wanted:
