@@ -15,11 +15,15 @@ import pytest
 import torch
 
 from tests.conftest import BEFORE_RELEASE, infer_here
+from vcell.data.batch import CellSetBatch
 from vcell.data.gather import Gather
 from vcell.data.sampler import CellSetSampler
 from vcell.data.store.store import CellStore
 from vcell.errors import VcellError
 from vcell.model.trained import TrainedModel
+from vcell.predict.cells import CountModels, rates_by
+from vcell.predict.infer import make_source
+from vcell.predict.request import Wanted
 
 REQUEST = "data/demo/screen/pert_counts_Test.csv"
 LAST = "runs/demo/checkpoints/last.ckpt"
@@ -78,6 +82,25 @@ def test_infer_equals_validation(in_trained: Path, tmp_path: Path):
     with torch.inference_mode():
         expected = module.predict(gather.to_device(gather.fetch(plan)))[0]
     np.testing.assert_allclose(found[:8].X.toarray(), expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_mean_needs_no_set_of_which_little_is_wanted(in_trained: Path):
+    identity, store = TrainedModel.load(Path(LAST)).identity, CellStore.open("data/demo/store")
+    source = make_source(store, identity, set(store.control_contexts), 2, 0)
+    size, sets = source.set_size, 0
+
+    class Unchanged:
+        def predict(self, batch: CellSetBatch) -> torch.Tensor:
+            nonlocal sets
+            sets += len(batch.control_SCG)
+            return batch.control_SCG
+
+    models = CountModels(store, identity.target_sum)
+    for n_cells, expected in ((1, 1), (size, 1), (size + 1, 1), (3 * size + size // 2, 4), (4 * size - 1, 4)):
+        wanted, sets = Wanted("simC", "X", n_cells), 0
+        ((rate_G,),) = rates_by([Unchanged()], source, models, [wanted], "cpu")
+        assert sets == expected
+        np.testing.assert_array_equal(rate_G, models.of("simC").rate_G)
 
 
 def test_target_sum_changes_the_scale_only(in_trained: Path, tmp_path: Path):
