@@ -147,7 +147,8 @@ def fold_of_cpm(mean_G: np.ndarray, control_mean_G: np.ndarray) -> np.ndarray:
 
 
 def log1p_cpm(counts: sparse.csr_matrix, millions: np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """log1p of counts per million of each cell, and the mean counts per million of each gene, ``(genes)``; `millions` as from `millions_of`.
+    """log1p of counts per million of each cell, and the mean counts per million of each gene, ``(genes)``; `millions` as from `millions_of`,
+    or each cell's counts in units of another number that they are scaled to.
 
     In the arithmetic of `scanpy.pp.normalize_total` and of scipy's means: ties must stay ties, equal fold changes equal. Most counts are
     small: their logarithms are looked up.

@@ -9,7 +9,7 @@ from numba import njit
 from scipy import sparse
 from scipy.linalg import eigh
 
-from vcell.data.files.normalize import scaled_log1p
+from vcell.score.differential import log1p_cpm
 from vcell.score.grouped import GroupedCells
 from vcell.score.sums import sums
 
@@ -113,6 +113,4 @@ def _log1p(cells: sparse.csr_matrix, target_sum: float | None) -> sparse.csr_mat
     if target_sum is None:
         return cells
     totals = sums(cells)[1]
-    factor = target_sum / np.where(totals > 0, totals, 1.0)
-    data = scaled_log1p(cells.data, np.repeat(factor, np.diff(cells.indptr)))
-    return sparse.csr_matrix((data, cells.indices, cells.indptr), shape=cells.shape)
+    return log1p_cpm(cells, np.where(totals > 0, totals, 1.0) / target_sum)[0]

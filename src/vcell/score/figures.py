@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SHOWN_TARGETS = 6
 SHOWN_GENES = 3_000  # dots of a scatter
 SHOWN_CELLS = 1_500
+DOTS_PER_INCH = 130
 PREDICTED, MEASURED, GREY, DARK = "#2a6fbb", "#e08214", "#b8bec7", "#1c2430"
 Picture = Any  # a matplotlib figure
 
@@ -300,14 +301,19 @@ def embedding(shown: Shown) -> Picture:
 
 
 def png(figure: Picture) -> bytes:
-    buffer = io.BytesIO()
-    layout = figure.get_layout_engine()
-    if layout is not None:  # once: saving would do it twice
-        layout.execute(figure)
-        figure.set_layout_engine("none")
-    figure.savefig(buffer, format="png", dpi=130)
-    if layout is not None:
-        figure.set_layout_engine(layout)
+    """Drawn once, where `savefig` draws twice to see how large everything becomes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.image import imsave
+
+    before, resolution, buffer = figure.canvas, figure.get_dpi(), io.BytesIO()
+    figure.set_dpi(DOTS_PER_INCH)
+    canvas = FigureCanvasAgg(figure)
+    try:
+        canvas.draw()
+    finally:  # somebody's notebook may show it too
+        figure.set_canvas(before)
+        figure.set_dpi(resolution)
+    imsave(buffer, np.asarray(canvas.buffer_rgba()), format="png", dpi=DOTS_PER_INCH)
     return buffer.getvalue()
 
 

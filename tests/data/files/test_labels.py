@@ -65,7 +65,9 @@ def test_an_approved_gene_is_always_that_gene():
 
 
 def test_the_table_of_genes_is_read_only_where_a_label_needs_it(monkeypatch: pytest.MonkeyPatch):
-    assert not [g for g in gene_names().approved if not any(map(str.isupper, g))]  # as labels without capitals are no genes
+    assert not [
+        g for g in gene_names().approved if not any(map(str.isupper, g))
+    ]  # as labels without capitals are no genes
 
     def never() -> tuple[pd.DataFrame, str]:
         raise AssertionError("read")
