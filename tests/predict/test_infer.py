@@ -19,10 +19,13 @@ from vcell.data.batch import CellSetBatch
 from vcell.data.gather import Gather
 from vcell.data.sampler import CellSetSampler
 from vcell.data.store.store import CellStore
+from vcell.effects.bank import SPACES
+from vcell.effects.make import make_baselines
 from vcell.errors import VcellError
 from vcell.model.trained import TrainedModel
 from vcell.predict.cells import CountModels, rates_by
 from vcell.predict.infer import make_source
+from vcell.predict.predictors import prior_kept
 from vcell.predict.request import Wanted
 
 REQUEST = "data/demo/screen/pert_counts_Test.csv"
@@ -101,6 +104,20 @@ def test_a_mean_needs_no_set_of_which_little_is_wanted(in_trained: Path):
         ((rate_G,),) = rates_by([Unchanged()], source, models, [wanted], "cpu")
         assert sets == expected
         np.testing.assert_array_equal(rate_G, models.of("simC").rate_G)
+
+
+def test_the_prior_that_a_run_has_fitted_equals_the_baseline_fitted_anew(in_trained: Path):
+    model, store = TrainedModel.load(Path(LAST)), CellStore.open("data/demo/store")
+    identity, gather = model.identity, Gather(store, model.identity.target_sum)
+    kept = prior_kept(identity, Path(LAST))
+    anew, again = (
+        make_baselines(gather, identity.assigned, model.table, None, store.control_contexts, kept=one) for one in (None, kept)
+    )
+    assert kept is not None and again["transfer"] is kept and list(anew) == list(again)
+    targets = [p for c, p in store.groups if c == "simA" and p != store.control][:5] + [store.genes[-1]]
+    for name in anew:
+        for space in SPACES:
+            np.testing.assert_array_equal(*(some[name].effect(space, "simC", targets) for some in (anew, again)))
 
 
 def test_target_sum_changes_the_scale_only(in_trained: Path, tmp_path: Path):

@@ -101,6 +101,7 @@ def make_baselines(
     names: Collection[str] | None = None,
     contexts: Iterable[str] = (),
     bank_folder: Path | None = None,
+    kept: EffectModel | None = None,
 ) -> dict[str, EffectModel]:
     """Baselines fitted to a run's training cells, by name.
 
@@ -112,11 +113,13 @@ def make_baselines(
         Those that will be predicted from control cells of the same store: they are shown to the baselines.
     bank_folder
         Of the run's effect bank, if it has one.
+    kept
+        One that the run has fitted to these cells already, as its checkpoint keeps it: it is not fitted again, nor are effects measured.
     """
     wanted = [name for name in BASELINES if (name != "wrong_target" if names is None else name in names)]
     if set(wanted) <= {"copied_controls"}:
         return {name: BASELINES[name](gather.store.n_genes) for name in wanted}
-    evidence = training_evidence(gather, assigned, bank_folder=bank_folder)
+    evidence = training_evidence(gather, assigned, bank_folder=bank_folder) if kept is None else kept.known
     controls = observed(gather, dict.fromkeys([*evidence.context_names, *contexts]))
     useful = table is not None and not table.is_one_hot
     if names is None and len(evidence.context_names) < 2:
@@ -127,8 +130,13 @@ def make_baselines(
         wanted.remove("sum_of_singles")
     found = {}
     for name in wanted:
-        found[name] = BASELINES[name](gather.store.n_genes)
-        fit_model(found[name], evidence, controls, table)
+        if kept is not None and type(kept) is BASELINES[name]:
+            found[name] = kept
+            kept.use_table(table)
+            kept.observe(controls)
+        else:
+            found[name] = BASELINES[name](gather.store.n_genes)
+            fit_model(found[name], evidence, controls, table)
     return found
 
 

@@ -122,6 +122,28 @@ def bank_of(identity: Identity) -> Path | None:
     return Path(str(kept)) if kept and Path(str(kept)).is_dir() else None
 
 
+def prior_kept(identity: Identity, path: Path) -> EffectModel | None:
+    """What the network of the checkpoint `path` starts from, as it was fitted to the run's training cells; None for a network without such
+    a prior, and where effects from elsewhere are part of it.
+
+    Raises
+    ------
+    VcellError
+        If what the checkpoint keeps of it is damaged.
+    """
+    kind = BASELINES.get(str((identity.config.get("model") or {}).get("prior")))
+    if kind is None or identity.prior is None or identity.config.get("effects"):
+        return None
+    found = kind(len(identity.genes))
+    try:
+        found.set_extra_state(identity.prior)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise VcellError(
+            f"the checkpoint {path} has a damaged prior ({type(error).__name__}: {error}); train it again"
+        ) from error
+    return None if found.evidence is None else found
+
+
 def effect_models(predictor: Predictor) -> list[EffectModel]:
     """Those that a predictor is, or is made of."""
     if isinstance(predictor, EffectModel):

@@ -69,7 +69,7 @@ class References:
         from vcell.model.checkpoint import read_identity, table_of
         from vcell.predict.controls import open_run_store
         from vcell.predict.infer import make_source
-        from vcell.predict.predictors import bank_of
+        from vcell.predict.predictors import bank_of, prior_kept
 
         identity = read_identity(ckpt)
         self.split, self.own_measured = identity.assigned, identity.own_gene
@@ -81,8 +81,9 @@ class References:
             table = None
             self.remarks.append(f"ridge and nearest are made without an embedding table: {error}")
         made = make_baselines(
-            self.source.gather, identity.assigned, table, names, self.source.pool.of_context, bank_of(identity)
-        )
+            self.source.gather, identity.assigned, table, names, self.source.pool.of_context, bank_of(identity),
+            None if table is None else prior_kept(identity, ckpt),
+        )  # fmt: skip
         self.predictors = {name: model for name, model in made.items() if name != "copied_controls"}
         self.run_folder = ckpt.resolve().parents[1] if ckpt.resolve().parent.name == "checkpoints" else None
 
