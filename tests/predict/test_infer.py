@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -20,7 +21,7 @@ from vcell.data.gather import Gather
 from vcell.data.sampler import CellSetSampler
 from vcell.data.store.store import CellStore
 from vcell.effects.bank import SPACES
-from vcell.effects.make import make_baselines
+from vcell.effects.make import BASELINES, fit_model, make_baselines, observed, training_evidence
 from vcell.errors import VcellError
 from vcell.model.trained import TrainedModel
 from vcell.predict.cells import CountModels, rates_by
@@ -108,16 +109,24 @@ def test_a_mean_needs_no_set_of_which_little_is_wanted(in_trained: Path):
 
 def test_the_prior_that_a_run_has_fitted_equals_the_baseline_fitted_anew(in_trained: Path):
     model, store = TrainedModel.load(Path(LAST)), CellStore.open("data/demo/store")
-    identity, gather = model.identity, Gather(store, model.identity.target_sum)
+    gather, assigned = Gather(store, model.identity.target_sum), model.identity.assigned
+    evidence, fitted = training_evidence(gather, assigned), BASELINES["transfer"](store.n_genes)
+    fit_model(fitted, evidence, observed(gather, evidence.context_names), model.table)  # as training does
+    config = {**model.identity.config, "model": {"prior": "transfer"}}
+    identity = replace(model.identity, prior=fitted.get_extra_state(), config=config)
     kept = prior_kept(identity, Path(LAST))
     anew, again = (
-        make_baselines(gather, identity.assigned, model.table, None, store.control_contexts, kept=one) for one in (None, kept)
+        make_baselines(gather, assigned, model.table, None, store.control_contexts, kept=one) for one in (None, kept)
     )
     assert kept is not None and again["transfer"] is kept and list(anew) == list(again)
-    targets = [p for c, p in store.groups if c == "simA" and p != store.control][:5] + [store.genes[-1]]
+    targets = [*[p for c, p in store.groups if c == "simA" and p != store.control][:5], store.genes[-1]]
     for name in anew:
         for space in SPACES:
             np.testing.assert_array_equal(*(some[name].effect(space, "simC", targets) for some in (anew, again)))
+    joined = replace(identity, config={**config, "effects": {"elsewhere": "table.csv"}})
+    assert prior_kept(joined, Path(LAST)) is None and prior_kept(model.identity, Path(LAST)) is None
+    with pytest.raises(VcellError, match="damaged prior"):
+        prior_kept(replace(identity, prior={"evidence": {}}), Path(LAST))
 
 
 def test_target_sum_changes_the_scale_only(in_trained: Path, tmp_path: Path):

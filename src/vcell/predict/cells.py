@@ -108,17 +108,19 @@ class ExpectedCells(PredictedCells):
 
     def cells(self, wanted: Sequence[Wanted]) -> Iterator[sparse.csr_matrix]:
         source, predicted_genes = self.source, self.source.predicted_genes
-        whole = Gather(source.store, source.gather.target_sum)
-        for controls, predicted_CP in self.predicted(wanted):
-            if source.gather.store.genes == source.store.genes:
-                cells_CG = predicted_CP
-            else:
+        whole, known = Gather(source.store, source.gather.target_sum), predicted_genes >= 0
+
+        def in_file(controls: np.ndarray, predicted_CP: Tensor) -> sparse.csr_matrix:
+            cells_CG = predicted_CP
+            if source.gather.store.genes != source.store.genes:
                 cells_CG = whole.log1p(controls, self.device)
-                known = torch.from_numpy(np.flatnonzero(predicted_genes >= 0))
-                cells_CG[:, predicted_genes[predicted_genes >= 0]] = predicted_CP[:, known]
-            yield self.layout.of_log1p(
+                cells_CG[:, predicted_genes[known]] = predicted_CP[:, torch.from_numpy(np.flatnonzero(known))]
+            return self.layout.of_log1p(
                 change_target_sum(cells_CG, source.gather.target_sum, self.layout.target_sum).cpu().numpy()
             )
+
+        # in threads, while the network predicts the next sets
+        yield from in_threads(lambda one: in_file(*one), self.predicted(wanted))
 
 
 @dataclass(frozen=True)
