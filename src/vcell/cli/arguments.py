@@ -240,12 +240,12 @@ def check_types(verb: str, overrides: list[str], config: DictConfig) -> None:
     """Refuses text where a number, or true or false, is expected."""
     keys = [o.lstrip("+").split("=")[0] for o in overrides]
     given = [key for key in keys if not (CONFIG_DIR / key.split("@")[0]).is_dir()]
-    own = OmegaConf.load(CONFIG_DIR / f"{verb}.yaml")
+    own: Any = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{verb}.yaml"))
     texts = {
         key: value
         for key in given
         if isinstance(value := OmegaConf.select(config, key, throw_on_missing=False), str)
-        and not (key in own and isinstance(OmegaConf.to_container(own)[key], str | None))  # most: files, names
+        and not (key in own and isinstance(own[key], str | None))  # most: files, names
     }
     if not texts:
         return
