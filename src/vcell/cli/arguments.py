@@ -245,7 +245,7 @@ def check_types(verb: str, overrides: list[str], config: DictConfig) -> None:
         key: value
         for key in given
         if isinstance(value := OmegaConf.select(config, key, throw_on_missing=False), str)
-        and not (key in own and isinstance(own[key], str | None))  # most: files, names
+        and not _is_text(own.get(key, 0))  # most: files, names
     }
     if not texts:
         return
@@ -258,6 +258,11 @@ def check_types(verb: str, overrides: list[str], config: DictConfig) -> None:
         if number and value not in WORDS and key not in ("trainer.devices", "seed_everything"):
             kind = "a whole number" if isinstance(default, int) else "a number"
             raise VcellError(f"{key}={value} must be {kind}, such as {default}")
+
+
+def _is_text(default: Any) -> bool:
+    """Whether a default is text, or nothing, and not a reference to another key."""
+    return default is None or (isinstance(default, str) and "${" not in default)
 
 
 def _check_sweep(arguments: list[str]) -> None:
