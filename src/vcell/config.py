@@ -134,7 +134,7 @@ def with_trainer(overrides: list[str]) -> list[str]:
     ):  # auto says what a trainer is, not how this one differs
         return overrides
     given = {o.split("=", 1)[0].lstrip("+") for o in overrides}
-    own = [(f"trainer.{k}", v) for k, v in flatten(_yaml(path)) if not k.startswith(("defaults", "strategy"))]
+    own = [(f"trainer.{k}", v) for k, v in flatten(read_yaml(path)) if not k.startswith(("defaults", "strategy"))]
     # beside it: options of Hydra (-m, --cfg job) before or after the settings must not come between them
     place = overrides.index(f"trainer={names[-1]}") + 1
     added = [f"{k}={v}" for k, v in own if k not in given and "$" not in str(v)]
@@ -194,10 +194,12 @@ OmegaConf.register_new_resolver("slurm_tasks_per_node", slurm_tasks_per_node, re
 
 @cache
 def _defaults(group: str) -> dict[str, Any]:
-    return dict(flatten(_yaml(CONFIG_DIR / DEFAULTS[group])))
+    return dict(flatten(read_yaml(CONFIG_DIR / DEFAULTS[group])))
 
 
-def _yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
+    """A file of settings as it is written: lists and dicts, nothing resolved."""
+    """A file of settings as it is written, as lists and dicts."""
     return OmegaConf.to_container(OmegaConf.load(path))
 
 

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vcell.config import CONFIG_DIR, compose, flatten
+from vcell.config import CONFIG_DIR, compose, flatten, read_yaml
 from vcell.errors import VcellError, nearest
 
 _CONTINUE = (
@@ -240,12 +240,10 @@ def check_types(verb: str, overrides: list[str], config: DictConfig) -> None:
     """Refuses text where a number, or true or false, is expected."""
     keys = [o.lstrip("+").split("=")[0] for o in overrides]
     given = [key for key in keys if not (CONFIG_DIR / key.split("@")[0]).is_dir()]
-    own: Any = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{verb}.yaml"))
+    own = read_yaml(CONFIG_DIR / f"{verb}.yaml")
+    given = [key for key in given if not _is_text(own.get(key, 0))]  # most are: files, names
     texts = {
-        key: value
-        for key in given
-        if isinstance(value := OmegaConf.select(config, key, throw_on_missing=False), str)
-        and not _is_text(own.get(key, 0))  # most: files, names
+        key: value for key in given if isinstance(value := OmegaConf.select(config, key, throw_on_missing=False), str)
     }
     if not texts:
         return

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from vcell.config import CONFIG_DIR
+from vcell.config import CONFIG_DIR, read_yaml
 
 KEY = re.compile(r"^(\s*)([A-Za-z_][\w.]*):(?:\s+(.*))?$")
 COMMENT = re.compile(r"(^|\s)#\s?(.*)$")
@@ -31,7 +29,7 @@ TITLES = {
 def usage(verb: str, overrides: list[str]) -> str:
     """The help of a command; `overrides` choose the options of groups that are shown."""
     text = (CONFIG_DIR / f"{verb}.yaml").read_text()
-    template = OmegaConf.load(CONFIG_DIR / f"{verb}.yaml").hydra.help.template
+    template = read_yaml(CONFIG_DIR / f"{verb}.yaml")["hydra"]["help"]["template"]
     about = template.split("== Groups of configuration")[0].split("== Configuration")[0].rstrip()
     chosen = dict(o.split("=", 1) for o in overrides if "=" in o and "." not in o.split("=", 1)[0])
     own, groups = _parts(verb, text)
@@ -48,7 +46,7 @@ def _parts(verb: str, text: str) -> tuple[list[str], dict[str, str | None]]:
     """Lines of the command's own keys, and its groups with the option that is taken."""
     lines: list[str] = []
     groups: dict[str, str | None] = {}
-    for entry in OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{verb}.yaml").defaults):  # type: ignore[union-attr]
+    for entry in read_yaml(CONFIG_DIR / f"{verb}.yaml")["defaults"]:
         if isinstance(entry, str) and entry != "_self_":
             more, found = _parts(entry, (CONFIG_DIR / f"{entry}.yaml").read_text())
             lines += more
@@ -89,7 +87,7 @@ def _chain(group: str, option: str) -> list[str]:
     path = CONFIG_DIR / group / f"{option}.yaml"
     if not path.is_file():
         return []
-    content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    content = read_yaml(path)
     below = [str(d) for d in content.get("defaults", []) if isinstance(d, str) and d != "_self_"]
     return [*(name for base in below for name in _chain(group, base)), option]
 

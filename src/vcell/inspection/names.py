@@ -147,6 +147,7 @@ def update(path: str) -> str:
     now = gene_names().approved
     changed = sorted(now ^ before)
     return (
-        f"{gene_names().origin}\n{len(now):,} symbols; {len(now - before):,} are new and {len(before - now):,} gone{f' ({shortlist(changed, 5)})' if changed else ''}\n"
+        f"{gene_names().origin}\n{len(now):,} symbols; {len(now - before):,} are new and {len(before - now):,} gone"
+        f"{f' ({shortlist(changed, 5)})' if changed else ''}\n"
         f"kept in {own_table()}; without that file vcell uses the table that comes with it"
     )

@@ -110,7 +110,8 @@ class ExpectedCells(PredictedCells):
         source, predicted_genes = self.source, self.source.predicted_genes
         whole, known = Gather(source.store, source.gather.target_sum), predicted_genes >= 0
 
-        def in_file(controls: np.ndarray, predicted_CP: Tensor) -> sparse.csr_matrix:
+        def in_file(predicted: tuple[np.ndarray, Tensor]) -> sparse.csr_matrix:
+            controls, predicted_CP = predicted
             cells_CG = predicted_CP
             if source.gather.store.genes != source.store.genes:
                 cells_CG = whole.log1p(controls, self.device)
@@ -120,7 +121,7 @@ class ExpectedCells(PredictedCells):
             )
 
         # in threads, while the network predicts the next sets
-        yield from in_threads(lambda one: in_file(*one), self.predicted(wanted))
+        yield from in_threads(in_file, self.predicted(wanted))
 
 
 @dataclass(frozen=True)

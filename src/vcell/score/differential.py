@@ -147,8 +147,7 @@ def fold_of_cpm(mean_G: np.ndarray, control_mean_G: np.ndarray) -> np.ndarray:
 
 
 def log1p_cpm(counts: sparse.csr_matrix, millions: np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """log1p of counts per million of each cell, and the mean counts per million of each gene, ``(genes)``; `millions` as from `millions_of`,
-    or each cell's counts in units of another number that they are scaled to.
+    """log1p of counts per million of each cell, and the mean counts per million of each gene, ``(genes)``; `millions` as from `millions_of`.
 
     In the arithmetic of `scanpy.pp.normalize_total` and of scipy's means: ties must stay ties, equal fold changes equal. Most counts are
     small: their logarithms are looked up.
@@ -167,9 +166,9 @@ def mean_cpm(counts: sparse.csr_matrix, rows: np.ndarray, millions: np.ndarray) 
     return _mean_cpm(counts.indptr, counts.indices, counts.data, millions, rows, counts.shape[1])
 
 
-def millions_of(counts: sparse.csr_matrix) -> np.ndarray:
-    """Counts of each cell, in millions; 1 for a cell without any."""
-    millions = sums(counts)[1] / PER_MILLION
+def millions_of(counts: sparse.csr_matrix, million: float = PER_MILLION) -> np.ndarray:
+    """Counts of each cell, in millions, or in units of another number that cells are scaled to; 1 for a cell without any."""
+    millions = sums(counts)[1] / million
     millions[millions == 0] = 1.0
     return millions
 

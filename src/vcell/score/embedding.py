@@ -9,7 +9,7 @@ from numba import njit
 from scipy import sparse
 from scipy.linalg import eigh
 
-from vcell.score.differential import log1p_cpm
+from vcell.score.differential import log1p_cpm, millions_of
 from vcell.score.grouped import GroupedCells
 from vcell.score.sums import sums
 
@@ -110,7 +110,4 @@ def spread_rows(n_cells: int, number: int) -> np.ndarray:
 
 
 def _log1p(cells: sparse.csr_matrix, target_sum: float | None) -> sparse.csr_matrix:
-    if target_sum is None:
-        return cells
-    totals = sums(cells)[1]
-    return log1p_cpm(cells, np.where(totals > 0, totals, 1.0) / target_sum)[0]
+    return cells if target_sum is None else log1p_cpm(cells, millions_of(cells, target_sum))[0]
