@@ -93,6 +93,13 @@ def _left_out(starts, genes, counts, rows, mass_C, sum_G, target, terms):
                 lost = math.log((whole - own) / whole)
             of_G[g, 2] += lost
             of_G[g, 3] += lost * (lost + 2.0 * d)
+    return _deviations(of_G, powers, n)
+
+
+@njit(nogil=True, cache=True)
+def _deviations(of_G, powers, n):
+    """Sum over genes of the squared deviations, once the series of `powers` in q are added to each gene's two sums."""
+    terms = len(powers) - 1
     first_terms, second_terms, harmonic, sign = np.zeros(terms + 1), np.zeros(terms + 1), 0.0, 1.0
     for k in range(1, terms + 1):
         first_terms[k] = sign * powers[k] / k
@@ -100,7 +107,7 @@ def _left_out(starts, genes, counts, rows, mass_C, sum_G, target, terms):
         harmonic += 1.0 / k
         sign = -sign
     found = 0.0
-    for g in range(n_genes):
+    for g in range(len(of_G)):
         first, second, power = of_G[g, 2], of_G[g, 3], 1.0
         for k in range(1, terms + 1):
             power *= of_G[g, 0]
