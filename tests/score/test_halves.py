@@ -8,7 +8,7 @@ from vcell.score import differential
 from vcell.score.grouped import GroupedCells
 from vcell.score.halves import Splits
 from vcell.score.jackknife import jackknife
-from vcell.score.sums import sums
+from vcell.score.sums import CellGroup
 from vcell.score.vcc2026 import BULK_SUM, Fast2026, pseudobulk, sampling_variance
 
 pytestmark = pytest.mark.numeric
@@ -40,12 +40,12 @@ def test_halves_are_those_of_their_own_cells(controls: int):
             tests = differential.Tests2026.of(half.controls)
             assert side.cells.targets == half.targets
             for row, target in enumerate(half.targets):
-                p_G, fold_G = tests(half.cells[target])
+                p_G, fold_G = tests(half.group(target))
                 np.testing.assert_array_equal(side.measured.p_PG[row], p_G)  # whole ranks: not a bit may differ
                 np.testing.assert_array_equal(side.measured.fold_PG[row], fold_G)
-                np.testing.assert_array_equal(side.bulk_PG[row], pseudobulk(half.cells[target]))
-                assert side.noise_P[row] == pytest.approx(sampling_variance(half.cells[target]), rel=1e-12)
-            np.testing.assert_array_equal(side.control_G, pseudobulk(half.controls))
+                np.testing.assert_array_equal(side.bulk_PG[row], pseudobulk(half.group(target)))
+                assert side.noise_P[row] == pytest.approx(sampling_variance(half.group(target)), rel=1e-12)
+            np.testing.assert_array_equal(side.control_G, pseudobulk(CellGroup(half.controls)))
             assert np.isnan(side.measured.p_PG).all(0).sum() == (~tests.tested_G).sum()
 
 
@@ -65,11 +65,12 @@ def test_the_jackknife_is_that_of_leaving_out_each_cell(n: int):
     without = dense.sum(0) - dense
     bulks = np.log1p(BULK_SUM * without / without.sum(1, keepdims=True))
     expected = ((bulks - bulks.mean(0)) ** 2).sum() * (n - 1) / n
-    found = jackknife(counts, np.arange(n), *sums(counts), BULK_SUM)
+    found = jackknife(CellGroup(counts), BULK_SUM)
     assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_sums_are_exact_where_single_precision_is_not():
     cells = sparse.csr_matrix(np.full((20_000, 1), 1001, np.float32))
-    assert sums(cells)[0].tolist() == [20_020_000]
-    assert pseudobulk(sparse.csr_matrix(np.full((20_000, 2), [1001, 1], np.float32)))[1] == np.log1p(BULK_SUM / 1002)
+    assert CellGroup(cells).sums[0].tolist() == [20_020_000]
+    cells = sparse.csr_matrix(np.full((20_000, 2), [1001, 1], np.float32))
+    assert pseudobulk(CellGroup(cells))[1] == np.log1p(BULK_SUM / 1002)

@@ -60,7 +60,7 @@ def test_components_are_those_of_the_measured_cells_and_the_same_every_time():
     }
     cells = GroupedCells({k: sparse.csr_matrix(v) for k, v in made.items()}, [f"G{i}" for i in range(40)], "B")
     found = Embedding.of(cells, None)
-    a, b = (found.place(cells.cells[k])[:, 0] for k in ("A", "B"))
+    a, b = (found.place(cells.group(k))[:, 0] for k in ("A", "B"))
     assert abs(a.mean() - b.mean()) > 3 * max(a.std(), b.std())
     np.testing.assert_array_equal(found.axes_GK, Embedding.of(cells, None).axes_GK)
     np.testing.assert_allclose(found.axes_GK.T @ found.axes_GK, np.eye(found.axes_GK.shape[1]), atol=1e-8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,11 +13,12 @@ import pytest
 import torch
 from scipy import sparse, stats
 
-from vcell.score.gpu import dense_jackknife, dense_rank_test
+from vcell.score.gpu import DenseRankTest, dense_jackknife
 from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import METRICS_2025, METRICS_2026, summary
 from vcell.score.official import PERTURBATION, Official2025, Official2026, quiet
-from vcell.score.ranksum import SortedControls, rank_sum_p
+from vcell.score.ranksum import SortedControls, numbered, rank_sum_p
+from vcell.score.references import copied
 from vcell.score.vcc2025 import Fast2025
 from vcell.score.vcc2026 import Fast2026, sampling_variance
 
@@ -252,16 +254,40 @@ def test_p_values_are_scipys():
     )
 
 
+@pytest.mark.parametrize("equal", [False, True])
+@pytest.mark.parametrize("number", [1, 7, 300])
+def test_drawn_cells_are_tested_as_any_others(number: int, equal: bool):
+    """Bit for bit, whatever the pool: some of the controls' values or none, drawn once or often."""
+    rng = np.random.default_rng(number)
+    totals = rng.choice([500, 700, 900], (80, 1))
+    pool, y = (
+        sparse.csr_matrix(np.log1p(rng.poisson(np.geomspace(0.02, 20, 60), (80, 60)) / totals)) for _ in range(2)
+    )
+    pool = y if equal else pool
+    tested = numbered(np.arange(60) % 7 > 0)
+    test = SortedControls.of(y, tested)
+    rows = rng.integers(0, 80, number)
+    np.testing.assert_array_equal(test.drawn_from(pool)(rows), test(pool[rows]))
+
+
+def test_references_are_measured_from_their_pool_as_from_their_cells():
+    _, real = two_screens(AWKWARD[0])
+    for cells in (copied(real, 0), Fast2026(real).floor()):
+        pooled, plain = (Fast2026(real).side(c).measured for c in (cells, replace(cells, pool=None)))
+        for one, other in zip(pooled[:4], plain[:4], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("how", AWKWARD)
 def test_tensors_give_the_same_as_stored_values(how: Callable[[Cells, Cells], None]):
     """What a GPU computes, here on the CPU."""
     pred, real = two_screens(how)
-    test = dense_rank_test(real.controls, torch.device("cpu"))
+    test = DenseRankTest(real.controls, torch.device("cpu"))
     controls = SortedControls.of(real.controls)
     for target in pred.targets:
         np.testing.assert_allclose(test(pred.cells[target]), rank_sum_p(pred.cells[target], controls), rtol=1e-12)
         dense = dense_jackknife(pred.cells[target], 5e4, torch.device("cpu"))
-        assert sampling_variance(pred.cells[target]) == pytest.approx(dense, rel=1e-9, abs=1e-12)
+        assert sampling_variance(pred.group(target)) == pytest.approx(dense, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.gpu

@@ -18,6 +18,7 @@ Shape legend: P targets, G genes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from scipy import sparse
 
 from vcell.data.files.normalize import counts_of_log1p
 from vcell.score.ranksum import RankTest, rank_test
-from vcell.score.sums import sums
+from vcell.score.sums import CellGroup, totals
 
 if TYPE_CHECKING:
     import torch
@@ -75,9 +76,14 @@ class Tests2025:
     def of(cls, controls: sparse.csr_matrix, device: torch.device | None = None) -> Tests2025:
         return cls(counts_of_log1p(_mean(controls)), rank_test(controls, device))
 
-    def __call__(self, group: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, group: CellGroup) -> tuple[np.ndarray, np.ndarray]:
         """p-values and log2 fold changes of some cells, ``(genes)``."""
-        return self.p_of(group), self.fold(group)
+        return self.p_of(group.cells), self.fold(group.cells)
+
+    def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[CellGroup], tuple[np.ndarray, np.ndarray]]:
+        """The same of groups that are rows of `pool`, which is analysed once."""
+        p_of = self.p_of.drawn_from(pool)
+        return lambda group: (p_of(group.rows), self.fold(group.cells))
 
     def fold(self, group: sparse.csr_matrix) -> np.ndarray:
         """log2 fold changes of the geometric means of some cells, ``(genes)``."""
@@ -116,13 +122,28 @@ class Tests2026:
         tested_G = mean_G > LEAST_CPM
         return cls(mean_G, tested_G, rank_test(values, device, tested_G))
 
-    def __call__(self, group: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, group: CellGroup) -> tuple[np.ndarray, np.ndarray]:
         """p-values, NaN for genes that are not tested, and log2 fold changes of some cells, ``(genes)``."""
         assert self.p_of is not None
-        values, mean_G = log1p_cpm(group, millions_of(group))
-        p_G = np.full(len(mean_G), np.nan)
-        p_G[self.tested_G] = self.p_of(values)
-        return p_G, fold_of_cpm(mean_G, self.control_mean_G)
+        values, mean_G = log1p_cpm(group.cells, in_millions(group.sums[1]))
+        return self._of_all_genes(self.p_of(values)), fold_of_cpm(mean_G, self.control_mean_G)
+
+    def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[CellGroup], tuple[np.ndarray, np.ndarray]]:
+        """The same of groups that are rows of `pool`, which is analysed once."""
+        assert self.p_of is not None
+        p_of = self.p_of.drawn_from(log1p_cpm(pool, millions_of(pool))[0])
+
+        def test(group: CellGroup) -> tuple[np.ndarray, np.ndarray]:
+            mean_G = mean_cpm(group, in_millions(group.sums[1]))
+            return self._of_all_genes(p_of(group.rows)), fold_of_cpm(mean_G, self.control_mean_G)
+
+        return test
+
+    def _of_all_genes(self, p_T: np.ndarray) -> np.ndarray:
+        """p-values of the tested genes among those of all."""
+        p_G = np.full(len(self.tested_G), np.nan)
+        p_G[self.tested_G] = p_T
+        return p_G
 
     def calls(self, targets: list[str], p_PG: np.ndarray, fold_PG: np.ndarray) -> Calls:
         adjusted_PG = np.full_like(p_PG, np.nan)
@@ -161,14 +182,20 @@ def log1p_cpm(counts: sparse.csr_matrix, millions: np.ndarray) -> tuple[sparse.c
     return sparse.csr_matrix((values, counts.indices, counts.indptr), shape=counts.shape), mean_G
 
 
-def mean_cpm(counts: sparse.csr_matrix, rows: np.ndarray, millions: np.ndarray) -> np.ndarray:
-    """Mean counts per million of some cells, ``(genes)``, added up in their order; `millions` as from `millions_of`."""
-    return _mean_cpm(counts.indptr, counts.indices, counts.data, millions, rows, counts.shape[1])
+def mean_cpm(group: CellGroup, millions: np.ndarray) -> np.ndarray:
+    """Mean counts per million of some cells, ``(genes)``, added up in their order; `millions` as from `in_millions`."""
+    counts = group.matrix
+    return _mean_cpm(counts.indptr, counts.indices, counts.data, millions, group.rows, counts.shape[1])
 
 
 def millions_of(counts: sparse.csr_matrix, million: float = PER_MILLION) -> np.ndarray:
     """Counts of each cell, in millions, or in units of another number that cells are scaled to; 1 for a cell without any."""
-    millions = sums(counts)[1] / million
+    return in_millions(totals(counts, np.arange(counts.shape[0])), million)
+
+
+def in_millions(mass_C: np.ndarray, million: float = PER_MILLION) -> np.ndarray:
+    """The same of counts of each cell that were added up already."""
+    millions = mass_C / million
     millions[millions == 0] = 1.0
     return millions
 
@@ -176,9 +203,9 @@ def millions_of(counts: sparse.csr_matrix, million: float = PER_MILLION) -> np.n
 @njit(nogil=True, cache=True)
 def _mean_cpm(starts, genes, counts, millions, rows, n_genes):
     mean_G, share = np.zeros(n_genes, np.float64), 1.0 / len(rows)
-    for i in rows:
-        for k in range(starts[i], starts[i + 1]):
-            mean_G[genes[k]] += float(counts[k]) / millions[i] * share
+    for c in range(len(rows)):
+        for k in range(starts[rows[c]], starts[rows[c] + 1]):
+            mean_G[genes[k]] += float(counts[k]) / millions[c] * share
     return mean_G
 
 

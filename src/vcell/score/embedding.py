@@ -11,7 +11,7 @@ from scipy.linalg import eigh
 
 from vcell.score.differential import log1p_cpm, millions_of
 from vcell.score.grouped import GroupedCells
-from vcell.score.sums import sums
+from vcell.score.sums import CellGroup, totals
 
 FITTED_CELLS = 2_000
 FITTED_GENES = 2_000
@@ -65,19 +65,20 @@ class Embedding:
         )  # a sign that does not depend on the library
         return cls(genes, mean_G, axes, target_sum)
 
-    def place(self, cells: sparse.csr_matrix, number: int | None = None) -> np.ndarray:
+    def place(self, group: CellGroup, number: int | None = None) -> np.ndarray:
         """Coordinates ``(cells, components)``; of no more than `number` cells, evenly from first to last."""
-        rows = spread_rows(cells.shape[0], cells.shape[0] if number is None else number)
+        cells, rows = group.matrix, group.rows[spread_rows(len(group), len(group) if number is None else number)]
         scale_C = np.ones(len(rows))
         if self.target_sum is not None:
-            totals = sums(cells, rows)[1]
-            scale_C = self.target_sum / np.where(totals > 0, totals, 1.0)
-        column = np.full(cells.shape[1], -1, np.int32)
+            mass_C = totals(cells, rows)
+            scale_C = self.target_sum / np.where(mass_C > 0, mass_C, 1.0)
+        # values of other genes go to a last column, which is quicker than to ask of each value whether it is wanted
+        column = np.full(cells.shape[1], len(self.genes), np.int32)
         column[self.genes] = np.arange(len(self.genes), dtype=np.int32)
-        dense = _dense(cells.indptr, cells.indices, cells.data, rows, column, scale_C, len(self.genes))
+        dense = _dense(cells.indptr, cells.indices, cells.data, rows, column, scale_C, len(self.genes) + 1)
         if self.target_sum is not None:
             np.log1p(dense, out=dense)
-        return (dense - self.mean_G) @ self.axes_GK
+        return (dense[:, :-1] - self.mean_G) @ self.axes_GK
 
 
 @njit(nogil=True, cache=True)
@@ -85,9 +86,7 @@ def _dense(starts, genes, values, rows, column, scale_C, n_columns):
     dense = np.zeros((len(rows), n_columns), np.float64)
     for c in range(len(rows)):
         for k in range(starts[rows[c]], starts[rows[c] + 1]):
-            g = column[genes[k]]
-            if g >= 0:
-                dense[c, g] = values[k] * scale_C[c]
+            dense[c, column[genes[k]]] = values[k] * scale_C[c]
     return dense
 
 

@@ -18,6 +18,7 @@ from vcell.score.metrics import Metric, has_room, per_target
 from vcell.score.pairs import Pair
 from vcell.score.side import Side
 from vcell.score.statistics import Interval
+from vcell.score.sums import CellGroup
 
 if TYPE_CHECKING:
     from vcell.score.scoring import ContextScorer
@@ -118,11 +119,11 @@ def _cells(pair: Pair, judge: ContextScorer) -> pd.DataFrame:
     each = max(1, SHOWN_CELLS // max(1, len(pair.pred.targets)))
     for kind, cells in (("measured", pair.real), ("predicted", pair.pred)):
         for label in cells.targets:
-            at = judge.embedding.place(cells.cells[label], each)
+            at = judge.embedding.place(cells.group(label), each)
             parts.append(
                 pd.DataFrame({"x": at[:, 0], "y": at[:, min(1, at.shape[1] - 1)], "kind": kind, "perturbation": label})
             )
-    at = judge.embedding.place(pair.real.controls, SHOWN_CELLS // 2)
+    at = judge.embedding.place(CellGroup(pair.real.controls), SHOWN_CELLS // 2)
     parts.append(
         pd.DataFrame({"x": at[:, 0], "y": at[:, min(1, at.shape[1] - 1)], "kind": "control", "perturbation": ""})
     )

@@ -8,25 +8,44 @@ Shape legend: C cells, G genes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
 from vcell.model.scores import GENES_AT_A_TIME, Reference
-from vcell.score.ranksum import RankTest
 
 
-def dense_rank_test(controls: sparse.csr_matrix, device: torch.device) -> RankTest:
-    """The same by tensors."""
-    references = [Reference.of(part_GC) for part_GC in _dense(controls, device).split(GENES_AT_A_TIME)]
+class DenseRankTest:
+    """The tests of `ranksum.SortedControls`, by tensors.
 
-    def test(cells: sparse.csr_matrix, copies: int = 1) -> np.ndarray:
-        parts = zip(references, _dense(cells, device).split(GENES_AT_A_TIME), strict=True)
+    Parameters
+    ----------
+    controls
+        Control cells.
+    device
+        Where.
+    tested_G
+        The genes that are tested, a mask; None: all.
+    """
+
+    def __init__(self, controls: sparse.csr_matrix, device: torch.device, tested_G: np.ndarray | None = None) -> None:
+        self.device, self.tested_G = device, tested_G
+        self.references = [Reference.of(part_GC) for part_GC in self._parts(controls)]
+
+    def __call__(self, cells: sparse.csr_matrix, copies: int = 1) -> np.ndarray:
+        parts = zip(self.references, self._parts(cells), strict=True)
         found = [reference.rank_sum_p(part_GC.repeat(1, copies)) for reference, part_GC in parts]
         return torch.cat(found).cpu().numpy()
 
-    return test
+    def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda rows: self(pool[rows])
+
+    def _parts(self, cells: sparse.csr_matrix) -> tuple[Tensor, ...]:
+        tested = cells if self.tested_G is None else cells[:, self.tested_G]
+        return _dense(tested, self.device).split(GENES_AT_A_TIME)
 
 
 def dense_jackknife(counts: sparse.csr_matrix, target: float, device: torch.device) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from scipy import sparse
 
 from vcell.errors import VcellError
 from vcell.score.rows import InMemory, LabelledCells
+from vcell.score.sums import CellGroup
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -47,6 +48,13 @@ class Lazy(Mapping[str, sparse.csr_matrix]):
         return label in self.sizes
 
 
+class Pool(NamedTuple):
+    """Cells that others are drawn from, and which of them those of each target are."""
+
+    cells: sparse.csr_matrix
+    rows: Mapping[str, np.ndarray]
+
+
 @dataclass(frozen=True)
 class GroupedCells:
     """Cells of one context.
@@ -61,12 +69,15 @@ class GroupedCells:
         Label of control cells.
     same_as
         Where targets are those of other cells under other names: these cells, and the names there.
+    pool
+        Where targets' cells are drawn from others: these, and the rows of each target.
     """
 
     cells: Mapping[str, sparse.csr_matrix]
     genes: Sequence[str]
     control: str
     same_as: tuple[GroupedCells, Mapping[str, str]] | None = None
+    pool: Pool | None = None
 
     @classmethod
     def of(cls, cells: AnnData, perturbation: str, control: str) -> GroupedCells:
@@ -95,6 +106,22 @@ class GroupedCells:
             return controls[label] if label in controls else cells.take(places[label])
 
         return cls(Lazy({n: len(p) for n, p in places.items()}, make), cells.genes, control)
+
+    @classmethod
+    def drawn(cls, pool: Pool, genes: Sequence[str], control: str, controls: sparse.csr_matrix) -> GroupedCells:
+        """Cells drawn from a pool, with `controls`."""
+        sizes = {control: controls.shape[0], **{target: len(rows) for target, rows in pool.rows.items()}}
+
+        def make(label: str) -> sparse.csr_matrix:
+            return controls if label == control else pool.cells[pool.rows[label]]
+
+        return cls(Lazy(dict(sorted(sizes.items())), make), genes, control, pool=pool)
+
+    def group(self, label: str) -> CellGroup:
+        """The cells of a label."""
+        if self.pool is not None and label in self.pool.rows:
+            return CellGroup(self.pool.cells, self.pool.rows[label])
+        return CellGroup(self.cells[label])
 
     def n_cells(self, label: str) -> int:
         """Of a label, without reading them."""
@@ -127,7 +154,8 @@ class GroupedCells:
         """The same cells with their genes in this order."""
         place = {gene: i for i, gene in enumerate(self.genes)}
         order = [place[gene] for gene in genes]
-        return replace(self, cells=Lazy(self.sizes, lambda label: self.cells[label][:, order]), genes=list(genes))
+        cells = Lazy(self.sizes, lambda label: self.cells[label][:, order])
+        return replace(self, cells=cells, genes=list(genes), pool=None)
 
     def only(self, targets: Iterable[str]) -> GroupedCells:
         """Those targets, and the controls."""
@@ -145,7 +173,7 @@ class GroupedCells:
         cells = Lazy(
             {label: self.n_cells(former[label]) for label in sorted(former)}, lambda label: self.cells[former[label]]
         )
-        return replace(self, cells=cells, same_as=(self, former))
+        return replace(self, cells=cells, same_as=(self, former), pool=None)
 
     def halves(self, seed: int) -> tuple[GroupedCells, GroupedCells]:
         """Two disjoint halves of every label's cells: those of `half_places`."""

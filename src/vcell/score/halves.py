@@ -22,9 +22,9 @@ from vcell.score.differential import LEAST_CPM, Tests2026, fold_of_cpm, log1p_cp
 from vcell.score.embedding import CELLS_PER_SET, Embedding
 from vcell.score.grouped import GroupedCells
 from vcell.score.jackknife import jackknife
-from vcell.score.ranksum import ByGene, cubed, find, numbered, two_sided
+from vcell.score.ranksum import ByGene, cubed, not_below, numbered, past_equal, two_sided
 from vcell.score.side import Measured, Side
-from vcell.score.sums import sums
+from vcell.score.sums import CellGroup
 from vcell.system import in_threads
 
 MOST_BYTES = 600_000_000  # of what is measured of halves at a time
@@ -94,7 +94,7 @@ class Splits:
         self.places: list[Places] = [cells.half_places(seed) for seed in seeds]
         controls, millions = cells.controls, millions_of(cells.controls)
         rows = [half[cells.control] for places in self.places for half in places]
-        found = list(in_threads(lambda some: mean_cpm(controls, some, millions), rows))
+        found = list(in_threads(lambda some: mean_cpm(CellGroup(controls, some), millions[some]), rows))
         means = list(zip(found[::2], found[1::2], strict=True))
         tested_G = np.any([mean_G > LEAST_CPM for both in means for mean_G in both], axis=0)
         self.column = numbered(tested_G)
@@ -114,13 +114,12 @@ class Splits:
         starts, values = self.sorted.starts, self.sorted.values
         before = np.empty(len(values) + len(starts) - 1, np.uint16 if n < 2**16 else np.uint32)
         odd_T, ties = _count_halves(starts, values, cell_of, half_of(n, rows), before)
-        (first_G, first_noise), (second_G, second_noise) = (self._profile(controls, r) for r in rows)
+        (first_G, first_noise), (second_G, second_noise) = (self._profile(CellGroup(controls, r)) for r in rows)
         return ControlHalves(mean, (first_G, second_G), (first_noise, second_noise), before, odd_T, ties)
 
-    def _profile(self, counts: sparse.csr_matrix, rows: np.ndarray) -> tuple[np.ndarray, float]:
+    def _profile(self, group: CellGroup) -> tuple[np.ndarray, float]:
         """Pseudobulk of some cells, and its sampling variance."""
-        sum_G, mass_C = sums(counts, rows)
-        return pseudobulk_log1p(sum_G, self.target), jackknife(counts, rows, sum_G, mass_C, self.target)
+        return pseudobulk_log1p(group.sums[0], self.target), jackknife(group, self.target)
 
     def sides(self) -> list[tuple[Side, Side]]:
         """Of every split the sides of its halves, everything measured."""
@@ -158,19 +157,19 @@ class Splits:
                 own.starts, own.values, low, high, cell_of, half_of(counts.shape[0], rows), self.sorted.starts, controls.before,
                 controls.odd_T, controls.ties, n,
             )  # fmt: skip
-            found.append([self._half(counts, rows[h], millions, p_2T[h], controls, h, s == 0) for h in range(2)])
+            groups = [CellGroup(counts, some) for some in rows]
+            found.append([self._half(groups[h], millions[rows[h]], p_2T[h], controls, h, s == 0) for h in range(2)])
         return found
 
     def _half(
-        self, counts: sparse.csr_matrix, rows: np.ndarray, millions: np.ndarray, p_T: np.ndarray, controls: ControlHalves, half: int,
-        place: bool,
-    ) -> Half:  # fmt: skip
-        fold_G = fold_of_cpm(mean_cpm(counts, rows, millions), controls.mean[half])
+        self, group: CellGroup, millions: np.ndarray, p_T: np.ndarray, controls: ControlHalves, half: int, place: bool
+    ) -> Half:
+        fold_G = fold_of_cpm(mean_cpm(group, millions), controls.mean[half])
         p_G = np.full(len(fold_G), np.nan)
         tested_G = controls.tested(half)
         p_G[tested_G] = p_T[self.column[tested_G]]
-        placed = self.embedding.place(counts[rows], CELLS_PER_SET) if place and self.embedding else None
-        return Half(*self._profile(counts, rows), p_G, fold_G, placed)
+        placed = self.embedding.place(group, CELLS_PER_SET) if place and self.embedding else None
+        return Half(*self._profile(group), p_G, fold_G, placed)
 
 
 def at_once(cells: GroupedCells) -> int:
@@ -200,7 +199,7 @@ def _count_halves(starts, values, cell_of, half_C, before):
     for g in range(n_genes):
         first, i = 0, starts[g]
         while i < starts[g + 1]:
-            j = find(values, i + 1, starts[g + 1], values[i], True)
+            j = past_equal(values, i + 1, starts[g + 1], values[i])
             equal_first, equal_second = 0, 0
             for k in range(i, j):
                 before[k + g] = first + equal_first
@@ -225,9 +224,9 @@ def _places(starts, values, control_starts, control_values):
         begin, end = control_starts[g], control_starts[g + 1]
         at = begin
         for i in range(starts[g], starts[g + 1]):
-            at = find(control_values, at, end, values[i], False)
+            at = not_below(control_values, at, end, values[i])
             low[i] = at - begin
-            high[i] = find(control_values, at, end, values[i], True) - begin
+            high[i] = past_equal(control_values, at, end, values[i]) - begin
     return low, high
 
 
@@ -242,7 +241,7 @@ def _half_p(starts, values, low, high, cell_of, half_C, control_starts, before, 
         ties_0, ties_1 = control_ties[0, g], control_ties[1, g]
         i = starts[g]
         while i < starts[g + 1]:
-            j = find(values, i + 1, starts[g + 1], values[i], True)
+            j = past_equal(values, i + 1, starts[g + 1], values[i])
             equal_0 = equal_1 = 0
             for k in range(i, j):
                 half = half_C[cell_of[k]]

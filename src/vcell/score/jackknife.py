@@ -9,7 +9,8 @@ import math
 
 import numpy as np
 from numba import njit
-from scipy import sparse
+
+from vcell.score.sums import CellGroup
 
 SMALL = 0.1  # mass of a cell relative to that of the others, for its terms to be summed as power series
 SMALLER = 0.02  # for five terms to be enough where they are multiplied by another small number: the error is below 1e-11 of that
@@ -17,26 +18,17 @@ PRECISION = 1e-16  # of what a series leaves out
 NEAR_ONE = 0.003  # s² in log((1 + s) / (1 - s)) = 2 (s + s³/3 + s⁵/5 ...), for terms to s¹³ to be enough: the next is below 1e-16 of the first
 
 
-def jackknife(
-    counts: sparse.csr_matrix, rows: np.ndarray, sum_G: np.ndarray, mass_C: np.ndarray, target: float
-) -> float:
-    """Sampling variance of log1p of summed counts per `target`, summed over genes; 0 for a single cell.
-
-    Parameters
-    ----------
-    counts, rows
-        The cells: some rows of a matrix.
-    sum_G, mass_C
-        Their `vcell.score.sums.sums`.
-    """
-    n, total = len(rows), mass_C.sum()
+def jackknife(group: CellGroup, target: float) -> float:
+    """Sampling variance of log1p of summed counts per `target`, summed over genes; 0 for a single cell."""
+    counts, (sum_G, mass_C) = group.matrix, group.sums
+    n, total = len(group), mass_C.sum()
     if n < 2 or total <= 0:
         return 0.0
     others_C = total - mass_C
     excess_C = np.divide(mass_C, others_C, out=np.full(n, np.inf), where=others_C > 0)
     largest = excess_C[excess_C < SMALL].max(initial=0.0)
     terms = math.ceil(math.log(PRECISION) / math.log(largest)) if largest > 0 else 0
-    left_out = _left_out(counts.indptr, counts.indices, counts.data, rows, mass_C, sum_G, target, terms)
+    left_out = _left_out(counts.indptr, counts.indices, counts.data, group.rows, mass_C, sum_G, target, terms)
     return max((n - 1) / n * left_out, 0.0)
 
 

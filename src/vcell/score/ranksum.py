@@ -11,6 +11,7 @@ Shape legend: C cells, G genes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,8 +24,9 @@ from vcell.system import in_threads
 if TYPE_CHECKING:
     import torch
 
-GENES_A_THREAD = 1024
-NEAR = 48  # values that are walked one by one before steps double
+GENES_A_THREAD = 1536
+AT_ONCE = 8  # values compared with one
+NEAR = 128  # values that are walked before steps double
 KEYS = 4096  # of the first, coarse sort; of many values more, so that what is left to the second stays little
 MANY, MORE_KEYS = 4_000_000, 65_536
 
@@ -65,7 +67,7 @@ class ByGene:
         """
         values = cells.data.astype(np.float64, copy=False)
         n_genes = int(place.max(initial=-1)) + 1
-        starts = _starts(cells.indices, values, place, n_genes)
+        starts = gene_starts(cells.indices, values, place, n_genes)
         ordered = np.empty(starts[-1], np.float64)
         numbers = np.empty(starts[-1] if entries else 0, np.int32 if len(values) < 2**31 else np.int64)
         step = GENES_A_THREAD if threads else max(1, n_genes)
@@ -105,6 +107,14 @@ class SortedControls:
         by_gene = ByGene.of(cells, place, threads=True)
         return cls(by_gene, _ties(by_gene.starts, by_gene.values), place)
 
+    def __call__(self, cells: sparse.csr_matrix, copies: int = 1) -> np.ndarray:
+        return rank_sum_p(cells, self, copies)
+
+    def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[np.ndarray], np.ndarray]:
+        from vcell.score.drawn import DrawnCells  # here: it is made of what is below
+
+        return DrawnCells.of(pool, self)
+
 
 def numbered(kept_G: np.ndarray) -> np.ndarray:
     """The `place` of columns of which some are kept: their numbers among these, -1 for the others."""
@@ -112,9 +122,15 @@ def numbered(kept_G: np.ndarray) -> np.ndarray:
 
 
 class RankTest(Protocol):
-    """p-values ``(genes)`` of some cells, each of which is there `copies` times."""
+    """Tests against some controls."""
 
-    def __call__(self, cells: sparse.csr_matrix, copies: int = 1) -> np.ndarray: ...
+    def __call__(self, cells: sparse.csr_matrix, copies: int = 1) -> np.ndarray:
+        """p-values ``(genes)`` of some cells, each of which is there `copies` times."""
+        ...
+
+    def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[np.ndarray], np.ndarray]:
+        """The test of rows of `pool`, which is analysed once."""
+        ...
 
 
 def rank_test(
@@ -123,14 +139,10 @@ def rank_test(
     """The test of groups of cells against `controls`, which are sorted once; of the genes in the mask only where one is given. On the CPU
     where `device` is None."""
     if device is None:
-        ordered = SortedControls.of(controls, None if tested_G is None else numbered(tested_G))
-        return lambda cells, copies=1: rank_sum_p(cells, ordered, copies)
-    from vcell.score.gpu import dense_rank_test  # here: torch takes a second to load
+        return SortedControls.of(controls, None if tested_G is None else numbered(tested_G))
+    from vcell.score.gpu import DenseRankTest  # here: torch takes a second to load
 
-    if tested_G is None:
-        return dense_rank_test(controls, device)
-    test = dense_rank_test(controls[:, tested_G], device)
-    return lambda cells, copies=1: test(cells[:, tested_G], copies)
+    return DenseRankTest(controls, device, tested_G)
 
 
 def rank_sum_p(cells: sparse.csr_matrix, controls: SortedControls, copies: int = 1) -> np.ndarray:
@@ -147,8 +159,20 @@ def rank_sum_p(cells: sparse.csr_matrix, controls: SortedControls, copies: int =
     return _p_values(own.starts, own.values, own.n, copies, others.starts, others.values, controls.ties, others.n)
 
 
+def sorted_part(
+    genes: np.ndarray, values: np.ndarray, place: np.ndarray, starts: np.ndarray, first: int, last: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `ByGene` holds of the genes from `first` to `last` alone: starts, values and entries; `starts` as from `gene_starts`."""
+    number = int(starts[last] - starts[first])
+    ordered, entries = np.empty(number, np.float64), np.empty(number, np.int32 if len(values) < 2**31 else np.int64)
+    own = starts - starts[first]
+    keys = KEYS if len(values) < MANY else MORE_KEYS
+    _sort_genes(genes, values, place, own, first, last, keys, ordered, entries)
+    return own[first : last + 1], ordered, entries
+
+
 @njit(nogil=True, cache=True)
-def _starts(genes, values, place, n_genes):
+def gene_starts(genes, values, place, n_genes):
     """Where each gene's values begin. Zeros that are stored are left out: they would count as values above the others' zeros."""
     starts = np.zeros(n_genes + 1, np.int64)
     for i in range(len(genes)):
@@ -227,7 +251,7 @@ def _ties(starts, values):
     for g in range(len(ties)):
         i = starts[g]
         while i < starts[g + 1]:
-            j = find(values, i + 1, starts[g + 1], values[i], True)
+            j = past_equal(values, i + 1, starts[g + 1], values[i])
             ties[g] += cubed(float(j - i))
             i = j
     return ties
@@ -240,14 +264,38 @@ def cubed(t):
 
 
 @njit(nogil=True, cache=True)
-def find(values, low, high, value, above):
-    """First place from `low` on whose value is not below `value`, or, `above`, is above it: near ones are tried one by one, then steps
-    double and halve."""
-    near = min(low + NEAR, high)
-    while low < near and (values[low] < value or (above and values[low] == value)):
-        low += 1
-    if low < near:
+def not_below(values, low, high, value):
+    """First place from `low` on, or `high`, whose value is not below `value`: near ones are counted some at a time, then steps double and
+    halve."""
+    # places that cannot be negative: numba has compiled code look at several values at once for these alone
+    at, end, step, one = np.uint64(low), np.uint64(high), np.uint64(AT_ONCE), np.uint64(1)
+    near = min(end, at + np.uint64(NEAR))
+    while at + step <= near and values[at + step - one] < value:
+        at += step
+    if at + step <= near:
+        below = np.uint64(0)
+        for i in range(step):
+            below += np.uint64(values[at + i] < value)
+        return np.int64(at + below)
+    while at < near and values[at] < value:
+        at += one
+    return np.int64(at) if at < near or near == end else _far(values, np.int64(at), high, value, False)
+
+
+@njit(nogil=True, cache=True)
+def past_equal(values, low, high, value):
+    """First place from `low` on, or `high`, whose value is above `value`; those from `low` on are not below it."""
+    if low >= high or values[low] != value:
         return low
+    low += 1
+    if low >= high or values[low] != value:  # most often
+        return low
+    return _far(values, low, high, value, True)
+
+
+@njit(nogil=True, cache=True)
+def _far(values, low, high, value, above):
+    """First place from `low` on, or `high`, whose value is not below `value`, or, `above`, is above it."""
     step = 1
     end = low
     while end < high and (values[end] < value or (above and values[end] == value)):
@@ -280,9 +328,9 @@ def _p_values(starts, values, n_rows, copies, control_starts, control_values, co
         low = begin
         i = first
         while i < last:
-            j = find(values, i + 1, last, values[i], True)
-            low = find(control_values, low, end, values[i], False)
-            high = find(control_values, low, end, values[i], True)
+            j = past_equal(values, i + 1, last, values[i])
+            low = not_below(control_values, low, end, values[i])
+            high = past_equal(control_values, low, end, values[i])
             own, others = float((j - i) * copies), float(high - low)
             rank_sum += own * (zeros + (i - first) * copies + (low - begin) + (own + others + 1.0) / 2.0)
             ties += cubed(own + others) - cubed(others)

@@ -12,7 +12,7 @@ from scipy import sparse
 from vcell.data.splits import Group
 from vcell.errors import VcellError, shortlist
 from vcell.model.find import find_checkpoint
-from vcell.score.grouped import GroupedCells, Lazy
+from vcell.score.grouped import GroupedCells, Lazy, Pool
 from vcell.score.options import ScoreOptions
 from vcell.score.pairs import Pair
 
@@ -165,8 +165,7 @@ def copied(cells: GroupedCells, seed: int) -> GroupedCells:
     for target in cells.targets:
         number = cells.n_cells(target)
         drawn[target] = rng.choice(controls.shape[0], number, replace=number > controls.shape[0])
-    again = Lazy({t: len(c) for t, c in drawn.items()}, lambda target: controls[drawn[target]])
-    return GroupedCells(again, cells.genes, cells.control).with_controls(controls)
+    return GroupedCells.drawn(Pool(controls, drawn), cells.genes, cells.control, controls)
 
 
 def _maker(maker: CellMaker, context: str, numbers: Mapping[str, int]) -> Callable[[str], sparse.csr_matrix]:

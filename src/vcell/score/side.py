@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,13 +16,16 @@ from scipy import sparse
 from vcell.score.differential import Calls
 from vcell.score.embedding import CELLS_PER_SET, Embedding
 from vcell.score.grouped import GroupedCells
+from vcell.score.sums import CellGroup
 from vcell.system import in_threads
 
 
 class Tests(Protocol):
     """Differential expression of a year, against controls."""
 
-    def __call__(self, group: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]: ...
+    def __call__(self, group: CellGroup) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[CellGroup], tuple[np.ndarray, np.ndarray]]: ...
 
     def calls(self, targets: list[str], p_PG: np.ndarray, fold_PG: np.ndarray) -> Calls: ...
 
@@ -69,8 +72,8 @@ class Side:
     cells: GroupedCells
     tests: Tests
     control_G: np.ndarray
-    bulk: Callable[[sparse.csr_matrix], np.ndarray] | None = None
-    noise: Callable[[sparse.csr_matrix], float] | None = None
+    bulk: Callable[[CellGroup], np.ndarray] | None = None
+    noise: Callable[[CellGroup], float] | None = None
     embedding: Embedding | None = None
     like: tuple[Side, dict[str, str]] | None = None
     control_noise: float = 0.0
@@ -84,22 +87,25 @@ class Side:
             other, names = self.like
             place = {target: p for p, target in enumerate(other.cells.targets)}
             return other.measured.rows([place[names[target]] for target in self.cells.targets])
-        targets = self.cells.targets
+        targets, pool = self.cells.targets, self.cells.pool
+        test = self.tests if pool is None else self.tests.drawn_from(pool.cells)
         p_PG, fold_PG = (np.empty((len(targets), len(self.cells.genes))) for _ in range(2))
         noise_P, bulks, placed = np.zeros(len(targets)), [], []
-        for p, (bulk_G, noise, (p_G, fold_G), place_CK) in enumerate(in_threads(self._measure, targets)):
+        for p, (bulk_G, noise, (p_G, fold_G), place_CK) in enumerate(in_threads(partial(self._measure, test), targets)):
             noise_P[p], p_PG[p], fold_PG[p] = noise, p_G, fold_G
             bulks.append(bulk_G)
             if place_CK is not None:
                 placed.append(place_CK)
         return Measured(np.array(bulks), noise_P, p_PG, fold_PG, placed)  # bulks in the precision that they come in
 
-    def _measure(self, target: str) -> tuple[np.ndarray, float, tuple[np.ndarray, np.ndarray], np.ndarray | None]:
+    def _measure(
+        self, test: Callable[[CellGroup], tuple[np.ndarray, np.ndarray]], target: str
+    ) -> tuple[np.ndarray, float, tuple[np.ndarray, np.ndarray], np.ndarray | None]:
         assert self.bulk is not None
-        cells = self.cells.cells[target]
-        noise = 0.0 if self.noise is None else self.noise(cells)
-        placed = None if self.embedding is None else self.embedding.place(cells, CELLS_PER_SET)
-        return self.bulk(cells), noise, self.tests(cells), placed
+        group = self.cells.group(target)
+        noise = 0.0 if self.noise is None else self.noise(group)
+        placed = None if self.embedding is None else self.embedding.place(group, CELLS_PER_SET)
+        return self.bulk(group), noise, test(group), placed
 
     @cached_property
     def calls(self) -> Calls:
@@ -125,7 +131,7 @@ class Side:
         """Some cells of a target in `embedding`, ``(cells, components)``."""
         if self.embedding is embedding:
             return self.measured.placed[row]
-        return embedding.place(self.cells.cells[self.cells.targets[row]], CELLS_PER_SET)
+        return embedding.place(self.cells.group(self.cells.targets[row]), CELLS_PER_SET)
 
 
 def known_as(side: Side | None, cells: GroupedCells) -> tuple[Side, dict[str, str]] | None:

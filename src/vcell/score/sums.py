@@ -1,4 +1,4 @@
-"""Sums of sparse cells in double precision.
+"""Groups of sparse cells, and their sums in double precision.
 
 scipy adds up a matrix of single precision in single precision, whatever `dtype` it is asked for: the largest genes of many control cells
 would be off by a ten-thousandth.
@@ -8,20 +8,49 @@ Shape legend: C cells, G genes.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from numba import njit
 from scipy import sparse
 
 
-def sums(cells: sparse.csr_matrix, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Of all cells or of some: sum of each gene ``(genes)`` and of each cell ``(rows)``."""
-    rows = np.arange(cells.shape[0]) if rows is None else rows
-    return _sums(cells.indptr, cells.indices, cells.data, rows, cells.shape[1])
+class CellGroup:
+    """Some rows of a matrix of cells: a target's cells, half of them, or cells drawn from others.
+
+    Parameters
+    ----------
+    matrix
+        Cells, CSR.
+    rows
+        Which of them, in their order; one may be there several times. None: all.
+    """
+
+    def __init__(self, matrix: sparse.csr_matrix, rows: np.ndarray | None = None) -> None:
+        self.matrix, self.all = matrix, rows is None
+        self.rows = np.arange(matrix.shape[0]) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def cells(self) -> sparse.csr_matrix:
+        """The rows as a matrix of their own."""
+        return self.matrix if self.all else self.matrix[self.rows]
+
+    @cached_property
+    def sums(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sum of each gene ``(genes)`` and of each cell ``(cells)``."""
+        return _sums(self.matrix.indptr, self.matrix.indices, self.matrix.data, self.rows, self.matrix.shape[1])
+
+    def mean(self) -> np.ndarray:
+        """Mean over cells, ``(genes)``."""
+        return self.sums[0] / len(self)
 
 
-def mean_profile(cells: sparse.csr_matrix) -> np.ndarray:
-    """Mean over cells, ``(genes)``."""
-    return sums(cells)[0] / cells.shape[0]
+def totals(cells: sparse.csr_matrix, rows: np.ndarray) -> np.ndarray:
+    """Sum of each of some cells; as of `CellGroup.sums`, where genes' sums are not needed."""
+    return _totals(cells.indptr, cells.data, rows)
 
 
 @njit(nogil=True, cache=True)
@@ -33,3 +62,12 @@ def _sums(starts, genes, values, rows, n_genes):
             sum_G[genes[k]] += value
             sum_C[c] += value
     return sum_G, sum_C
+
+
+@njit(nogil=True, cache=True)
+def _totals(starts, values, rows):
+    sum_C = np.zeros(len(rows), np.float64)
+    for c in range(len(rows)):
+        for k in range(starts[rows[c]], starts[rows[c] + 1]):
+            sum_C[c] += float(values[k])
+    return sum_C

@@ -18,7 +18,7 @@ from vcell.score.differential import Calls, Tests2025
 from vcell.score.embedding import CELLS_PER_SET, Embedding
 from vcell.score.grouped import GroupedCells, Lazy
 from vcell.score.side import Measured, Side, known_as
-from vcell.score.sums import mean_profile
+from vcell.score.sums import CellGroup
 from vcell.system import in_threads
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Fast2025:
         """The prediction's side: its own controls count."""
         controls = pred.controls
         if id(controls) not in self._tests:
-            profile_G = mean_profile(controls).astype(np.float32)
+            profile_G = _profile(CellGroup(controls))
             self._tests[id(controls)] = controls, Tests2025.of(controls, self.device), profile_G
         _, tests, control_G = self._tests[id(controls)]
         side = Side(pred, tests, control_G, _profile, embedding=self.embedding, like=known_as(self._first, pred))
@@ -95,16 +95,16 @@ class Fast2025:
         measured = {n: (tests.p_of(cell, n), tests.fold(_tiled(cell, n))) for n in set(sizes)}
         p_PG, fold_PG = (np.array([measured[n][part] for n in sizes]) for part in range(2))
         placed = [] if self.embedding is None else [
-            np.repeat(self.embedding.place(cell), min(n, CELLS_PER_SET), axis=0) for n in sizes
+            np.repeat(self.embedding.place(CellGroup(cell)), min(n, CELLS_PER_SET), axis=0) for n in sizes
         ]  # fmt: skip
         return Measured(
-            np.repeat(_profile(cell)[None], len(sizes), axis=0), np.zeros(len(sizes)), p_PG, fold_PG, placed
+            np.repeat(_profile(CellGroup(cell))[None], len(sizes), axis=0), np.zeros(len(sizes)), p_PG, fold_PG, placed
         )
 
 
-def _profile(cells: sparse.csr_matrix) -> np.ndarray:
+def _profile(group: CellGroup) -> np.ndarray:
     """Mean log1p, as the package keeps it."""
-    return mean_profile(cells).astype(np.float32)
+    return group.mean().astype(np.float32)
 
 
 def overlap(pred: Calls, real: Calls) -> np.ndarray:

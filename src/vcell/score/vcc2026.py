@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from vcell.data.files.normalize import pseudobulk_log1p
 from vcell.score.differential import Calls, Tests2026
 from vcell.score.embedding import Embedding
-from vcell.score.grouped import GroupedCells, Lazy
+from vcell.score.grouped import GroupedCells, Pool
 from vcell.score.halves import Splits, at_once
 from vcell.score.jackknife import jackknife
 from vcell.score.side import Side, known_as
-from vcell.score.sums import mean_profile, sums
+from vcell.score.sums import CellGroup
+from vcell.system import in_threads
 
 if TYPE_CHECKING:
     import torch
@@ -53,11 +53,11 @@ class Fast2026:
     ) -> None:
         self.embedding = embedding
         self._first: Side | None = None  # the prediction that references may be made of
-        controls = real.controls
+        controls = CellGroup(real.controls)
         # no method: a side must not keep its scorer alive, nor so itself
         noise = partial(sampling_variance, device=device)
         self.real = Side(
-            real, Tests2026.of(controls, device), pseudobulk(controls), pseudobulk, noise, embedding,
+            real, Tests2026.of(controls.matrix, device), pseudobulk(controls), pseudobulk, noise, embedding,
             control_noise=noise(controls),
         )  # fmt: skip
 
@@ -103,25 +103,20 @@ class Fast2026:
         counts (a gene's own target left out); as many cells of each target as measured.
         """
         cells = self.real.cells
-        means_PG = np.array([mean_profile(cells.cells[t]) for t in cells.targets])
+        means_PG = np.array(list(in_threads(lambda target: cells.group(target).mean(), cells.targets)))
         total_G, number_G = means_PG.sum(0), np.full(means_PG.shape[1], float(len(means_PG)))
         for row, gene in enumerate(own_genes(cells.targets, cells.genes)):
             if gene >= 0 and len(cells.targets) > 1:
                 total_G[gene] -= means_PG[row, gene]
                 number_G[gene] -= 1
-        control_G = mean_profile(cells.controls)
+        control_G = CellGroup(cells.controls).mean()
         scale_G = np.divide(total_G / number_G, control_G, out=np.zeros_like(control_G), where=control_G > 0)
         rng, controls = np.random.default_rng(0), cells.controls
         drawn = {t: rng.integers(0, controls.shape[0], cells.n_cells(t)) for t in cells.targets}
-
-        def make(target: str) -> sparse.csr_matrix:
-            made = controls[drawn[target]]
-            made.data = (made.data * scale_G[made.indices]).astype(np.float32)
-            made.eliminate_zeros()
-            return made
-
-        floor = GroupedCells(Lazy({t: len(c) for t, c in drawn.items()}, make), cells.genes, cells.control)
-        return floor.with_controls(controls)
+        scaled = controls.copy()
+        scaled.data = (scaled.data * scale_G[scaled.indices]).astype(np.float32)
+        scaled.eliminate_zeros()
+        return GroupedCells.drawn(Pool(scaled, drawn), cells.genes, cells.control, controls)
 
 
 def score(pred: Side, real: Side) -> pd.DataFrame:
@@ -142,18 +137,18 @@ def score(pred: Side, real: Side) -> pd.DataFrame:
     return pd.DataFrame(table, index=pd.Index(targets, name="perturbation"))
 
 
-def sampling_variance(counts: sparse.csr_matrix, device: torch.device | None = None) -> float:
+def sampling_variance(group: CellGroup, device: torch.device | None = None) -> float:
     """Of a pseudobulk, summed over genes."""
     if device is not None:
         from vcell.score.gpu import dense_jackknife  # here: torch takes a second to load
 
-        return dense_jackknife(counts, BULK_SUM, device)
-    return jackknife(counts, np.arange(counts.shape[0]), *sums(counts), BULK_SUM)
+        return dense_jackknife(group.cells, BULK_SUM, device)
+    return jackknife(group, BULK_SUM)
 
 
-def pseudobulk(counts: sparse.csr_matrix) -> np.ndarray:
+def pseudobulk(group: CellGroup) -> np.ndarray:
     """log1p of summed counts per 50,000, ``(genes)``."""
-    return pseudobulk_log1p(sums(counts)[0], BULK_SUM)
+    return pseudobulk_log1p(group.sums[0], BULK_SUM)
 
 
 def own_genes(targets: Sequence[str], genes: Sequence[str]) -> np.ndarray:
