@@ -49,6 +49,10 @@ def _left_out(starts, genes, counts, rows, mass_C, sum_G, target, terms):
         of_G[g, 1] = target * sum_G[g]
         of_G[g, 0] = of_G[g, 1] / (total + of_G[g, 1])
     powers = np.zeros(terms + 1, np.float64)  # sums over cells of e to the k
+    longest = 0
+    for row in rows:
+        longest = max(longest, starts[row + 1] - starts[row])
+    held = np.empty((5, longest), np.float64)
     for c in range(n):
         rest = total - mass_C[c]
         if rest <= 0.0:  # this cell is all there is: without it every gene is 0
@@ -68,24 +72,37 @@ def _left_out(starts, genes, counts, rows, mass_C, sum_G, target, terms):
                 d = math.log(1.0 + excess * of_G[g, 0])
                 of_G[g, 2] += d
                 of_G[g, 3] += d * d
-        for k in range(starts[rows[c]], starts[rows[c] + 1]):
-            g = genes[k]
-            x = excess * of_G[g, 0]
-            if excess < SMALLER:
-                d = x * (1.0 - x * (1 / 2 - x * (1 / 3 - x * (1 / 4 - x * (1 / 5)))))
-            else:
-                d = math.log(1.0 + x)
-            own, whole = target * counts[k], rest + of_G[g, 1]
-            s = -own / (2.0 * whole - own)
-            s2 = s * s
-            if s2 < NEAR_ONE:
-                series = 1 / 3 + s2 * (1 / 5 + s2 * (1 / 7 + s2 * (1 / 9 + s2 * (1 / 11 + s2 * (1 / 13)))))
-                lost = 2.0 * s * (1.0 + s2 * series)
-            else:
-                lost = math.log((whole - own) / whole)
-            of_G[g, 2] += lost
-            of_G[g, 3] += lost * (lost + 2.0 * d)
+        begin, end = starts[rows[c]], starts[rows[c] + 1]
+        _held(of_G, genes[begin:end], counts[begin:end], excess, rest, target, held)
     return _deviations(of_G, powers, n)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")  # a check of each division would keep it from doing several
+def _held(of_G, genes, counts, excess, rest, target, held):
+    """Adds to the sums of the genes that a cell holds counts of; `held` is room for what is worked out of several at a time."""
+    n = len(genes)
+    q, part, d, s2, lost = held[0, :n], held[1, :n], held[2, :n], held[3, :n], held[4, :n]
+    for i in range(n):
+        q[i], part[i] = of_G[genes[i], 0], of_G[genes[i], 1]
+    if excess < SMALLER:
+        for i in range(n):
+            x = excess * q[i]
+            d[i] = x * (1.0 - x * (1 / 2 - x * (1 / 3 - x * (1 / 4 - x * (1 / 5)))))
+    else:
+        for i in range(n):
+            d[i] = math.log(1.0 + excess * q[i])
+    for i in range(n):
+        own, whole = target * counts[i], rest + part[i]
+        s = -own / (2.0 * whole - own)
+        s2[i] = s * s
+        series = 1 / 3 + s2[i] * (1 / 5 + s2[i] * (1 / 7 + s2[i] * (1 / 9 + s2[i] * (1 / 11 + s2[i] * (1 / 13)))))
+        lost[i] = 2.0 * s * (1.0 + s2[i] * series)
+    for i in range(n):
+        if s2[i] >= NEAR_ONE:
+            own, whole = target * counts[i], rest + part[i]
+            lost[i] = math.log((whole - own) / whole)
+        of_G[genes[i], 2] += lost[i]
+        of_G[genes[i], 3] += lost[i] * (lost[i] + 2.0 * d[i])
 
 
 @njit(nogil=True, cache=True)

@@ -24,10 +24,17 @@ class CellGroup:
         Cells, CSR.
     rows
         Which of them, in their order; one may be there several times. None: all.
+    known
+        Their `sums`, where these were added up elsewhere.
     """
 
-    def __init__(self, matrix: sparse.csr_matrix, rows: np.ndarray | None = None) -> None:
-        self.matrix, self.all = matrix, rows is None
+    def __init__(
+        self,
+        matrix: sparse.csr_matrix,
+        rows: np.ndarray | None = None,
+        known: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
+        self.matrix, self.all, self.known = matrix, rows is None, known
         self.rows = np.arange(matrix.shape[0]) if rows is None else rows
 
     def __len__(self) -> int:
@@ -41,7 +48,9 @@ class CellGroup:
     @cached_property
     def sums(self) -> tuple[np.ndarray, np.ndarray]:
         """Sum of each gene ``(genes)`` and of each cell ``(cells)``."""
-        return _sums(self.matrix.indptr, self.matrix.indices, self.matrix.data, self.rows, self.matrix.shape[1])
+        return self.known or _sums(
+            self.matrix.indptr, self.matrix.indices, self.matrix.data, self.rows, self.matrix.shape[1]
+        )
 
     def mean(self) -> np.ndarray:
         """Mean over cells, ``(genes)``."""
