@@ -29,6 +29,7 @@ from scipy import sparse
 from vcell.data.files.normalize import counts_of_log1p
 from vcell.score.ranksum import RankTest, rank_test
 from vcell.score.sums import CellGroup, totals
+from vcell.system import cores, in_threads
 
 if TYPE_CHECKING:
     import torch
@@ -154,6 +155,11 @@ class Tests2026:
 
 def false_discovery_rate(p_PG: np.ndarray) -> np.ndarray:
     """`vcell.model.scores.false_discovery_rate` without torch: p-values adjusted by Benjamini and Hochberg (1995), each row by itself."""
+    parts = [part for part in np.array_split(p_PG, 2 * cores()) if len(part)]
+    return np.concatenate(list(in_threads(_adjusted, parts))) if parts else p_PG
+
+
+def _adjusted(p_PG: np.ndarray) -> np.ndarray:
     order_PG, n = np.argsort(p_PG, -1), p_PG.shape[-1]
     scaled_PG = np.take_along_axis(p_PG, order_PG, -1) * (n / np.arange(1, n + 1))
     adjusted_PG = np.minimum(np.minimum.accumulate(scaled_PG[:, ::-1], -1)[:, ::-1], 1.0)

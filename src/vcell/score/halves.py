@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -57,9 +56,9 @@ class ControlHalves:
         Pseudobulk of each half, and its sampling variance.
     """
 
-    mean: tuple[np.ndarray, np.ndarray]
-    bulk: tuple[np.ndarray, np.ndarray]
-    noise: tuple[float, float]
+    mean: Sequence[np.ndarray]
+    bulk: Sequence[np.ndarray]
+    noise: Sequence[float]
 
     def tested(self, half: int) -> np.ndarray:
         """The genes that a half's cells are tested for, a mask."""
@@ -122,11 +121,12 @@ class Splits:
         self.places: list[Places] = [cells.half_places(seed) for seed in seeds]
         controls = cells.controls
         millions = millions_of(controls)
-        groups = self._groups(CellGroup(controls), cells.control)
-        found = in_threads(
-            lambda group: (mean_cpm(group, millions[group.rows]), *self._profile(group)), chain.from_iterable(groups)
-        )
-        self.controls = [ControlHalves(*zip(first, next(found), strict=True)) for first in found]
+        halves = [half for both in self._groups(CellGroup(controls), cells.control) for half in both]
+        means = list(in_threads(lambda half: mean_cpm(half, millions[half.rows]), halves))
+        bulks, noises = zip(*in_threads(self._profile, halves), strict=True)
+        self.controls = [
+            ControlHalves(means[h : h + 2], bulks[h : h + 2], noises[h : h + 2]) for h in range(0, len(halves), 2)
+        ]
         tested_G = np.any([half.tested(h) for half in self.controls for h in range(2)], axis=0)
         self.column = numbered(tested_G)
         values, _ = log1p_cpm(controls, millions)
@@ -319,7 +319,8 @@ def _half_p(starts, values, low, high, cell_of, half_SC, control_starts, firsts_
         begin, stored = control_starts[g], control_starts[g + 1] - control_starts[g]
         for s in range(len(p)):  # what is read of a gene is at hand for all splits
             firsts, before, half_C, place = firsts_S[s], before_S[s], half_SC[s], odd[s, g]
-            own_0 = own_1 = twice_0 = twice_1 = 0
+            own_0, own_1 = np.int64(0), np.int64(0)
+            twice_0, twice_1 = np.int64(0), np.int64(0)
             ties_0, ties_1 = control_ties[s, 0, g], control_ties[s, 1, g]
             earlier = _firsts(firsts, before, begin)
             i = starts[g]

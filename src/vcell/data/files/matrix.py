@@ -82,6 +82,20 @@ class Matrix:
         """Values stored."""
         return int(self.indptr[-1]) if self.indptr is not None else self.shape[0] * self.shape[1]
 
+    def stored_of(self, cells: np.ndarray) -> int:
+        """The most values that some cells hold."""
+        if self.layout == "csr" and self.indptr is not None:
+            return int((self.indptr[cells + 1] - self.indptr[cells]).sum())
+        return self.stored if self.layout == "csc" else len(cells) * self.shape[1]
+
+    @property
+    def cells_in_chunk(self) -> int:
+        """About how many cells a chunk of the file holds; 0 where it has none."""
+        chunks = self.values_node.chunks
+        if chunks is None:
+            return 0
+        return chunks[0] if self.layout == "dense" else chunks[0] * self.shape[0] // max(1, self.stored)
+
     @property
     def values_node(self) -> h5py.Dataset:
         """The dataset that holds the values."""
@@ -108,12 +122,12 @@ class Matrix:
                 ) from error
             raise VcellError(f"{self.what} is damaged ({error}). Download or write the file again") from error
 
-    def rows(self, cells: np.ndarray) -> Sample:
-        """The given cells, ascending; not for CSC."""
-        parts = [self._some_of_run(run) for run in self._runs(cells)]
+    def rows(self, cells: np.ndarray, kind: type[np.signedinteger] = np.int64) -> Sample:
+        """The given cells, ascending, genes as whole numbers of `kind`; not for CSC."""
+        parts = [self._some_of_run(run, kind) for run in self._runs(cells)]
         lengths = np.concatenate([np.diff(p.indptr) for p in parts]) if parts else np.empty(0, np.int64)
         indices, values = (_joined([getattr(p, k) for p in parts]) for k in ("indices", "values"))
-        return Sample(cells, starts_of(lengths), indices.astype(np.int64, copy=False), values, all_genes=True)
+        return Sample(cells, starts_of(lengths), indices.astype(kind, copy=False), values, all_genes=True)
 
     def _runs(self, cells: np.ndarray) -> list[np.ndarray]:
         """Cells that are read at once: neighbours, and those that share a chunk."""
@@ -124,8 +138,8 @@ class Matrix:
             apart &= np.diff(chunk) > 0
         return np.split(cells, np.flatnonzero(apart) + 1) if len(cells) else []
 
-    def _some_of_run(self, cells: np.ndarray) -> CsrBlock:
-        block = self._run(int(cells[0]), int(cells[-1]) + 1)
+    def _some_of_run(self, cells: np.ndarray, kind: type[np.signedinteger]) -> CsrBlock:
+        block = self._run(int(cells[0]), int(cells[-1]) + 1, kind)
         if len(block.indptr) - 1 == len(cells):
             return block
         lengths = np.diff(block.indptr)
@@ -139,12 +153,13 @@ class Matrix:
         low, high = self.indptr[gene], self.indptr[gene + 1]
         return self._cells(low, high), self.values_node[low:high]
 
-    def _run(self, start: int, stop: int) -> CsrBlock:
+    def _run(self, start: int, stop: int, kind: type[np.signedinteger] = np.int64) -> CsrBlock:
         if self.indptr is None:
             return dense_block(self.node[start:stop], start)
         low, high = self.indptr[start], self.indptr[stop]
-        indices = self.node["indices"][low:high].astype(np.int64)
+        indices = self.node["indices"][low:high]
         self._check_indices(indices, self.shape[1])
+        indices = indices.astype(kind, copy=False)
         return CsrBlock(start, self.indptr[start : stop + 1] - low, indices, self.node["data"][low:high])
 
     def _dense_blocks(self) -> Iterator[CsrBlock]:
