@@ -180,7 +180,7 @@ def test_scores_do_not_depend_on_where_the_cells_lie(
     ]
     score(tmp_path / "memory", *options)
     monkeypatch.setattr("vcell.score.cells.MOST_IN_MEMORY", 0)
-    monkeypatch.setattr("vcell.score.cells.READ_AT_ONCE", 7)
+    monkeypatch.setattr("vcell.score.cells.CELLS_AT_ONCE", 7)
     monkeypatch.setattr("vcell.score.rows.CELLS_AT_ONCE", 11)
     score(tmp_path / "file", *options)
     one, two = ((tmp_path / place / "per_perturbation.csv").read_text() for place in ("memory", "file"))

@@ -14,6 +14,7 @@ from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import Metric
 from vcell.score.pairs import Pair
 from vcell.score.statistics import Interval, Resampled, better_by
+from vcell.score.sums import totals
 
 SAME = 1e-6
 FAR = 1.2  # of library sizes
@@ -88,8 +89,8 @@ def own_gene_note(pair: Pair) -> str | None:
             if min(control_G[gene] for control_G in controls.values()) <= 0:
                 continue
             for side, cells in sides.items():
-                column = cells.cells[target][:, [gene]]
-                left[side].append(float(_mean_counts(column, pair.target_sum)[0] / controls[side][gene]))
+                mean = _mean_of_gene(cells.cells[target], gene, pair.target_sum)
+                left[side].append(float(mean / controls[side][gene]))
     if not left["measured"]:
         return None
     measured, predicted = (float(np.median(left[side])) for side in sides)
@@ -105,8 +106,15 @@ def _mean_counts(cells: sparse.csr_matrix, target_sum: float | None) -> np.ndarr
     return np.asarray(linear.mean(axis=0), dtype=np.float64).ravel()
 
 
+def _mean_of_gene(cells: sparse.csr_matrix, gene: int, target_sum: float | None) -> float:
+    """The same of one gene."""
+    values = cells.data[cells.indices == gene].astype(np.float64)
+    return float((values if target_sum is None else np.expm1(values)).sum() / cells.shape[0])
+
+
 def _median_total(cells: GroupedCells) -> float:
-    return float(np.median(np.concatenate([np.asarray(cells.cells[t].sum(axis=1)).ravel() for t in cells.targets])))
+    groups = (cells.group(t) for t in cells.targets)
+    return float(np.median(np.concatenate([totals(group.matrix, group.rows) for group in groups])))
 
 
 def discrimination_note(tables: Sequence[pd.DataFrame], over_all: bool, subset: int | None) -> str:

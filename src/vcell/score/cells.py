@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from vcell.data.files.csr import starts_of
 from vcell.data.files.genes import check_unique
 from vcell.data.files.h5ad import column_names, element, has, open_h5ad, read_column, read_genes
 from vcell.data.files.labels import NO_GUIDE, LabelRules, as_labels, is_control, read_labels, renamed
@@ -25,10 +24,9 @@ from vcell.errors import NO_ROOM, VcellError, nearest
 from vcell.inspection.columns import USUAL
 from vcell.inspection.values import look_at
 from vcell.process.progress import progress_bar
-from vcell.score.rows import InFile, InMemory, LabelledCells, OfStore, Rows
+from vcell.score.rows import CELLS_AT_ONCE, InFile, InMemory, LabelledCells, OfStore, Rows, one_matrix
 
 SAMPLE_CELLS = 500
-READ_AT_ONCE = 512  # cells: memory of that size is used again, that of more is fetched anew from the system each time
 CHUNKS = 4  # that are read at least, where they are large: one that is read in part is unpacked again
 STORED_BYTES = 8  # of a value and its gene in memory
 MOST_IN_MEMORY = 1_500_000_000  # bytes of one file's cells of a context; more lie in a scratch file
@@ -138,7 +136,7 @@ class CellFile:
             blocks = map(self._checked, matrix_blocks(matrix, rows, Path(scratch)))
             try:
                 if size <= MOST_IN_MEMORY:
-                    found: Rows = InMemory(one_matrix(blocks, matrix.stored_of(rows), len(self.genes)))
+                    found: Rows = InMemory(one_matrix(blocks, matrix.stored_of(rows)))
                 else:
                     what = f"reading {self.path.name}" + (f", {context}" if context else "")
                     with progress_bar(len(rows), what, "cells") as progress:
@@ -187,7 +185,7 @@ def best_matrix(file: h5py.File, path: Path) -> str:
 def matrix_blocks(matrix: Matrix, rows: np.ndarray, scratch: Path) -> Iterator[sparse.csr_matrix]:
     """Rows of a matrix, ascending, some at a time, whatever its layout."""
     if matrix.layout != "csc":
-        step = max(READ_AT_ONCE, CHUNKS * matrix.cells_in_chunk)
+        step = max(CELLS_AT_ONCE, CHUNKS * matrix.cells_in_chunk)
         for start in range(0, len(rows), step) or [0]:
             found = matrix.rows(rows[start : start + step], np.int32)
             yield _csr(found.values, found.indices, found.indptr, matrix.shape[1])
@@ -197,20 +195,6 @@ def matrix_blocks(matrix: Matrix, rows: np.ndarray, scratch: Path) -> Iterator[s
     for block in matrix.blocks(scratch):
         here = _csr(block.values, block.indices, block.indptr, matrix.shape[1])
         yield here[wanted[block.start : block.start + here.shape[0]]]
-
-
-def one_matrix(blocks: Iterator[sparse.csr_matrix], room: int, n_genes: int) -> sparse.csr_matrix:
-    """Blocks of cells one after the other, which hold no more than `room` values; none is kept while the next is read."""
-    indices, values, lengths, at = np.empty(room, np.int32), np.empty(0, np.float32), [np.zeros(0, np.int64)], 0
-    for block in blocks:
-        if at == 0:
-            values = np.empty(room, block.data.dtype)
-        end = at + block.nnz
-        indices[at:end], values[at:end] = block.indices, block.data
-        lengths.append(np.diff(block.indptr))
-        at = end
-    starts = starts_of(np.concatenate(lengths))
-    return sparse.csr_matrix((values[:at], indices[:at], starts), (len(starts) - 1, n_genes))
 
 
 def counted(blocks: Iterator[sparse.csr_matrix], progress: Any) -> Iterator[sparse.csr_matrix]:

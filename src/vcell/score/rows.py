@@ -18,8 +18,9 @@ from scipy import sparse
 
 from vcell.data.files.csr import number_type, starts_of
 from vcell.data.store.store import Cells
+from vcell.system import in_threads
 
-CELLS_AT_ONCE = 2048
+CELLS_AT_ONCE = 512  # memory for so many is used again; that for more is fetched anew from the system each time
 Change = Callable[[sparse.csr_matrix], sparse.csr_matrix]
 
 
@@ -174,16 +175,31 @@ class LabelledCells:
         return cells
 
     def blocks(self) -> Iterator[sparse.csr_matrix]:
-        """All cells, some thousands at a time."""
-        step = self.n_cells if isinstance(self.rows, InMemory) else CELLS_AT_ONCE
-        for start in range(0, self.n_cells, max(1, step)):
-            yield self.take(np.arange(start, min(start + step, self.n_cells)))
+        """All cells, some hundreds at a time."""
+        for start in range(0, max(1, self.n_cells), CELLS_AT_ONCE):
+            yield self.take(np.arange(start, min(start + CELLS_AT_ONCE, self.n_cells)))
 
     def changed(self, change: Change) -> LabelledCells:
         """The same cells, each block of them changed."""
         if isinstance(self.rows, InMemory):
-            return LabelledCells.of(self.labels, self.genes, InMemory(change(self.take(np.arange(self.n_cells)))))
+            room = self.rows.matrix.nnz
+            return LabelledCells.of(
+                self.labels, self.genes, InMemory(one_matrix(in_threads(change, self.blocks()), room))
+            )
         return replace(self, changes=(*self.changes, change))
+
+    def checked(self, check: Callable[[sparse.csr_matrix], None]) -> LabelledCells:
+        """The same cells, each block of them looked at by `check`, which raises where it finds a fault."""
+        if isinstance(self.rows, InMemory):
+            for _ in in_threads(check, self.blocks()):
+                pass
+            return self
+
+        def passed(cells: sparse.csr_matrix) -> sparse.csr_matrix:
+            check(cells)
+            return cells
+
+        return replace(self, changes=(*self.changes, passed))
 
     def in_columns(self, columns: np.ndarray, names: list[str]) -> LabelledCells:
         """Some columns, under these names."""
@@ -206,5 +222,22 @@ class LabelledCells:
 def _slice(matrix: sparse.csr_matrix, begin: int, end: int) -> sparse.csr_matrix:
     """Rows from `begin` to `end`, without copying their values."""
     first, last = matrix.indptr[begin], matrix.indptr[end]
-    parts = (matrix.data[first:last], matrix.indices[first:last], matrix.indptr[begin : end + 1] - first)
-    return sparse.csr_matrix(parts, shape=(end - begin, matrix.shape[1]), copy=False)
+    found = sparse.csr_matrix((end - begin, matrix.shape[1]), dtype=matrix.dtype)
+    # not by its constructor, which copies parts of larger arrays
+    found.data, found.indices = matrix.data[first:last], matrix.indices[first:last]
+    found.indptr = matrix.indptr[begin : end + 1] - first
+    return found
+
+
+def one_matrix(blocks: Iterable[sparse.csr_matrix], room: int) -> sparse.csr_matrix:
+    """Blocks of cells one after the other, which hold no more than `room` values; none is kept while the next is made."""
+    indices, values, lengths, at, n_genes = np.empty(room, np.int32), np.empty(0, np.float32), [np.zeros(0, int)], 0, 0
+    for block in blocks:
+        if at == 0:
+            values = np.empty(room, block.data.dtype)
+        end, n_genes = at + block.nnz, block.shape[1]
+        indices[at:end], values[at:end] = block.indices, block.data
+        lengths.append(np.diff(block.indptr))
+        at = end
+    starts = starts_of(np.concatenate(lengths))
+    return sparse.csr_matrix((values[:at], indices[:at], starts), (len(starts) - 1, n_genes))

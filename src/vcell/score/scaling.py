@@ -26,12 +26,11 @@ def whole_counts(cells: LabelledCells, path: Path, what: str) -> LabelledCells:
     scale = scale_of_prediction(cells) if what == "the prediction" else scale_of(cells)
     if scale is Scale.COUNTS:
 
-        def checked(block: sparse.csr_matrix) -> sparse.csr_matrix:
+        def check(block: sparse.csr_matrix) -> None:
             if not (block.data == np.rint(block.data)).all():
                 raise VcellError(f"{path}: X contains counts that are not whole; the 2026 scores require whole counts")
-            return block
 
-        return cells.changed(checked)
+        return cells.checked(check)
     if what == "the prediction" or not scale.recoverable:
         hint = (
             " python -m vcell.infer challenge=vcc2026 writes them; python -m vcell.package pred=FILE challenge=vcc2026 makes "
