@@ -34,7 +34,7 @@ def screen(controls: int, sizes: list[int], seed: int = 0) -> GroupedCells:
 @pytest.mark.parametrize("controls", [40, 41])
 def test_halves_are_those_of_their_own_cells(controls: int):
     cells, seeds = screen(controls, [2, 3, 9, 30, 31]), [0, 5, 7]
-    splits = Splits(cells, seeds, BULK_SUM)
+    splits = Splits(cells, seeds, BULK_SUM, differential.Tests2026.of(cells.controls))
     for seed, sides in zip(seeds, splits.sides(), strict=True):
         for half, side in zip(cells.halves(seed), sides, strict=True):
             tests = differential.Tests2026.of(half.controls)
@@ -47,6 +47,15 @@ def test_halves_are_those_of_their_own_cells(controls: int):
                 assert side.noise_P[row] == pytest.approx(sampling_variance(half.group(target)), rel=1e-12)
             np.testing.assert_array_equal(side.control_G, pseudobulk(CellGroup(half.controls)))
             assert np.isnan(side.measured.p_PG).all(0).sum() == (~tests.tested_G).sum()
+
+
+def test_all_cells_are_measured_with_their_halves_as_by_themselves():
+    """A target of a single cell among them, which has no halves."""
+    fast, alone = (Fast2026(screen(31, [8, 12, 1, 40])) for _ in range(2))
+    list(fast.replicates())
+    assert fast.real.is_measured and not alone.real.is_measured
+    for found, expected in zip(fast.real.measured[:4], alone.real.measured[:4], strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_splits_may_be_measured_some_at_a_time(monkeypatch: pytest.MonkeyPatch):

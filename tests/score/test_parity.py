@@ -268,6 +268,8 @@ def test_drawn_cells_are_tested_as_any_others(number: int, equal: bool):
     test = SortedControls.of(y, tested)
     rows = rng.integers(0, 80, number)
     np.testing.assert_array_equal(test.drawn_from(pool)(rows), test(pool[rows]))
+    if equal:
+        np.testing.assert_array_equal(test.drawn_again(pool)(rows), test(pool[rows]))
 
 
 def test_references_are_measured_from_their_pool_as_from_their_cells():

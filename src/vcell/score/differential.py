@@ -27,7 +27,7 @@ from numba import njit
 from scipy import sparse
 
 from vcell.data.files.normalize import counts_of_log1p
-from vcell.score.ranksum import RankTest, rank_test
+from vcell.score.ranksum import RankTest, SortedControls, numbered, rank_test
 from vcell.score.sums import CellGroup, totals
 from vcell.system import cores, in_threads
 
@@ -72,10 +72,11 @@ class Tests2025:
 
     control_mean_G: np.ndarray
     p_of: RankTest
+    controls: sparse.csr_matrix
 
     @classmethod
     def of(cls, controls: sparse.csr_matrix, device: torch.device | None = None) -> Tests2025:
-        return cls(counts_of_log1p(_mean(controls)), rank_test(controls, device))
+        return cls(counts_of_log1p(_mean(controls)), rank_test(controls, device), controls)
 
     def __call__(self, group: CellGroup) -> tuple[np.ndarray, np.ndarray]:
         """p-values and log2 fold changes of some cells, ``(genes)``."""
@@ -83,7 +84,7 @@ class Tests2025:
 
     def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[CellGroup], tuple[np.ndarray, np.ndarray]]:
         """The same of groups that are rows of `pool`, which is analysed once."""
-        p_of = self.p_of.drawn_from(pool)
+        p_of = rows_test(self.p_of, pool, self.controls, lambda cells: cells)
         return lambda group: (p_of(group.rows), self.fold(group.cells))
 
     def fold(self, group: sparse.csr_matrix) -> np.ndarray:
@@ -109,41 +110,58 @@ class Tests2026:
         Mean counts per million of the controls.
     tested_G
         The genes tested, a mask.
+    sorted_G
+        Those and others that half of the controls may express enough, a mask; None as `p_of`.
     p_of
         Of log1p of counts per million; None where p-values come from elsewhere.
+    controls
+        Control cells; None as `p_of`.
     """
 
     control_mean_G: np.ndarray
     tested_G: np.ndarray
-    p_of: RankTest | None
+    sorted_G: np.ndarray | None = None
+    p_of: RankTest | None = None
+    controls: sparse.csr_matrix | None = None
 
     @classmethod
     def of(cls, controls: sparse.csr_matrix, device: torch.device | None = None) -> Tests2026:
         values, mean_G = log1p_cpm(controls, millions_of(controls))
-        tested_G = mean_G > LEAST_CPM
-        return cls(mean_G, tested_G, rank_test(values, device, tested_G))
+        n = controls.shape[0]
+        # the mean of all cells is at least the share of a half in it; a rounded one may lie just below
+        sorted_G = mean_G > LEAST_CPM * (n // 2) / n * (1 - 1e-9)
+        return cls(mean_G, mean_G > LEAST_CPM, sorted_G, rank_test(values, device, sorted_G), controls)
 
     def __call__(self, group: CellGroup) -> tuple[np.ndarray, np.ndarray]:
         """p-values, NaN for genes that are not tested, and log2 fold changes of some cells, ``(genes)``."""
         assert self.p_of is not None
         values, mean_G = log1p_cpm(group.cells, in_millions(group.sums[1]))
-        return self._of_all_genes(self.p_of(values)), fold_of_cpm(mean_G, self.control_mean_G)
+        return self.of_all_genes(self.p_of(values)), fold_of_cpm(mean_G, self.control_mean_G)
 
     def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[CellGroup], tuple[np.ndarray, np.ndarray]]:
         """The same of groups that are rows of `pool`, which is analysed once."""
         assert self.p_of is not None
-        p_of = self.p_of.drawn_from(log1p_cpm(pool, millions_of(pool))[0])
+        p_of = rows_test(self.p_of, pool, self.controls, lambda cells: log1p_cpm(cells, millions_of(cells))[0])
 
         def test(group: CellGroup) -> tuple[np.ndarray, np.ndarray]:
             mean_G = mean_cpm(group, in_millions(group.sums[1]))
-            return self._of_all_genes(p_of(group.rows)), fold_of_cpm(mean_G, self.control_mean_G)
+            return self.of_all_genes(p_of(group.rows)), fold_of_cpm(mean_G, self.control_mean_G)
 
         return test
 
-    def _of_all_genes(self, p_T: np.ndarray) -> np.ndarray:
-        """p-values of the tested genes among those of all."""
+    def sorted_controls(self, controls: sparse.csr_matrix) -> SortedControls:
+        """The controls by gene, with their entries."""
+        assert self.sorted_G is not None
+        if isinstance(self.p_of, SortedControls):
+            return self.p_of
+        values, _ = log1p_cpm(controls, millions_of(controls))  # a GPU has no need of them
+        return SortedControls.of(values, numbered(self.sorted_G))
+
+    def of_all_genes(self, p_T: np.ndarray, tested_G: np.ndarray | None = None) -> np.ndarray:
+        """p-values of the sorted genes among those of all, NaN for genes that are not tested; these are others in halves."""
         p_G = np.full(len(self.tested_G), np.nan)
-        p_G[self.tested_G] = p_T
+        p_G[self.sorted_G] = p_T
+        p_G[~(self.tested_G if tested_G is None else tested_G)] = np.nan
         return p_G
 
     def calls(self, targets: list[str], p_PG: np.ndarray, fold_PG: np.ndarray) -> Calls:
@@ -151,6 +169,18 @@ class Tests2026:
         if self.tested_G.any():
             adjusted_PG[:, self.tested_G] = false_discovery_rate(p_PG[:, self.tested_G])
         return Calls(targets, p_PG, adjusted_PG, fold_PG, adjusted_PG < SIGNIFICANT)
+
+
+def rows_test(
+    test: RankTest,
+    pool: sparse.csr_matrix,
+    controls: sparse.csr_matrix | None,
+    values: Callable[[sparse.csr_matrix], sparse.csr_matrix],
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The test of rows of `pool`, of which `values` makes what is tested; where they are the controls, that is known already."""
+    if pool is controls and isinstance(test, SortedControls):
+        return test.drawn_again(pool)
+    return test.drawn_from(values(pool))
 
 
 def false_discovery_rate(p_PG: np.ndarray) -> np.ndarray:

@@ -57,21 +57,22 @@ class DrawnCells:
     shared: np.ndarray
 
     @classmethod
-    def of(cls, pool: sparse.csr_matrix, controls: SortedControls) -> DrawnCells:
-        """From cells of non-negative values."""
+    def of(cls, pool: sparse.csr_matrix, controls: SortedControls, own: bool = False) -> DrawnCells:
+        """From cells of non-negative values; `own`: they are the controls, and need no sorting."""
         others, n_values = controls.cells, len(pool.data)
         kind = np.uint16 if 2 * others.n < 2**16 else np.uint32
         twice, equal = (np.zeros(n_values, kind) for _ in range(2))
         shared = np.full(n_values, LEFT_OUT, np.int32 if n_values < 2**31 else np.int64)
-
         values = pool.data.astype(np.float64, copy=False)
-        starts = gene_starts(pool.indices, values, controls.place, len(controls.ties))
+        starts = others.starts if own else gene_starts(pool.indices, values, controls.place, len(controls.ties))
 
         def look_up(first: int) -> None:
             last = min(first + GENES_A_THREAD, len(controls.ties))
-            own_starts, own, entries = sorted_part(pool.indices, values, controls.place, starts, first, last)
-            number = starts[first] // 2
-            _look_up(own_starts, own, entries, others.starts[first:], others.values, number, twice, equal, shared)
+            if own:
+                part = starts[first : last + 1], others.values, others.entries
+            else:
+                part = sorted_part(pool.indices, values, controls.place, starts, first, last)
+            _look_up(*part, others.starts[first:], others.values, starts[first] // 2, twice, equal, shared)
 
         for _ in in_threads(look_up, range(0, len(controls.ties), GENES_A_THREAD)):
             pass

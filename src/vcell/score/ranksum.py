@@ -104,7 +104,7 @@ class SortedControls:
         """From cells of non-negative values; all columns where `place` is not given."""
         if place is None:
             place = np.arange(cells.shape[1], dtype=np.int32)
-        by_gene = ByGene.of(cells, place, threads=True)
+        by_gene = ByGene.of(cells, place, entries=True, threads=True)
         return cls(by_gene, _ties(by_gene.starts, by_gene.values), place)
 
     def __call__(self, cells: sparse.csr_matrix, copies: int = 1) -> np.ndarray:
@@ -114,6 +114,12 @@ class SortedControls:
         from vcell.score.drawn import DrawnCells  # here: it is made of what is below
 
         return DrawnCells.of(pool, self)
+
+    def drawn_again(self, controls: sparse.csr_matrix) -> Callable[[np.ndarray], np.ndarray]:
+        """The test of rows of the controls themselves, of which only the stored values' columns matter."""
+        from vcell.score.drawn import DrawnCells
+
+        return DrawnCells.of(controls, self, own=True)
 
 
 def numbered(kept_G: np.ndarray) -> np.ndarray:

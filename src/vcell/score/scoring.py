@@ -166,10 +166,8 @@ class ContextScorer:
         self.scores.tables[name] = table.join(extra_scores(side, self.fast.real, self.embedding))
         return side
 
-    def add_ends(self) -> None:
-        """The official scale's floor, and the split-half replicate."""
-        self.add(self.scorer.floor, self.fast.floor(), reference=True)
-        self.scores.floor = summary(self.scores.tables[self.scorer.floor], self.scorer.metrics)
+    def add_replicate(self) -> None:
+        """The split-half replicate: first of all, as what the measured cells are is found on the way."""
         values = []
         for halves, second, first in self.fast.replicates():
             values.append(summary(halves, self.scorer.metrics))
@@ -178,6 +176,12 @@ class ContextScorer:
             del first, second  # with their controls, before the next split is made
         self.scores.ceiling = {str(k): float(v) for k, v in pd.DataFrame(values).mean().items()}
         self.scores.top = dict(self.scorer.perfect) if self.scorer.perfect is not None else self.scores.ceiling
+
+    def add_floor(self) -> None:
+        """The official scale's floor; puts the replicate after it."""
+        self.add(self.scorer.floor, self.fast.floor(), reference=True)
+        self.scores.floor = summary(self.scores.tables[self.scorer.floor], self.scorer.metrics)
+        self.scores.tables[CEILING] = self.scores.tables.pop(CEILING)
 
 
 def score_context(
@@ -197,6 +201,8 @@ def score_context(
     """
     judge = ContextScorer(pair, scorer, engine, threads, device)
     with progress_bar(2 + len(others) + EXPECTED, f"scoring {pair.context}".strip(), "predictors") as progress:
+        judge.add_replicate()
+        progress.update()
         first(judge.add(name, pair.pred, reference=False), judge)
         progress.update()
         for other, cells in others.items():
@@ -205,7 +211,7 @@ def score_context(
         for reference, cells in references:
             judge.add(reference, cells, reference=True)
             progress.update()
-        judge.add_ends()
+        judge.add_floor()
         progress.total = progress.n + 1  # fewer references where no run is at hand
         progress.update()
     return judge.scores

@@ -30,6 +30,16 @@ class Tests(Protocol):
     def calls(self, targets: list[str], p_PG: np.ndarray, fold_PG: np.ndarray) -> Calls: ...
 
 
+class OfTarget(NamedTuple):
+    """Of the cells of one target."""
+
+    bulk_G: np.ndarray
+    noise: float
+    p_G: np.ndarray
+    fold_G: np.ndarray
+    placed: np.ndarray | None
+
+
 class Measured(NamedTuple):
     """Of the targets of some cells."""
 
@@ -38,6 +48,12 @@ class Measured(NamedTuple):
     p_PG: np.ndarray
     fold_PG: np.ndarray
     placed: list[np.ndarray]  # ``(cells, components)`` of some cells of each
+
+    def put(self, row: int, found: OfTarget) -> None:
+        """What was measured of a target; cells are placed in the order of targets."""
+        self.bulk_PG[row], self.noise_P[row], self.p_PG[row], self.fold_PG[row] = found[:4]
+        if found.placed is not None:
+            self.placed.append(found.placed)
 
     def rows(self, places: list[int]) -> Measured:
         """Of some of the targets."""
@@ -78,6 +94,11 @@ class Side:
     like: tuple[Side, dict[str, str]] | None = None
     control_noise: float = 0.0
     known: Measured | None = None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether that is done."""
+        return self.known is not None or "measured" in vars(self)
 
     @cached_property
     def measured(self) -> Measured:

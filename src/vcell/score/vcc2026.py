@@ -58,14 +58,15 @@ class Fast2026:
         controls = CellGroup(real.controls)
         # no method: a side must not keep its scorer alive, nor so itself
         noise = partial(sampling_variance, device=device)
+        self.tests = Tests2026.of(controls.matrix, device)
         self.real = Side(
-            real, Tests2026.of(controls.matrix, device), pseudobulk(controls), pseudobulk, noise, embedding,
+            real, self.tests, pseudobulk(controls), pseudobulk, noise, embedding,
             control_noise=noise(controls),
         )  # fmt: skip
 
     def side(self, pred: GroupedCells) -> Side:
         """The prediction's side."""
-        side = replace(self.real, cells=pred, like=known_as(self._first, pred))
+        side = replace(self.real, cells=pred, like=known_as(self._first, pred), known=None)
         self._first = self._first or side
         return side
 
@@ -77,13 +78,20 @@ class Fast2026:
         """Splits of the measured cells into halves: in their mean, what a replicate of the experiment would score.
 
         Of each split the table, one row per target, of the second half scored as a prediction of the first, and the sides of both; the
-        cells of the first split are placed in the embedding too.
+        cells of the first split are placed in the embedding too. The measured cells as a whole are measured in the same pass, where they were
+        not yet.
         """
         seeds = np.random.SeedSequence(0).generate_state(SPLITS).tolist()
         step = at_once(self.real.cells)
         for first in range(0, SPLITS, step):
             embedding = self.embedding if first == 0 else None
-            sides = Splits(self.real.cells, seeds[first : first + step], BULK_SUM, embedding).sides()
+            splits = Splits(
+                self.real.cells, seeds[first : first + step], BULK_SUM, self.tests, embedding, not self.real.is_measured
+            )
+            sides = splits.sides()
+            if splits.whole is not None:
+                self.real = replace(self.real, known=splits.whole)
+            del splits
             while sides:
                 yield self._replicate(*sides.pop(0))
 
