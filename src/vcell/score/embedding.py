@@ -45,10 +45,10 @@ class Embedding:
         sample = _log1p(
             sparse.vstack([spread(cells.cells[label], each) for label in cells.cells], format="csr"), target_sum
         )
-        square = np.asarray(sample.multiply(sample).mean(axis=0)).ravel()
-        variance = square - np.asarray(sample.mean(axis=0)).ravel() ** 2
+        variance = _variance(sample.indices, sample.data, sample.shape[0], sample.shape[1])
         genes = np.sort(np.argsort(-variance, kind="stable")[:FITTED_GENES])
-        dense = sample[:, genes].toarray().astype(np.float64)
+        everyone, ones = np.arange(sample.shape[0]), np.ones(sample.shape[0])
+        dense = _of_genes(sample, everyone, genes, ones)[:, :-1]
         mean_G = dense.mean(0)
         # eigenvectors of the smaller of the two products
         centred = dense - mean_G
@@ -72,13 +72,31 @@ class Embedding:
         if self.target_sum is not None:
             mass_C = totals(cells, rows)
             scale_C = self.target_sum / np.where(mass_C > 0, mass_C, 1.0)
-        # values of other genes go to a last column, which is quicker than to ask of each value whether it is wanted
-        column = np.full(cells.shape[1], len(self.genes), np.int32)
-        column[self.genes] = np.arange(len(self.genes), dtype=np.int32)
-        dense = _dense(cells.indptr, cells.indices, cells.data, rows, column, scale_C, len(self.genes) + 1)
+        dense = _of_genes(cells, rows, self.genes, scale_C)
         if self.target_sum is not None:
             np.log1p(dense, out=dense)
-        return (dense[:, :-1] - self.mean_G) @ self.axes_GK
+        dense = dense[:, :-1]
+        dense -= self.mean_G
+        return dense @ self.axes_GK
+
+
+def _of_genes(cells: sparse.csr_matrix, rows: np.ndarray, genes: np.ndarray, scale_C: np.ndarray) -> np.ndarray:
+    """Some columns of some rows, each cell's values times a factor; and a last column that means nothing: values of other genes go there,
+    which is quicker than to ask of each whether it is wanted."""
+    column = np.full(cells.shape[1], len(genes), np.int32)
+    column[genes] = np.arange(len(genes), dtype=np.int32)
+    return _dense(cells.indptr, cells.indices, cells.data, rows, column, scale_C, len(genes) + 1)
+
+
+@njit(nogil=True, cache=True)
+def _variance(genes, values, n_cells, n_genes):
+    """Of each gene."""
+    first_G, second_G = np.zeros(n_genes, np.float64), np.zeros(n_genes, np.float64)
+    for i in range(len(genes)):
+        value = np.float64(values[i])
+        first_G[genes[i]] += value
+        second_G[genes[i]] += value * value
+    return second_G / n_cells - (first_G / n_cells) ** 2
 
 
 @njit(nogil=True, cache=True)

@@ -213,6 +213,8 @@ def run_evaluation(options: ScoreOptions, draw: bool) -> tuple[Evaluation, Refer
     scorer, device, columns = SCORERS[options.challenge.scorer], choose_gpu(options.device), options.columns
     if options.engine != "fast":
         require(scorer.package.replace("-", "_"), scorer.year)
+    if draw and options.pictures:
+        figures.prepare()
     room = next(parent for parent in options.folder.resolve().parents if parent.is_dir())  # for scratch files
     pred = CellFile(options.pred, columns, needs_controls=not scorer.counts, folder=room)
     real = measured_cells(options, room)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +70,11 @@ class Shown:
 @cache
 def _background() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="pictures")
+
+
+def prepare() -> None:
+    """Loads in the background what pictures are drawn with: nobody waits for it then."""
+    _background().submit(import_module, "matplotlib.backends.backend_agg")
 
 
 def of_context(shown: Shown) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from vcell.score.pairs import Pair
 from vcell.score.side import Side
 from vcell.score.vcc2025 import Fast2025
 from vcell.score.vcc2026 import BULK_SUM, Fast2026
+from vcell.system import in_threads
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +39,10 @@ class YearScorer(Protocol):
     """
 
     real: Any  # the measured cells' side
+
+    def place_in(self, embedding: Embedding) -> None:
+        """Cells are placed in it while they are read; before anything is measured."""
+        ...
 
     def side(self, cells: GroupedCells) -> Side:
         """What is computed of some cells once: pseudobulks, called genes."""
@@ -147,8 +153,9 @@ class ContextScorer:
         if engine not in ENGINES:
             raise VcellError(f"engine={engine} must be one of {', '.join(ENGINES)}")
         self.scorer, self.engine = scorer, engine
-        self.embedding = Embedding.of(pair.real, BULK_SUM if scorer.counts else None)
-        self.fast = scorer.fast(pair.real, device, embedding=self.embedding)
+        embed = partial(Embedding.of, pair.real, BULK_SUM if scorer.counts else None)
+        self.embedding, self.fast = in_threads(lambda make: make(), [embed, partial(scorer.fast, pair.real, device)])  # type: ignore[operator]
+        self.fast.place_in(self.embedding)
         self.official = None if engine == "fast" else scorer.official(pair.real, threads)
         self.scores = ContextScores(pair.context)
         if self.official is not None:
@@ -227,7 +234,8 @@ def without_cells(
         for group in range(CELL_GROUPS):
             some = pair.real.without_group(group, CELL_GROUPS)
             embedding = Embedding.of(some, BULK_SUM if scorer.counts else None)
-            fast = scorer.fast(some, device, embedding=embedding)
+            fast = scorer.fast(some, device)
+            fast.place_in(embedding)
             for name, cells in predictions.items():
                 side = fast.side(cells.without_group(group, CELL_GROUPS))
                 values = summary(fast.score(side).join(extra_scores(side, fast.real, embedding)), metrics)

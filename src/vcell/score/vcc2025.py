@@ -34,18 +34,19 @@ class Fast2025:
         Measured log1p cells with controls.
     device
         Where the rank tests run; None: on the CPU.
-    embedding
-        In which cells are placed while they are read.
     """
 
-    def __init__(
-        self, real: GroupedCells, device: torch.device | None = None, embedding: Embedding | None = None
-    ) -> None:
-        self.device, self.embedding = device, embedding
+    def __init__(self, real: GroupedCells, device: torch.device | None = None) -> None:
+        self.device = device
+        self.embedding: Embedding | None = None
         self._tests: dict[int, tuple[sparse.csr_matrix, Tests2025, np.ndarray]] = {}  # by their controls
         self._first: Side | None = None  # the prediction that references may be made of
         self._floor: tuple[GroupedCells, sparse.csr_matrix] | None = None  # the official baseline, and its only cell
         self.real, self._first = self.side(real), None
+
+    def place_in(self, embedding: Embedding) -> None:
+        """Cells are placed in it while they are read."""
+        self.embedding, self.real = embedding, replace(self.real, embedding=embedding)
 
     def side(self, pred: GroupedCells) -> Side:
         """The prediction's side: its own controls count."""
@@ -75,7 +76,9 @@ class Fast2025:
     def replicates(self) -> Iterator[tuple[pd.DataFrame, Side, Side]]:
         """One half of the measured cells scored as a prediction of the other, one row per target; and the sides of both."""
         first, second = self.real.cells.halves(0)
-        inner = Fast2025(first, self.device, self.embedding)
+        inner = Fast2025(first, self.device)
+        if self.embedding is not None:
+            inner.place_in(self.embedding)
         pred = inner.side(second)
         yield inner.score(pred), pred, inner.real
 

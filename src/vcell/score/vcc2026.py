@@ -46,23 +46,23 @@ class Fast2026:
         Measured whole counts with controls.
     device
         Where rank tests and jackknife run; None: on the CPU.
-    embedding
-        In which cells are placed while they are read.
     """
 
-    def __init__(
-        self, real: GroupedCells, device: torch.device | None = None, embedding: Embedding | None = None
-    ) -> None:
-        self.embedding = embedding
+    def __init__(self, real: GroupedCells, device: torch.device | None = None) -> None:
+        self.embedding: Embedding | None = None
         self._first: Side | None = None  # the prediction that references may be made of
         controls = CellGroup(real.controls)
         # no method: a side must not keep its scorer alive, nor so itself
         noise = partial(sampling_variance, device=device)
         self.tests = Tests2026.of(controls.matrix, device)
         self.real = Side(
-            real, self.tests, pseudobulk(controls), pseudobulk, noise, embedding,
+            real, self.tests, pseudobulk(controls), pseudobulk, noise,
             control_noise=noise(controls),
         )  # fmt: skip
+
+    def place_in(self, embedding: Embedding) -> None:
+        """Cells are placed in it while they are read."""
+        self.embedding, self.real = embedding, replace(self.real, embedding=embedding)
 
     def side(self, pred: GroupedCells) -> Side:
         """The prediction's side."""
