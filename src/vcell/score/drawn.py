@@ -41,56 +41,57 @@ class DrawnCells:
         Where the stored values of each cell of the pool begin, and their columns, as of CSR.
     controls
         What they are tested against.
-    twice
-        Of each stored value: the number of control values of its gene that lie below it, twice, and of those equal to it.
-    equal
-        Of each stored value: the number of control values equal to it.
-    shared
-        A number below half of the stored values, the same for all of a gene that are equal to each other; else `LEFT_OUT` or `ALONE`.
+    known
+        Of each stored value, side by side as they are read together: `twice`, the number of control values of its gene that lie below it,
+        twice, and of those equal to it; `equal`, the number of these; `shared`, a number that is the same for all of a gene that are equal
+        to each other, else `LEFT_OUT` or `ALONE`.
+    n_shared
+        How many numbers `shared` has.
     """
 
     starts: np.ndarray
     genes: np.ndarray
     controls: SortedControls
-    twice: np.ndarray
-    equal: np.ndarray
-    shared: np.ndarray
+    known: np.ndarray
+    n_shared: int
 
     @classmethod
     def of(cls, pool: sparse.csr_matrix, controls: SortedControls, own: bool = False) -> DrawnCells:
         """From cells of non-negative values; `own`: they are the controls, and need no sorting."""
         others, n_values = controls.cells, len(pool.data)
-        kind = np.uint16 if 2 * others.n < 2**16 else np.uint32
-        twice, equal = (np.zeros(n_values, kind) for _ in range(2))
-        shared = np.full(n_values, LEFT_OUT, np.int32 if n_values < 2**31 else np.int64)
+        count, number = "u2" if 2 * others.n < 2**16 else "u4", "i4" if n_values < 2**31 else "i8"
+        known = np.empty(n_values, [("twice", count), ("equal", count), ("shared", number)])
+        known["shared"] = LEFT_OUT
         values = pool.data.astype(np.float64, copy=False)
         starts = others.starts if own else gene_starts(pool.indices, values, controls.place, len(controls.ties))
 
-        def look_up(first: int) -> None:
+        def look_up(first: int) -> int:
             last = min(first + GENES_A_THREAD, len(controls.ties))
             if own:
                 part = starts[first : last + 1], others.values, others.entries
             else:
                 part = sorted_part(pool.indices, values, controls.place, starts, first, last)
-            _look_up(*part, others.starts[first:], others.values, starts[first] // 2, twice, equal, shared)
+            return _look_up(*part, others.starts[first:], others.values, known)
 
-        for _ in in_threads(look_up, range(0, len(controls.ties), GENES_A_THREAD)):
-            pass
-        return cls(pool.indptr, pool.indices, controls, twice, equal, shared)
+        # each part of the genes has numbers from 0 so far
+        shared = list(in_threads(look_up, range(0, len(controls.ties), GENES_A_THREAD)))
+        begins = np.concatenate([[0], np.cumsum(shared, dtype=np.int64)])
+        _number(pool.indices, controls.place, begins, known)
+        return cls(pool.indptr, pool.indices, controls, known, int(begins[-1]))
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """Two-sided p-values ``(tested genes)`` of some cells of the pool, one of which may be there several times."""
         cells, times = np.unique(rows, return_counts=True)
-        seen = np.zeros(len(self.shared) // 2, np.int32)  # here: numpy leaves what is not touched to the system
         return _p_values(
-            self.starts, self.genes, self.controls.place, cells, times, len(rows), self.twice, self.equal, self.shared, seen,
+            self.starts, self.genes, self.controls.place, cells, times, len(rows), self.known, self.n_shared,
             np.diff(self.controls.cells.starts), self.controls.ties, self.controls.cells.n,
         )  # fmt: skip
 
 
 @njit(nogil=True, cache=True)
-def _look_up(starts, values, entries, control_starts, control_values, number, twice, equal, shared):
-    """Fills what is known of the values of some genes; numbers of `shared` begin with `number`."""
+def _look_up(starts, values, entries, control_starts, control_values, known):
+    """Fills what is known of the values of some genes, with numbers from 0; gives how many."""
+    number = 0
     for g in range(len(starts) - 1):
         begin, end = control_starts[g], control_starts[g + 1]
         at, i = begin, starts[g]
@@ -99,36 +100,45 @@ def _look_up(starts, values, entries, control_starts, control_values, number, tw
             at = not_below(control_values, at, end, values[i])
             high = past_equal(control_values, at, end, values[i])
             for k in range(i, j):
-                e = entries[k]
-                twice[e], equal[e], shared[e] = at + high - 2 * begin, high - at, number if j > i + 1 else ALONE
+                one = known[entries[k]]
+                one.twice, one.equal, one.shared = at + high - 2 * begin, high - at, number if j > i + 1 else ALONE
             number += j > i + 1
             i = j
+    return number
 
 
 @njit(nogil=True, cache=True)
-def _p_values(
-    starts, genes, place, cells, times, n_cells, twice, equal, shared, seen, control_stored, control_ties, n_controls
-):
-    """Of `cells`, each `times` there; `seen` holds a zero for each number of `shared`."""
-    n_genes = len(control_stored)
-    own, twice_G, ties = np.zeros(n_genes, np.int64), np.zeros(n_genes, np.int64), control_ties.copy()
+def _number(genes, place, begins, known):
+    """Has the numbers of each part of the genes begin where the last one's ended."""
+    for e in range(len(genes)):
+        if known[e].shared >= 0:
+            known[e].shared += begins[place[genes[e]] // GENES_A_THREAD]
+
+
+@njit(nogil=True, cache=True)
+def _p_values(starts, genes, place, cells, times, n_cells, known, n_shared, control_stored, control_ties, n_controls):
+    """Of `cells`, each `times` there."""
+    seen = np.zeros(n_shared, np.int32)
+    # of each gene the own values, the sum of `twice`, and ties: whole numbers, side by side
+    of_G = np.zeros((len(control_stored), 3), np.float64)
     for c in range(len(cells)):
         m = times[c]
         for e in range(starts[cells[c]], starts[cells[c] + 1]):
-            number = shared[e]
-            if number == LEFT_OUT:
+            one = known[e]
+            if one.shared == LEFT_OUT:
                 continue
             g = place[genes[e]]
-            own[g] += m
-            twice_G[g] += m * np.int64(twice[e])
-            alike = np.int64(equal[e])
-            if number != ALONE:
-                alike += seen[number]
-                seen[number] += m
-            ties[g] += cubed(float(alike + m)) - cubed(float(alike))
-    p = np.ones(n_genes, np.float64)
-    for g in range(n_genes):
-        zeros = float(n_cells + n_controls - own[g] - control_stored[g])
-        ranks = own[g] * zeros + (own[g] * (own[g] + 1.0) + twice_G[g]) / 2.0 + (n_cells - own[g]) * (zeros + 1.0) / 2.0
-        p[g] = two_sided(ranks, n_cells, n_controls, ties[g] + cubed(zeros))
+            alike = np.int64(one.equal)
+            if one.shared != ALONE:
+                alike += seen[one.shared]
+                seen[one.shared] += m
+            of_G[g, 0] += m
+            of_G[g, 1] += m * np.int64(one.twice)
+            of_G[g, 2] += cubed(float(alike + m)) - cubed(float(alike))
+    p = np.ones(len(of_G), np.float64)
+    for g in range(len(of_G)):
+        own, twice, ties = of_G[g, 0], of_G[g, 1], of_G[g, 2] + control_ties[g]
+        zeros = n_cells + n_controls - own - control_stored[g]
+        ranks = own * zeros + (own * (own + 1.0) + twice) / 2.0 + (n_cells - own) * (zeros + 1.0) / 2.0
+        p[g] = two_sided(ranks, n_cells, n_controls, ties + cubed(zeros))
     return p
