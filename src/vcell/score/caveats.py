@@ -15,6 +15,7 @@ from vcell.score.metrics import Metric
 from vcell.score.pairs import Pair
 from vcell.score.statistics import Interval, Resampled, better_by
 from vcell.score.sums import totals
+from vcell.system import in_threads
 
 SAME = 1e-6
 FAR = 1.2  # of library sizes
@@ -37,6 +38,12 @@ def refuse_leaks(leaked: Mapping[str, Sequence[str]], run: str) -> None:
         "perturbations. Hold them out (data.split.test, or vcell.crossval), give measured cells of other targets, or compute the "
         "score anyway with allow_leaks=true"
     )
+
+
+def of_pair(pair: Pair) -> list[str]:
+    """What is remarkable about predicted and measured cells."""
+    notes = in_threads(lambda note: note(pair), (control_note, library_note, own_gene_note))
+    return [note for note in notes if note]
 
 
 def control_note(pair: Pair) -> str | None:

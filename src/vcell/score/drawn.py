@@ -28,7 +28,8 @@ from vcell.score.ranksum import (
 )
 from vcell.system import in_threads
 
-LEFT_OUT, ALONE = -2, -1  # of a value: it is not tested; no other of the pool is equal to it
+LEFT_OUT, ALONE = 0, 1  # of a value: it is not tested; no other of the pool is equal to it
+NUMBERED = 2  # numbers of equal values begin here
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class DrawnCells:
     known
         Of each stored value, side by side as they are read together: `twice`, the number of control values of its gene that lie below it,
         twice, and of those equal to it; `equal`, the number of these; `shared`, a number that is the same for all of a gene that are equal
-        to each other, else `LEFT_OUT` or `ALONE`.
+        to each other, from `NUMBERED` on, else `LEFT_OUT` or `ALONE`.
     n_shared
         How many numbers `shared` has.
     """
@@ -60,8 +61,7 @@ class DrawnCells:
         """From cells of non-negative values; `own`: they are the controls, and need no sorting."""
         others, n_values = controls.cells, len(pool.data)
         count, number = "u2" if 2 * others.n < 2**16 else "u4", "i4" if n_values < 2**31 else "i8"
-        known = np.empty(n_values, [("twice", count), ("equal", count), ("shared", number)])
-        known["shared"] = LEFT_OUT
+        known = np.zeros(n_values, [("twice", count), ("equal", count), ("shared", number)])  # left out
         values = pool.data.astype(np.float64, copy=False)
         starts = others.starts if own else gene_starts(pool.indices, values, controls.place, len(controls.ties))
 
@@ -101,7 +101,11 @@ def _look_up(starts, values, entries, control_starts, control_values, known):
             high = past_equal(control_values, at, end, values[i])
             for k in range(i, j):
                 one = known[entries[k]]
-                one.twice, one.equal, one.shared = at + high - 2 * begin, high - at, number if j > i + 1 else ALONE
+                one.twice, one.equal, one.shared = (
+                    at + high - 2 * begin,
+                    high - at,
+                    number + NUMBERED if j > i + 1 else ALONE,
+                )
             number += j > i + 1
             i = j
     return number
@@ -111,7 +115,7 @@ def _look_up(starts, values, entries, control_starts, control_values, known):
 def _number(genes, place, begins, known):
     """Has the numbers of each part of the genes begin where the last one's ended."""
     for e in range(len(genes)):
-        if known[e].shared >= 0:
+        if known[e].shared >= NUMBERED:
             known[e].shared += begins[place[genes[e]] // GENES_A_THREAD]
 
 
@@ -130,8 +134,8 @@ def _p_values(starts, genes, place, cells, times, n_cells, known, n_shared, cont
             g = place[genes[e]]
             alike = np.int64(one.equal)
             if one.shared != ALONE:
-                alike += seen[one.shared]
-                seen[one.shared] += m
+                alike += seen[one.shared - NUMBERED]
+                seen[one.shared - NUMBERED] += m
             of_G[g, 0] += m
             of_G[g, 1] += m * np.int64(one.twice)
             of_G[g, 2] += cubed(float(alike + m)) - cubed(float(alike))

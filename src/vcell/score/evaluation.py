@@ -236,7 +236,7 @@ def run_evaluation(options: ScoreOptions, draw: bool) -> tuple[Evaluation, Refer
             notes.append(
                 f"{len(chosen):,} scored targets are those the run was validated on, by which its checkpoint was chosen"
             )
-        notes += [n for n in (caveats.control_note(pair), caveats.library_note(pair), caveats.own_gene_note(pair)) if n]
+        notes += caveats.of_pair(pair)
         baselines, threads = references.predictions(pair), options.threads or cores()
         shown = found.showing(pair, options.show, draw) if options.pictures else lambda side, judge: None
         scores = score_context(pair, made, baselines, found.name, scorer, options.engine, threads, device, shown)

@@ -21,6 +21,7 @@ from vcell.system import in_threads
 
 NEITHER = 2  # of a cell: it is the odd one of its label, or the only one
 WORD = 64  # bits
+VALUES_AT_ONCE = 1_000_000
 BEYOND = np.int64(0x7FFFFFFF)
 
 
@@ -55,7 +56,14 @@ class SplitControls:
     def of(cls, sorted: SortedControls, indptr: np.ndarray, half_SC: np.ndarray) -> SplitControls:
         """From controls sorted with their entries, where their cells begin, and the half that each is in (`half_of`)."""
         by_gene = sorted.cells
-        cell_of = row_of(indptr, np.int32)[by_gene.entries]
+        cell_of, row = np.empty(len(by_gene.entries), np.int32), row_of(indptr, np.int32)
+
+        def some(first: int) -> None:
+            part = slice(first, first + VALUES_AT_ONCE)
+            np.take(row, by_gene.entries[part], out=cell_of[part])
+
+        for _ in in_threads(some, range(0, len(cell_of), VALUES_AT_ONCE)):
+            pass
         split = in_threads(lambda half_C: _count_halves(by_gene.starts, by_gene.values, cell_of, half_C), half_SC)
         firsts, before, odd, ties = (np.stack(parts) for parts in zip(*split, strict=True))
         return cls(sorted, firsts, before, odd, ties, sizes_of(half_SC))

@@ -74,7 +74,7 @@ class Splits:
     ) -> None:  # fmt: skip
         self.cells, self.target, self.tests, self.embedding = cells, target, tests, embedding
         self.places: list[Places] = [cells.half_places(seed) for seed in seeds]
-        self.whole = _empty(len(cells.targets), len(cells.genes)) if whole else None
+        self.whole = _empty(len(cells.targets), len(cells.genes), embedding is not None) if whole else None
         controls = cells.controls
         millions, half_SC = millions_of(controls), self._half_codes(cells.control)
         halves = [half for both in self._groups(CellGroup(controls), cells.control, half_SC) for half in both]
@@ -89,14 +89,19 @@ class Splits:
         """Of every split the sides of its halves, everything measured; fills `whole`."""
         # the same in every split: those of two cells and more
         halved = {target: p for p, target in enumerate(t for t in self.cells.targets if t in self.places[0][0])}
-        measured = [[_empty(len(halved), len(self.cells.genes)) for _ in range(2)] for _ in self.places]
-        for p, (target, found) in enumerate(
-            zip(self.cells.targets, in_threads(self._of_target, self.cells.targets), strict=True)
-        ):
+        genes, placed = len(self.cells.genes), self.embedding is not None
+        measured = [[_empty(len(halved), genes, placed and s == 0) for _ in range(2)] for s in range(len(self.places))]
+
+        def measure(place: int) -> None:
+            target = self.cells.targets[place]
+            found = self._of_target(target)
             if self.whole is not None:
-                self.whole.put(p, found.pop())
+                self.whole.put(place, found.pop())
             for into, half in zip((half for both in measured for half in both), found, strict=False):
                 into.put(halved[target], half)
+
+        for _ in in_threads(measure, range(len(self.cells.targets))):
+            pass
         return [(self._side(s, 0, one), self._side(s, 1, other)) for s, (one, other) in enumerate(measured)]
 
     def _side(self, split: int, half: int, measured: Measured) -> Side:
@@ -163,9 +168,9 @@ def at_once(cells: GroupedCells) -> int:
     return max(1, MOST_BYTES // max(1, 2 * 3 * 8 * len(cells.targets) * len(cells.genes)))
 
 
-def _empty(n_targets: int, n_genes: int) -> Measured:
+def _empty(n_targets: int, n_genes: int, placed: bool) -> Measured:
     bulk_PG, p_PG, fold_PG = (np.empty((n_targets, n_genes)) for _ in range(3))
-    return Measured(bulk_PG, np.empty(n_targets), p_PG, fold_PG, [])
+    return Measured(bulk_PG, np.empty(n_targets), p_PG, fold_PG, [np.empty(0)] * n_targets if placed else [])
 
 
 def half_sums(group: CellGroup, half_SC: np.ndarray, half: int) -> np.ndarray:

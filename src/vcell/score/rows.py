@@ -45,7 +45,7 @@ class InMemory:
 
     def take(self, numbers: np.ndarray) -> sparse.csr_matrix:
         if len(numbers) and numbers[-1] - numbers[0] == len(numbers) - 1 and (np.diff(numbers) == 1).all():
-            return _slice(self.matrix, int(numbers[0]), int(numbers[-1]) + 1)
+            return rows_between(self.matrix, int(numbers[0]), int(numbers[-1]) + 1)
         return self.matrix[numbers]
 
 
@@ -219,7 +219,7 @@ class LabelledCells:
         return replace(self, labels=np.array([names.get(label, label) for label in self.labels]))
 
 
-def _slice(matrix: sparse.csr_matrix, begin: int, end: int) -> sparse.csr_matrix:
+def rows_between(matrix: sparse.csr_matrix, begin: int, end: int) -> sparse.csr_matrix:
     """Rows from `begin` to `end`, without copying their values."""
     first, last = matrix.indptr[begin], matrix.indptr[end]
     found = sparse.csr_matrix((end - begin, matrix.shape[1]), dtype=matrix.dtype)

@@ -50,10 +50,10 @@ class Measured(NamedTuple):
     placed: list[np.ndarray]  # ``(cells, components)`` of some cells of each
 
     def put(self, row: int, found: OfTarget) -> None:
-        """What was measured of a target; cells are placed in the order of targets."""
+        """What was measured of a target; any thread may."""
         self.bulk_PG[row], self.noise_P[row], self.p_PG[row], self.fold_PG[row] = found[:4]
         if found.placed is not None:
-            self.placed.append(found.placed)
+            self.placed[row] = found.placed
 
     def rows(self, places: list[int]) -> Measured:
         """Of some of the targets."""
