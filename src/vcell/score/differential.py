@@ -28,7 +28,7 @@ from scipy import sparse
 
 from vcell.data.files.normalize import counts_of_log1p
 from vcell.score.ranksum import RankTest, SortedControls, numbered, rank_test
-from vcell.score.rows import CELLS_AT_ONCE, rows_between
+from vcell.score.rows import CELLS_AT_ONCE, rows_between, with_values
 from vcell.score.sums import CellGroup, totals
 from vcell.system import cores, in_threads
 
@@ -216,7 +216,7 @@ def log1p_cpm(counts: sparse.csr_matrix, millions: np.ndarray) -> tuple[sparse.c
         np.log1p(values, out=values)
     else:
         values[larger] = np.log1p(values[larger])
-    return sparse.csr_matrix((values, counts.indices, counts.indptr), shape=counts.shape), mean_G
+    return with_values(counts, values), mean_G
 
 
 def log1p_cpm_of_many(counts: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -230,7 +230,7 @@ def log1p_cpm_of_many(counts: sparse.csr_matrix) -> sparse.csr_matrix:
 
     for _ in in_threads(some, range(0, counts.shape[0], CELLS_AT_ONCE)):
         pass
-    return sparse.csr_matrix((values, counts.indices, counts.indptr), shape=counts.shape)
+    return with_values(counts, values)
 
 
 def mean_cpm(group: CellGroup, millions: np.ndarray) -> np.ndarray:

@@ -193,12 +193,16 @@ def _half_p(
                     equal_1 += half == 1
                     j += 1
                 low_0 = _firsts(firsts, before, begin + low[i]) - earlier
-                high_0 = _firsts(firsts, before, begin + high[i]) - earlier
-                low_1, high_1 = low[i] - low_0 - (place < low[i]), high[i] - high_0 - (place < high[i])
-                twice_0 += equal_0 * (low_0 + high_0)
-                twice_1 += equal_1 * (low_1 + high_1)
-                ties_0 += cubed(float(equal_0 + high_0 - low_0)) - cubed(float(high_0 - low_0))
-                ties_1 += cubed(float(equal_1 + high_1 - low_1)) - cubed(float(high_1 - low_1))
+                low_1 = low[i] - low_0 - (place < low[i])
+                twice_0 += equal_0 * 2 * low_0
+                twice_1 += equal_1 * 2 * low_1
+                if j > i + 1 or high[i] > low[i]:  # it is not alone
+                    others_0 = _firsts(firsts, before, begin + high[i]) - earlier - low_0
+                    others_1 = high[i] - low[i] - others_0 - (low[i] <= place < high[i])
+                    twice_0 += equal_0 * others_0
+                    twice_1 += equal_1 * others_1
+                    ties_0 += cubed(float(equal_0 + others_0)) - cubed(float(others_0))
+                    ties_1 += cubed(float(equal_1 + others_1)) - cubed(float(others_1))
                 own_0 += equal_0
                 own_1 += equal_1
                 i = j

@@ -222,11 +222,20 @@ class LabelledCells:
 def rows_between(matrix: sparse.csr_matrix, begin: int, end: int) -> sparse.csr_matrix:
     """Rows from `begin` to `end`, without copying their values."""
     first, last = matrix.indptr[begin], matrix.indptr[end]
-    found = sparse.csr_matrix((end - begin, matrix.shape[1]), dtype=matrix.dtype)
-    # not by its constructor, which copies parts of larger arrays
-    found.data, found.indices = matrix.data[first:last], matrix.indices[first:last]
-    found.indptr = matrix.indptr[begin : end + 1] - first
-    return found
+    starts = matrix.indptr[begin : end + 1] - first
+    return _made(matrix.data[first:last], matrix.indices[first:last], starts, matrix.shape[1])
+
+
+def with_values(matrix: sparse.csr_matrix, values: np.ndarray) -> sparse.csr_matrix:
+    """Other values at the same places, which are not copied."""
+    return _made(values, matrix.indices, matrix.indptr, matrix.shape[1])
+
+
+def _made(values: np.ndarray, genes: np.ndarray, starts: np.ndarray, n_genes: int) -> sparse.csr_matrix:
+    """Not by the matrix's constructor, which copies parts of larger arrays."""
+    made = sparse.csr_matrix((len(starts) - 1, n_genes), dtype=values.dtype)
+    made.data, made.indices, made.indptr = values, genes, starts
+    return made
 
 
 def one_matrix(blocks: Iterable[sparse.csr_matrix], room: int) -> sparse.csr_matrix:

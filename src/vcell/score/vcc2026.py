@@ -24,6 +24,7 @@ from vcell.score.embedding import Embedding
 from vcell.score.grouped import GroupedCells, Pool
 from vcell.score.halves import Splits, at_once
 from vcell.score.jackknife import jackknife
+from vcell.score.rows import with_values
 from vcell.score.side import Side, known_as
 from vcell.score.sums import CellGroup
 from vcell.system import in_threads
@@ -130,7 +131,7 @@ def _scaled(cells: sparse.csr_matrix, scale_G: np.ndarray) -> sparse.csr_matrix:
     """Cells with every gene multiplied by a factor, in single precision; no zeros are stored."""
     values = np.empty(len(cells.data), np.float32)
     _multiply(cells.indices, cells.data, scale_G, values)
-    scaled = sparse.csr_matrix((values, cells.indices, cells.indptr), cells.shape)
+    scaled = with_values(cells, values)
     if not values.all():
         scaled = scaled.copy()  # genes and starts are those of `cells` so far
         scaled.eliminate_zeros()
