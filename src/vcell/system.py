@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,6 +36,13 @@ def cores() -> int:
     slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
     if slurm.isdigit() and int(slurm):
         found.append(int(slurm))
+    return min(found + _granted(CGROUPS))
+
+
+@cache
+def _granted(groups: Path) -> list[int]:
+    """Cores that control groups below a folder grant. Read once: work on all cores asks how many there are thousands of times."""
+    found = []
     for group in _groups():
         with suppress(OSError, ValueError):
             quota, period = (group / "cpu.max").read_text().split()
@@ -44,7 +51,7 @@ def cores() -> int:
             quota_us = int((group / "cpu.cfs_quota_us").read_text())
             if quota_us > 0:
                 found.append(max(1, round(quota_us / int((group / "cpu.cfs_period_us").read_text()))))
-    return min(found)
+    return found
 
 
 def free_memory() -> int | None:
@@ -172,12 +179,22 @@ def matrix_products(precision: str) -> Iterator[None]:
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`function` of each item, in order, on all cores of this job; no more results wait than there are threads."""
-    threads = _threads()
+    """`function` of each item, in order, on all cores of this job; no more results wait than there are threads.
+
+    Within a thread of another call, on that thread's share of the cores.
+    """
+    sharing = getattr(_here, "sharing", 1)
+    threads = max(1, _threads() // sharing)
+    if isinstance(items, Sized):
+        threads = max(1, min(threads, len(items)))
     if threads == 1:
         yield from map(function, items)
         return
-    with _one_core_each, ThreadPoolExecutor(threads) as pool:
+
+    def begin() -> None:
+        _here.sharing = sharing * threads
+
+    with _one_core_each, ThreadPoolExecutor(threads, initializer=begin) as pool:
         waiting: deque = deque()
         for item in items:
             waiting.append(pool.submit(function, item))
@@ -185,6 +202,9 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+_here = threading.local()  # `sharing`: threads that share the cores with this one, itself included
 
 
 def _threads() -> int:
