@@ -1,11 +1,11 @@
 """Rank-sum tests of cells that are drawn from others: copied controls, the mean response.
 
-Every cell of every target is then one of a pool. Where each of the pool's values lies among the controls is looked up once; a target's
-rank sum adds up what its cells bring, with nothing left to sort. For with d = cells of the target below or equal, the sum of ranks is
-that of 1 to n, whatever the values, plus for each cell the controls below it and half of those equal to it. Only the correction for
-ties needs to know which values are equal among the target's own, and most are not.
+Every cell of every target is then one of a pool. Where each of the pool's values lies among the controls is looked up once; nothing of a
+target is sorted. For the ranks of its n cells add up to those of n cells by themselves, 1 + 2 + ... + n, whatever their values, and for
+each cell the controls below it and half of those equal to it. Only the correction for ties needs to know which of the target's own
+values are equal, and most are not.
 
-Shape legend: C cells, G genes, T tested genes.
+Shape legend: C cells, G genes.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A cell's values are those of any half that it is in. So each target's cells are sorted once, and find their places among all controls
 once; how many of those before a place are of a half, bits tell.
 
-Shape legend: S splits, C cells, T tested genes; 2 halves.
+Shape legend: S splits, C cells; 2 halves.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class SplitControls:
     before
         How many values of the first half lie before each word, ``(splits, words)``.
     odd
-        The place of the odd cell among a gene's values, ``(splits, tested genes)``; beyond all where it has none.
+        The place of the odd cell among a gene's values, ``(splits, sorted genes)``; beyond all where it has none.
     ties
-        Of the values of each half, as of `SortedControls`, ``(splits, 2, tested genes)``.
+        Of the values of each half, as of `SortedControls`, ``(splits, 2, sorted genes)``.
     sizes
         Cells of each half, ``(splits, 2)``.
     """
@@ -153,22 +153,9 @@ def _places(starts, values, control_starts, control_values):
 
 @njit(nogil=True, cache=True)
 def _half_p(
-    starts,
-    values,
-    low,
-    high,
-    cell_of,
-    half_SC,
-    control_starts,
-    firsts_S,
-    before_S,
-    odd,
-    control_ties,
-    sizes,
-    control_sizes,
-):
-    """p-values of both halves of each split against their controls, ``(splits, 2, tested genes)``; `sizes` are those of
-    each half.
+    starts, values, low, high, cell_of, half_SC, control_starts, firsts_S, before_S, odd, control_ties, sizes, control_sizes
+):  # fmt: skip
+    """p-values of both halves of each split against their controls, ``(splits, 2, sorted genes)``.
 
     As `vcell.score.drawn` has it, ranks are those of the own values, whatever these are, plus the controls below each and half of those
     equal to it. What is counted of cells of neither half is not used.

@@ -1,9 +1,9 @@
 """Halves of the measured cells, each held against its half of the controls: several splits in one pass over the cells.
 
 A cell's values are those of any half that it is in. So each target's cells are sorted once, and find their places among all controls
-once; what a half needs of that is counted.
+once; what a half needs of that is counted (`vcell.score.half_ranks`).
 
-Shape legend: S splits, P targets, G genes, T tested genes; 2 halves.
+Shape legend: S splits, P targets, G genes; 2 halves.
 """
 
 from __future__ import annotations
@@ -88,19 +88,20 @@ class Splits:
     def sides(self) -> list[tuple[Side, Side]]:
         """Of every split the sides of its halves, everything measured; fills `whole`."""
         # the same in every split: those of two cells and more
-        halved = {target: p for p, target in enumerate(t for t in self.cells.targets if t in self.places[0][0])}
+        targets = self.cells.targets
+        halved = {target: p for p, target in enumerate(t for t in targets if t in self.places[0][0])}
         genes, placed = len(self.cells.genes), self.embedding is not None
         measured = [[_empty(len(halved), genes, placed and s == 0) for _ in range(2)] for s in range(len(self.places))]
 
         def measure(place: int) -> None:
-            target = self.cells.targets[place]
+            target = targets[place]
             found = self._of_target(target)
             if self.whole is not None:
                 self.whole.put(place, found.pop())
             for into, half in zip((half for both in measured for half in both), found, strict=False):
                 into.put(halved[target], half)
 
-        for _ in in_threads(measure, range(len(self.cells.targets))):
+        for _ in in_threads(measure, range(len(targets))):
             pass
         return [(self._side(s, 0, one), self._side(s, 1, other)) for s, (one, other) in enumerate(measured)]
 

@@ -82,7 +82,7 @@ class Side:
     control_noise
         Sampling variance of the controls' pseudobulk.
     known
-        What was measured elsewhere: of halves, whose cells are read once for several splits.
+        What was measured elsewhere: of halves and all cells, which are read once for several splits.
     """
 
     cells: GroupedCells
