@@ -1,5 +1,7 @@
 """Work on all cores of the job."""
 
+import threading
+
 import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -30,3 +32,21 @@ def test_results_come_in_order_and_errors_come_through(monkeypatch: pytest.Monke
     assert list(in_threads(lambda x: x * x, range(50))) == [x * x for x in range(50)]
     with pytest.raises(ZeroDivisionError):
         list(in_threads(lambda x: 1 // (3 - x), range(9)))
+
+
+def test_work_within_work_shares_the_cores(monkeypatch: pytest.MonkeyPatch):
+    """Two items on eight cores leave four to each; eight leave one, and no thread is begun for that."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr("vcell.system.cores", lambda: 8)
+
+    def threads_of(_: int) -> set[int]:
+        meeting = threading.Barrier(4)
+        return set(in_threads(lambda _: (threading.get_ident(), meeting.wait(60))[0], range(4)))
+
+    assert [len(threads) for threads in in_threads(threads_of, range(2))] == [4, 4]
+    own = in_threads(
+        lambda _: {threading.get_ident()} == set(in_threads(lambda _: threading.get_ident(), range(9))), range(8)
+    )
+    assert all(own)
+    nested = in_threads(lambda x: sum(in_threads(lambda y: x * y, range(10))), range(5))
+    assert list(nested) == [45 * x for x in range(5)]
