@@ -23,6 +23,7 @@ from vcell.score.vcc2025 import Fast2025
 from vcell.score.vcc2026 import Fast2026, sampling_variance
 
 pytestmark = pytest.mark.numeric
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 GENES = [f"G{i}" for i in range(100)]
 TARGETS = [*(f"G{i}" for i in range(0, 63, 7)), "UNKNOWN"]
@@ -292,14 +293,17 @@ def test_tensors_give_the_same_as_stored_values(how: Callable[[Cells, Cells], No
         assert sampling_variance(pred.group(target)) == pytest.approx(dense, rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_cuda])])
 @pytest.mark.parametrize("how", AWKWARD)
-def test_a_gpu_gives_the_same(how: Callable[[Cells, Cells], None]):
+def test_a_device_gives_the_same(how: Callable[[Cells, Cells], None], device: str):
+    """Of predictions, references and halves; tensors on the CPU take the way that those on a GPU take."""
     pred, real = two_screens(how)
     for scorer, cells in ((Fast2026, (pred, real)), (Fast2025, (log1p(pred), log1p(real)))):
-        here, there = scorer(cells[1]), scorer(cells[1], torch.device("cuda"))
-        assert_equal(there.score(there.side(cells[0])), here.score(here.side(cells[0])))
+        here, there = scorer(cells[1]), scorer(cells[1], torch.device(device))
+        for other, expected, _ in zip(there.replicates(), here.replicates(), range(1), strict=False):
+            assert_equal(other[0], expected[0])
+        for made in (cells[0], copied(cells[0], 0), here.floor()):
+            assert_equal(there.score(there.side(made)), here.score(here.side(made)))
         assert (there.real.calls.called_PG == here.real.calls.called_PG).all()
 
 
