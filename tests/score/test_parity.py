@@ -273,7 +273,10 @@ def test_drawn_cells_are_tested_as_any_others(number: int, equal: bool):
         np.testing.assert_array_equal(test.drawn_again(pool)(rows), test(pool[rows]))
 
 
-def test_references_are_measured_from_their_pool_as_from_their_cells():
+@pytest.mark.parametrize("often", [0.0, np.inf])
+def test_references_are_measured_from_their_pool_as_from_their_cells(monkeypatch: pytest.MonkeyPatch, often: float):
+    """Whether the pool is analysed, or each target's cells as few are drawn."""
+    monkeypatch.setattr("vcell.score.grouped.OFTEN", often)
     _, real = two_screens(AWKWARD[0])
     for cells in (copied(real, 0), Fast2026(real).floor()):
         pooled, plain = (Fast2026(real).side(c).measured for c in (cells, replace(cells, pool=None)))

@@ -109,7 +109,7 @@ class Side:
             place = {target: p for p, target in enumerate(other.cells.targets)}
             return other.measured.rows([place[names[target]] for target in self.cells.targets])
         targets, pool = self.cells.targets, self.cells.pool
-        test = self.tests if pool is None else self.tests.drawn_from(pool.cells)
+        test = self.tests if pool is None or not pool.is_drawn_often else self.tests.drawn_from(pool.cells)
         p_PG, fold_PG = (np.empty((len(targets), len(self.cells.genes))) for _ in range(2))
         noise_P, bulks, placed = np.zeros(len(targets)), [], []
         for p, (bulk_G, noise, (p_G, fold_G), place_CK) in enumerate(in_threads(partial(self._measure, test), targets)):

@@ -124,7 +124,10 @@ class Fast2026:
         scale_G = np.divide(total_G / number_G, control_G, out=np.zeros_like(control_G), where=control_G > 0)
         rng, controls = np.random.default_rng(0), cells.controls
         drawn = {t: rng.integers(0, controls.shape[0], cells.n_cells(t)) for t in cells.targets}
-        return GroupedCells.drawn(Pool(_scaled(controls, scale_G), drawn), cells.genes, cells.control, controls)
+        used = np.unique(np.concatenate(list(drawn.values())))
+        some = controls if len(used) == controls.shape[0] else controls[used]
+        places = {target: np.searchsorted(used, rows) for target, rows in drawn.items()}
+        return GroupedCells.drawn(Pool(_scaled(some, scale_G), places), cells.genes, cells.control, controls)
 
 
 def _scaled(cells: sparse.csr_matrix, scale_G: np.ndarray) -> sparse.csr_matrix:
