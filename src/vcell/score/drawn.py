@@ -62,13 +62,13 @@ class DrawnCells:
         others, n_values = controls.cells, len(pool.data)
         count, number = "u2" if 2 * others.n < 2**16 else "u4", "i4" if n_values < 2**31 else "i8"
         known = np.zeros(n_values, [("twice", count), ("equal", count), ("shared", number)])  # left out
-        values = pool.data.astype(np.float64, copy=False)
+        values = others.values if own else pool.data.astype(np.float64, copy=False)
         starts = others.starts if own else gene_starts(pool.indices, values, controls.place, len(controls.ties))
 
         def look_up(first: int) -> int:
             last = min(first + GENES_A_THREAD, len(controls.ties))
             if own:
-                part = starts[first : last + 1], others.values, others.entries
+                part = starts[first : last + 1], values, others.entries
             else:
                 part = sorted_part(pool.indices, values, controls.place, starts, first, last)
             return _look_up(*part, others.starts[first:], others.values, known)
@@ -101,11 +101,8 @@ def _look_up(starts, values, entries, control_starts, control_values, known):
             high = past_equal(control_values, at, end, values[i])
             for k in range(i, j):
                 one = known[entries[k]]
-                one.twice, one.equal, one.shared = (
-                    at + high - 2 * begin,
-                    high - at,
-                    number + NUMBERED if j > i + 1 else ALONE,
-                )
+                one.twice, one.equal = at + high - 2 * begin, high - at
+                one.shared = number + NUMBERED if j > i + 1 else ALONE
             number += j > i + 1
             i = j
     return number
