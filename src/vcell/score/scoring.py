@@ -230,10 +230,10 @@ def without_cells(
     """Values of each prediction ``(groups, metrics)`` by our scorer, with one group of predicted and measured cells left out each."""
     metrics = all_metrics(scorer)
     found: dict[str, list[list[float]]] = {name: [] for name in predictions}
+    embedding = Embedding.of(pair.real, BULK_SUM if scorer.counts else None)  # the same axes for all
     with progress_bar(CELL_GROUPS, "intervals over cells", "groups") as progress:
         for group in range(CELL_GROUPS):
             some = pair.real.without_group(group, CELL_GROUPS)
-            embedding = Embedding.of(some, BULK_SUM if scorer.counts else None)
             fast = scorer.fast(some, device)
             fast.place_in(embedding)
             for name, cells in predictions.items():
