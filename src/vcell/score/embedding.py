@@ -11,6 +11,7 @@ from scipy.linalg import eigh
 
 from vcell.score.differential import log1p_cpm, millions_of
 from vcell.score.grouped import GroupedCells
+from vcell.score.rows import with_values
 from vcell.score.sums import CellGroup, totals
 
 FITTED_CELLS = 2_000
@@ -45,7 +46,8 @@ class Embedding:
         sample = _log1p(
             sparse.vstack([spread(cells.cells[label], each) for label in cells.cells], format="csr"), target_sum
         )
-        variance = _variance(sample.indices, sample.data, sample.shape[0], sample.shape[1])
+        squares = with_values(sample, np.square(sample.data, dtype=np.float64))
+        variance = CellGroup(squares).mean() - CellGroup(sample).mean() ** 2
         genes = np.sort(np.argsort(-variance, kind="stable")[:FITTED_GENES])
         everyone, ones = np.arange(sample.shape[0]), np.ones(sample.shape[0])
         dense = _of_genes(sample, everyone, genes, ones)[:, :-1]
@@ -86,17 +88,6 @@ def _of_genes(cells: sparse.csr_matrix, rows: np.ndarray, genes: np.ndarray, sca
     column = np.full(cells.shape[1], len(genes), np.int32)
     column[genes] = np.arange(len(genes), dtype=np.int32)
     return _dense(cells.indptr, cells.indices, cells.data, rows, column, scale_C, len(genes) + 1)
-
-
-@njit(nogil=True, cache=True)
-def _variance(genes, values, n_cells, n_genes):
-    """Of each gene."""
-    first_G, second_G = np.zeros(n_genes, np.float64), np.zeros(n_genes, np.float64)
-    for i in range(len(genes)):
-        value = np.float64(values[i])
-        first_G[genes[i]] += value
-        second_G[genes[i]] += value * value
-    return second_G / n_cells - (first_G / n_cells) ** 2
 
 
 @njit(nogil=True, cache=True)

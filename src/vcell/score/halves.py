@@ -123,7 +123,7 @@ class Splits:
         """The halves of a label's cells, summed, in each split; none of a single cell."""
         if label not in self.places[0][0]:
             return []
-        first_SG = half_sums(group, half_SC, 0)
+        first_SG = first_sums(group, half_SC[: len(self.places)])
         sum_G, mass_C = group.sums
         found = []
         for s, places in enumerate(self.places):
@@ -174,15 +174,17 @@ def _empty(n_targets: int, n_genes: int, placed: bool) -> Measured:
     return Measured(bulk_PG, np.empty(n_targets), p_PG, fold_PG, [np.empty(0)] * n_targets if placed else [])
 
 
-def half_sums(group: CellGroup, half_SC: np.ndarray, half: int) -> np.ndarray:
-    """Sums of the genes over the cells of a half in each split, ``(splits, genes)``; `group` is all of a matrix."""
+def first_sums(group: CellGroup, half_SC: np.ndarray) -> np.ndarray:
+    """Sums of the genes over the cells of the first half in each split, ``(splits, genes)``; `group` is all of a matrix."""
     counts = group.matrix
-    weight_CS = np.ascontiguousarray((half_SC == half).T.astype(np.float64))
-    return np.ascontiguousarray(_half_sums(counts.indptr, counts.indices, counts.data, weight_CS, counts.shape[1]).T)
+    weight_CS = np.ascontiguousarray((half_SC == 0).T.astype(np.float64))
+    return np.ascontiguousarray(
+        _weighted_sums(counts.indptr, counts.indices, counts.data, weight_CS, counts.shape[1]).T
+    )
 
 
 @njit(nogil=True, cache=True)
-def _half_sums(starts, genes, values, weight_CS, n_genes):
+def _weighted_sums(starts, genes, values, weight_CS, n_genes):
     sum_GS = np.zeros((n_genes, weight_CS.shape[1]), np.float64)
     for c in range(len(weight_CS)):
         for k in range(starts[c], starts[c + 1]):

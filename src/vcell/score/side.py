@@ -112,21 +112,19 @@ class Side:
         test = self.tests if pool is None or not pool.is_drawn_often else self.tests.drawn_from(pool.cells)
         p_PG, fold_PG = (np.empty((len(targets), len(self.cells.genes))) for _ in range(2))
         noise_P, bulks, placed = np.zeros(len(targets)), [], []
-        for p, (bulk_G, noise, (p_G, fold_G), place_CK) in enumerate(in_threads(partial(self._measure, test), targets)):
-            noise_P[p], p_PG[p], fold_PG[p] = noise, p_G, fold_G
-            bulks.append(bulk_G)
-            if place_CK is not None:
-                placed.append(place_CK)
+        for p, found in enumerate(in_threads(partial(self._measure, test), targets)):
+            noise_P[p], p_PG[p], fold_PG[p] = found.noise, found.p_G, found.fold_G
+            bulks.append(found.bulk_G)
+            if found.placed is not None:
+                placed.append(found.placed)
         return Measured(np.array(bulks), noise_P, p_PG, fold_PG, placed)  # bulks in the precision that they come in
 
-    def _measure(
-        self, test: Callable[[CellGroup], tuple[np.ndarray, np.ndarray]], target: str
-    ) -> tuple[np.ndarray, float, tuple[np.ndarray, np.ndarray], np.ndarray | None]:
+    def _measure(self, test: Callable[[CellGroup], tuple[np.ndarray, np.ndarray]], target: str) -> OfTarget:
         assert self.bulk is not None
         group = self.cells.group(target)
         noise = 0.0 if self.noise is None else self.noise(group)
         placed = None if self.embedding is None else self.embedding.place(group, CELLS_PER_SET)
-        return self.bulk(group), noise, test(group), placed
+        return OfTarget(self.bulk(group), noise, *test(group), placed)
 
     @cached_property
     def calls(self) -> Calls:

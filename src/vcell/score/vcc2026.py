@@ -50,7 +50,6 @@ class Fast2026:
     """
 
     def __init__(self, real: GroupedCells, device: torch.device | None = None) -> None:
-        self.embedding: Embedding | None = None
         self._first: Side | None = None  # the prediction that references may be made of
         controls = CellGroup(real.controls)
         # no method: a side must not keep its scorer alive, nor so itself
@@ -63,7 +62,7 @@ class Fast2026:
 
     def place_in(self, embedding: Embedding) -> None:
         """Cells are placed in it while they are read."""
-        self.embedding, self.real = embedding, replace(self.real, embedding=embedding)
+        self.real = replace(self.real, embedding=embedding)
 
     def side(self, pred: GroupedCells) -> Side:
         """The prediction's side."""
@@ -85,7 +84,7 @@ class Fast2026:
         seeds = np.random.SeedSequence(0).generate_state(SPLITS).tolist()
         step = at_once(self.real.cells)
         for first in range(0, SPLITS, step):
-            embedding = self.embedding if first == 0 else None
+            embedding = self.real.embedding if first == 0 else None
             splits = Splits(
                 self.real.cells, seeds[first : first + step], BULK_SUM, self.tests, embedding, not self.real.is_measured
             )
