@@ -1,9 +1,10 @@
-"""Cells made dense by the compiled loop: the numbers of the plain way, to the last bit."""
+"""Cells made dense, and sparse again, by compiled loops: the numbers of the plain way, to the last bit."""
 
 import numpy as np
 import pytest
+from scipy import sparse
 
-from vcell.data.dense import IN_TABLE, fill_log1p
+from vcell.data.dense import IN_TABLE, fill_log1p, sparse_columns
 from vcell.data.gather import _fill_log1p
 
 
@@ -27,3 +28,17 @@ def test_the_compiled_loop_writes_what_numpy_writes(gene_type: type, count_type:
         _fill_log1p(plain, *arguments)
         np.testing.assert_array_equal(ours, plain)
         assert ours.max() > 0
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("columns", [np.arange(60), np.arange(60)[::-1], np.array([3, -1, 59, 0, -1])])
+def test_columns_are_taken_in_their_order_without_zeros(columns: np.ndarray):
+    rng = np.random.default_rng(0)
+    dense_CG = np.where(rng.random((23, 60)) < 0.4, rng.normal(size=(23, 60)), 0.0).astype(np.float32)
+    dense_CG[[0, 22]] = 0.0
+    dense_CG[7] = 1.0
+    found = sparse_columns(dense_CG, columns)
+    plain = sparse.csr_matrix(np.where(columns >= 0, dense_CG[:, columns], 0.0).astype(np.float32))
+    for part in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(found, part), getattr(plain, part))
+    assert found.shape == plain.shape and found.dtype == np.float32

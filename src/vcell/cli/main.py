@@ -42,6 +42,8 @@ def main(verb: str) -> None:
     """Runs the command `verb` with the arguments in `sys.argv`."""
     # importing makes a million objects that stay: the collector would look through them a thousand times, a quarter of the start
     gc.set_threshold(50_000, 20, 20)
+    # a thread that has computed waits for the interpreter no longer than this, where another draws or loads: five milliseconds are usual
+    sys.setswitchinterval(0.0005)
     atexit.register(gc.freeze)  # nor at the end, when all memory goes back at once: half a second
     listen(verb)  # before anything is loaded that takes seconds
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

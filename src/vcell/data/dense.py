@@ -1,12 +1,14 @@
-"""Rows of a store made dense and log1p in one pass over memory, compiled. The numbers are those of numpy's log1p, to the last bit.
+"""Rows of a store made dense and log1p in one pass over memory, and dense rows made sparse, compiled.
 
-Nearly all counts are small, so each cell gets a table of the log1p of small counts, and its row is filled from that.
+The numbers are those of numpy's log1p, to the last bit. Nearly all counts are small, so each cell gets a table of the log1p of small
+counts, and its row is filled from that.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from scipy import sparse
 
 from vcell.data.files.normalize import stored_to_log1p
 
@@ -54,3 +56,35 @@ def _fill(dense, starts, genes, counts, tables, large):
                 large[found] = first - begin + i
                 found += 1
     return found
+
+
+def sparse_columns(dense_CG: np.ndarray, columns: np.ndarray) -> sparse.csr_matrix:
+    """Some columns of dense rows, in this order, without their zeros: ``(cells, columns)``; a column of a number below 0 is empty."""
+    starts = np.zeros(len(dense_CG) + 1, np.int64)
+    _count(dense_CG, columns, starts)
+    values, places = np.empty(starts[-1], dense_CG.dtype), np.empty(starts[-1], np.int32)
+    _collect(dense_CG, columns, starts, values, places)
+    return sparse.csr_matrix((values, places, starts), shape=(len(dense_CG), len(columns)))
+
+
+@njit(nogil=True, cache=True)
+def _count(dense, columns, starts):
+    for cell in range(len(dense)):
+        row, number = dense[cell], 0
+        for column in columns:
+            number += column >= 0 and row[column] != 0
+        starts[cell + 1] = starts[cell] + number
+
+
+@njit(nogil=True, cache=True)
+def _collect(dense, columns, starts, values, places):
+    for cell in range(len(dense)):
+        row, at, end = dense[cell], starts[cell], starts[cell + 1]
+        for place in range(len(columns)):
+            if at == end:  # only zeros follow, for which there is no room
+                break
+            column = columns[place]
+            value = row[column] if column >= 0 else row.dtype.type(0)
+            # written anyhow, and kept where it is none: to branch on values that nobody foresees takes twice as long
+            values[at], places[at] = value, place
+            at += value != 0

@@ -152,7 +152,7 @@ class EffectModel(nn.Module):
                 changed = (deltas[sets] != 0).any(1)[:, None]
                 mean_G = np.nan_to_num(self.controls[context].profile.log1p[0])
                 deltas[sets] += np.where(changed, mean_G - control_SCG[sets].mean(1).cpu().numpy(), 0)
-        return (control_SCG + torch.from_numpy(deltas).to(control_SCG.device).unsqueeze(1)).relu()
+        return (control_SCG + torch.from_numpy(deltas).to(control_SCG.device).unsqueeze(1)).relu_()
 
     def training_start(self, batch: CellSetBatch) -> Tensor:
         """Control cells moved by `training_effect`, from which a network in training starts, ``(sets, cells, genes)``, log1p."""
@@ -164,7 +164,7 @@ class EffectModel(nn.Module):
         effect_SG = torch.stack([self._starts[group] for group in groups])
         if control_SCG.device.type == "cuda":
             effect_SG = effect_SG.pin_memory().to(control_SCG.device, non_blocking=True)
-        return (control_SCG + effect_SG.to(control_SCG.device).unsqueeze(1)).relu()
+        return (control_SCG + effect_SG.to(control_SCG.device).unsqueeze(1)).relu_()
 
     def ratios(self, context: str, targets: Sequence[str], calls: bool = False) -> np.ndarray:
         """Predicted expression relative to the control cells, ``(T, G)``; the context must have been observed.

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from scipy import sparse
 
+from vcell.data.dense import sparse_columns
 from vcell.data.files.genes import align
 from vcell.data.files.normalize import scaled_log1p
 from vcell.data.store.store import Cells
@@ -57,8 +58,8 @@ class Layout:
         )
 
     def of_log1p(self, log1p_CG: np.ndarray) -> sparse.csr_matrix:
-        """Cells of the file from log1p of counts per `target_sum` of the store's genes."""
-        return self._in_file(sparse.csr_matrix(log1p_CG))
+        """Cells of the file from log1p of the store's genes, on the same scale as these."""
+        return sparse_columns(log1p_CG, self.source_genes)
 
     def _in_file(self, cells: sparse.csr_matrix) -> sparse.csr_matrix:
         if not np.array_equal(self.source_genes, np.arange(cells.shape[1])):

@@ -21,6 +21,61 @@ CELLS_PER_SET = 200
 
 
 @dataclass(frozen=True)
+class Sample:
+    """Cells that an embedding is fitted to.
+
+    Attributes
+    ----------
+    genes
+        The most variable ones.
+    mean_G, centred_CG
+        Mean of those genes, and the cells less that.
+    target_sum
+        Of the embedding.
+    """
+
+    genes: np.ndarray
+    mean_G: np.ndarray
+    centred_CG: np.ndarray
+    target_sum: float | None
+
+    @classmethod
+    def of(cls, cells: GroupedCells, target_sum: float | None) -> Sample:
+        """Some cells of every label, deterministic."""
+        each = max(2, FITTED_CELLS // len(cells.cells))
+        sample = _log1p(
+            sparse.vstack([spread(cells.cells[label], each) for label in cells.cells], format="csr"), target_sum
+        )
+        squares = with_values(sample, np.square(sample.data, dtype=np.float64))
+        variance = CellGroup(squares).mean() - CellGroup(sample).mean() ** 2
+        genes = np.sort(np.argsort(-variance, kind="stable")[:FITTED_GENES])
+        everyone, ones = np.arange(sample.shape[0]), np.ones(sample.shape[0])
+        dense_CG = _of_genes(sample, everyone, genes, ones)[:, :-1]
+        mean_G = dense_CG.mean(0)
+        return cls(genes, mean_G, np.subtract(dense_CG, mean_G, out=dense_CG), target_sum)
+
+    def embedding(self) -> Embedding:
+        """Their principal components: products and eigenvectors, which take all cores outside of threads."""
+        centred = self.centred_CG
+        # eigenvectors of the smaller of the two products
+        wide = centred.shape[1] > centred.shape[0]
+        product = centred @ centred.T if wide else centred.T @ centred
+        first = max(0, len(product) - COMPONENTS)
+        # the transpose lies in memory as LAPACK wants it
+        values, vectors = eigh(
+            product.T, subset_by_index=[first, len(product) - 1], overwrite_a=True, check_finite=False
+        )
+        kept = np.argsort(-values)[: min(COMPONENTS, int((values > 1e-9 * values.max()).sum()))]
+        axes = vectors[:, kept]
+        if wide:
+            axes = centred.T @ axes / np.sqrt(values[kept])
+        axes *= np.sign(
+            axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])]
+        )  # a sign that does not depend on the library
+        return Embedding(self.genes, self.mean_G, axes, self.target_sum)
+
+
+@dataclass(frozen=True)
 class Embedding:
     """Principal components of measured log1p cells.
 
@@ -42,30 +97,7 @@ class Embedding:
     @classmethod
     def of(cls, cells: GroupedCells, target_sum: float | None) -> Embedding:
         """From some cells of every label, deterministic."""
-        each = max(2, FITTED_CELLS // len(cells.cells))
-        sample = _log1p(
-            sparse.vstack([spread(cells.cells[label], each) for label in cells.cells], format="csr"), target_sum
-        )
-        squares = with_values(sample, np.square(sample.data, dtype=np.float64))
-        variance = CellGroup(squares).mean() - CellGroup(sample).mean() ** 2
-        genes = np.sort(np.argsort(-variance, kind="stable")[:FITTED_GENES])
-        everyone, ones = np.arange(sample.shape[0]), np.ones(sample.shape[0])
-        dense = _of_genes(sample, everyone, genes, ones)[:, :-1]
-        mean_G = dense.mean(0)
-        # eigenvectors of the smaller of the two products
-        centred = dense - mean_G
-        wide = centred.shape[1] > centred.shape[0]
-        product = centred @ centred.T if wide else centred.T @ centred
-        first = max(0, len(product) - COMPONENTS)
-        values, vectors = eigh(product, subset_by_index=[first, len(product) - 1])
-        kept = np.argsort(-values)[: min(COMPONENTS, int((values > 1e-9 * values.max()).sum()))]
-        axes = vectors[:, kept]
-        if wide:
-            axes = centred.T @ axes / np.sqrt(values[kept])
-        axes *= np.sign(
-            axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])]
-        )  # a sign that does not depend on the library
-        return cls(genes, mean_G, axes, target_sum)
+        return Sample.of(cells, target_sum).embedding()
 
     def place(self, group: CellGroup, number: int | None = None) -> np.ndarray:
         """Coordinates ``(cells, components)``; of no more than `number` cells, evenly from first to last."""

@@ -236,11 +236,11 @@ def run_evaluation(options: ScoreOptions, draw: bool) -> tuple[Evaluation, Refer
             notes.append(
                 f"{len(chosen):,} scored targets are those the run was validated on, by which its checkpoint was chosen"
             )
-        notes += caveats.of_pair(pair)
         baselines, threads = references.predictions(pair), options.threads or cores()
         shown = found.showing(pair, options.show, draw) if options.pictures else lambda side, judge: None
         scores = score_context(pair, made, baselines, found.name, scorer, options.engine, threads, device, shown)
         found.contexts.append(scores)
+        notes += scores.notes
         if len(pair.pred.targets) < FEW_TARGETS:
             scores.without_cells = without_cells(pair, {found.name: pair.pred, **made}, scorer, device)
         target_sums[pair.context] = pair.target_sum

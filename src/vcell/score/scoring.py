@@ -12,7 +12,8 @@ import pandas as pd
 
 from vcell.errors import VcellError
 from vcell.process.progress import progress_bar
-from vcell.score.embedding import Embedding
+from vcell.score import caveats
+from vcell.score.embedding import Embedding, Sample
 from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import EXTRA, METRICS_2025, METRICS_2026, Metric, summary
 from vcell.score.official import Official2025, Official2026
@@ -120,6 +121,8 @@ class ContextScores:
         Values of the split-half replicate.
     difference
         Largest difference of the official values and ours, where both were computed.
+    notes
+        What is remarkable about predicted and measured cells (`caveats.of_pair`).
     without_cells
         By prediction, where targets are few: values ``(groups, metrics)`` with one group of cells left out each.
     """
@@ -131,6 +134,7 @@ class ContextScores:
     ceiling: dict[str, float] = field(default_factory=dict)
     parameters: dict[str, Any] = field(default_factory=dict)
     difference: float | None = None
+    notes: list[str] = field(default_factory=list)
     without_cells: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -153,11 +157,16 @@ class ContextScorer:
         if engine not in ENGINES:
             raise VcellError(f"engine={engine} must be one of {', '.join(ENGINES)}")
         self.scorer, self.engine = scorer, engine
-        embed = partial(Embedding.of, pair.real, BULK_SUM if scorer.counts else None)
-        self.embedding, self.fast = in_threads(lambda make: make(), [embed, partial(scorer.fast, pair.real, device)])  # type: ignore[operator]
+        tasks: list[Callable[[], Any]] = [
+            partial(Sample.of, pair.real, BULK_SUM if scorer.counts else None),
+            partial(scorer.fast, pair.real, device),
+            partial(caveats.of_pair, pair),
+        ]
+        sample, self.fast, notes = in_threads(lambda task: task(), tasks)
+        self.embedding = sample.embedding()
         self.fast.place_in(self.embedding)
         self.official = None if engine == "fast" else scorer.official(pair.real, threads)
-        self.scores = ContextScores(pair.context)
+        self.scores = ContextScores(pair.context, notes=notes)
         if self.official is not None:
             self.scores.parameters = self.official.parameters
 
