@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -34,6 +35,21 @@ from vcell.predict.request import Wanted
 from vcell.system import in_threads
 
 CELLS_AT_ONCE = 512  # drawn or copied by one thread
+
+
+class CountModels:
+    """The count model of each context, fitted when first asked for, whichever thread asks."""
+
+    def __init__(self, store: Cells, target_sum: float) -> None:
+        self.store, self.target_sum = store, target_sum
+        self._of: dict[str, CountModel] = {}
+        self._fitting = Lock()
+
+    def of(self, context: str) -> CountModel:
+        with self._fitting:
+            if context not in self._of:
+                self._of[context] = CountModel.fit(self.store, self.store.controls_of(context), self.target_sum)
+            return self._of[context]
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,11 @@ class Source:
         """int64 ``(P)``: the store's number of each of the predictor's genes."""
         number = {gene: i for i, gene in enumerate(self.store.genes)}
         return np.array([number.get(gene, -1) for gene in self.gather.store.genes], dtype=np.int64)
+
+    @cached_property
+    def count_models(self) -> CountModels:
+        """Of the contexts of the store."""
+        return CountModels(self.store, self.gather.target_sum)
 
     def plan(self, wanted: Wanted) -> CellSets:
         return self.pool.plan(
@@ -216,19 +237,6 @@ class AddedEffects:
             changed_G = np.divide(after_G, before_G, out=np.ones_like(after_G), where=before_G > 0)
             found.append(np.where(before_G > 0, start_G * changed_G, after_G))
         return found
-
-
-class CountModels:
-    """The count model of each context, fitted when first asked for."""
-
-    def __init__(self, store: Cells, target_sum: float) -> None:
-        self.store, self.target_sum = store, target_sum
-        self._of: dict[str, CountModel] = {}
-
-    def of(self, context: str) -> CountModel:
-        if context not in self._of:
-            self._of[context] = CountModel.fit(self.store, self.store.controls_of(context), self.target_sum)
-        return self._of[context]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ from vcell.predict.cells import (
     AddedEffects,
     CellMaker,
     CountedCells,
-    CountModels,
     DrawnCells,
     Effects,
     ExpectedCells,
@@ -212,7 +211,7 @@ def make_maker(
         return ExpectedCells(shown, source, layout, device)
     if draws_counts(predictor):
         return CountedCells(shown, source, layout, device)
-    models = CountModels(source.store, source.gather.target_sum)
+    models = source.count_models
     effects: Effects
     if len(whole) == 1 and not isinstance(predictor, Blend) and layout.values == "counts":
         effects = MeasuredEffects(whole[0], source, models, calls, own)

@@ -218,8 +218,8 @@ def run_evaluation(options: ScoreOptions, draw: bool) -> tuple[Evaluation, Refer
     room = next(parent for parent in options.folder.resolve().parents if parent.is_dir())  # for scratch files
     pred = CellFile(options.pred, columns, needs_controls=not scorer.counts, folder=room)
     real = measured_cells(options, room)
-    about = pred.about
-    references, notes = References.find(options, about)
+    about, notes = pred.about, list[str]()
+    references = References.find(options, about)
     others = {
         name: CellFile(path, columns, not scorer.counts, folder=room)
         for name, path in other_predictions(options).items()

@@ -42,15 +42,16 @@ class References:
         self.without: set[str] = set()  # contexts for which only copied controls could be made
 
     @classmethod
-    def find(cls, options: ScoreOptions, about: dict[str, Any]) -> tuple[References, list[str]]:
-        """From the run that made the prediction, or the one given; and a note where there is none."""
+    def find(cls, options: ScoreOptions, about: dict[str, Any]) -> References:
+        """From the run that made the prediction, or the one given; with a remark where there is none."""
         references = cls(int(about.get("seed", 0)), bool(about.get("drawn", False)), options.challenge.scores_calls)
         references.counts = str(about.get("counts", "auto"))
         ckpt = options.ckpt or about.get("ckpt")
         if ckpt is None:
-            return references, [
+            references.remarks.append(
                 "context mean and perturbation mean need training cells: set ckpt=FILE.ckpt of a run on them"
-            ]
+            )
+            return references
         try:
             references._train(
                 find_checkpoint(str(ckpt), options.runs), options.store or about.get("store"), options.baselines
@@ -61,8 +62,8 @@ class References:
         except VcellError as error:
             if options.ckpt is not None:
                 raise
-            return references, [f"context mean and perturbation mean are left out: {error}"]
-        return references, []
+            references.remarks.append(f"context mean and perturbation mean are left out: {error}")
+        return references
 
     def _train(self, ckpt: Path, store_path: str | Sequence[str] | None, names: Sequence[str] | None) -> None:
         from vcell.effects.make import make_baselines
@@ -111,6 +112,7 @@ class References:
 
         from vcell.predict.infer import make_maker
         from vcell.predict.layout import Layout
+        from vcell.predict.request import Wanted
 
         numbers = {t: pair.pred.n_cells(t) for t in pair.pred.targets}
         values = "counts" if pair.target_sum is None else "log1p"
@@ -121,6 +123,9 @@ class References:
             maker = make_maker(
                 predictor, self.source, layout, torch.device("cpu"), drawn, self.counts, self.calls, self.own
             )
+            # what is worked out once for a context is so before several threads ask for it
+            for _ in maker.cells([Wanted(context, pair.pred.targets[0], 1)]):
+                pass
             cells = GroupedCells(Lazy(numbers, _maker(maker, context, numbers)), pair.pred.genes, pair.pred.control)
             yield name, cells.with_controls(pair.pred.controls)
 
