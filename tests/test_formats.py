@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 from tests.data.store.test_ingest import assert_same_counts, counts_by_cell, make_cells, write
 from vcell.data.files.h5ad import Columns
@@ -20,6 +21,7 @@ from vcell.data.store.panel import GeneChoice
 from vcell.errors import VcellError
 from vcell.inspection.inspect import inspect
 from vcell.inspection.report import as_text
+from vcell.score import cells as scored
 
 
 def gz(path: Path) -> Path:
@@ -32,6 +34,19 @@ def tenx(path: Path) -> Path:
     with h5py.File(path.with_name("t.h5"), "w") as file:
         file["matrix/barcodes"] = np.array([b"A"])
     return path.with_name("t.h5")
+
+
+def loom(path: Path) -> Path:
+    with h5py.File(path.with_name("l.loom"), "w") as file:
+        file["matrix"] = np.zeros((2, 3))
+        file.create_group("row_attrs")
+        file.create_group("col_attrs")
+    return path.with_name("l.loom")
+
+
+def without(path: Path, what: str) -> Path:
+    cells = make_cells()
+    return write(cells[:0].copy() if what == "cells" else cells[:, :0].copy(), path.with_name("none.h5ad"))
 
 
 def mudata(path: Path) -> Path:
@@ -50,6 +65,9 @@ def empty_zarr(path: Path) -> Path:
 OTHERS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "gzip": (gz, "compressed with gzip.*gunzip"),
     "10x": (tenx, "10x matrix.*scanpy.read_10x_h5"),
+    "loom": (loom, "loom file.*scanpy.read_loom"),
+    "no cells": (lambda path: without(path, "cells"), r"none\.h5ad is empty: 0 cells, 40 genes"),
+    "no genes": (lambda path: without(path, "genes"), r"none\.h5ad is empty: 90 cells, 0 genes"),
     "MuData": (mudata, r"MuData.*\['rna'\]\.write_h5ad"),
     "a zarr store without AnnData": (empty_zarr, "zarr store"),
     "a folder": (lambda path: path.parent, r"is a folder.*a\.h5ad"),
@@ -60,7 +78,12 @@ OTHERS: dict[str, tuple[Callable[[Path], Path], str]] = {
 def test_other_files_are_named_for_what_they_are(kind: str, tmp_path: Path):
     make, words = OTHERS[kind]
     path = make(write(make_cells(), tmp_path / "a.h5ad"))
-    for read in (inspect, lambda p: ingest([p], tmp_path / "store", Columns())):
+    columns = scored.Columns("target_gene", None, "non-targeting")
+    for read in (
+        inspect,
+        lambda p: ingest([p], tmp_path / "store", Columns()),
+        lambda p: scored.CellFile(p, columns, needs_controls=True),
+    ):
         with pytest.raises(VcellError, match=words):
             read(path)
 
@@ -72,6 +95,33 @@ def test_zarr_stores_are_read(tmp_path: Path):
     cells.write_zarr(tmp_path / "a.zarr")
     assert_same_counts(ingest([tmp_path / "a.zarr"], tmp_path / "store", Columns()), cells)
     assert inspect(tmp_path / "a.zarr")["labels"]["control"]["label"] == "non-targeting"
+
+
+TYPES = {
+    "half precision": "f2", "yes and no": "?", "big-endian": ">f4", "big-endian whole numbers": ">i2", "extended precision": "g",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", [sparse.csr_matrix, sparse.csc_matrix, np.asarray])
+@pytest.mark.parametrize("kind", TYPES)
+def test_values_of_any_number_type_are_read(kind: str, layout: Callable, tmp_path: Path):
+    cells = make_cells()
+    if kind == "yes and no":
+        cells.X = (cells.X > 0).astype(np.float32)
+    cells.X = layout(cells.X.toarray())
+    path = write(cells, tmp_path / "a.h5ad")
+    with h5py.File(path, "r+") as file:
+        name = "X" if isinstance(file["X"], h5py.Dataset) else "X/data"
+        values, about = file[name][()].astype(TYPES[kind]), dict(file[name].attrs)
+        del file[name]
+        file[name] = values
+        file[name].attrs.update(about)
+    cells.X = sparse.csr_matrix(cells.X)
+    assert_same_counts(ingest([path], tmp_path / "store", Columns()), cells)
+    read = scored.CellFile(path, scored.Columns("target_gene", None, "non-targeting"), True).cells_of(None)
+    found = read.take(np.arange(read.n_cells))
+    np.testing.assert_array_equal(found.toarray(), cells.X.toarray())
+    assert found.dtype.isnative
 
 
 def test_a_file_in_use_is_said_so(tmp_path: Path):

@@ -283,6 +283,10 @@ def without_controls(cells: ad.AnnData) -> ad.AnnData:
     return cells[cells.obs["target_gene"] != "non-targeting"].copy()
 
 
+def controls_only(cells: ad.AnnData) -> ad.AnnData:
+    return cells[cells.obs["target_gene"] == "non-targeting"].copy()
+
+
 def other_genes(cells: ad.AnnData) -> None:
     cells.var_names = [f"OTHER{i}" for i in range(cells.n_vars)]
 
@@ -303,6 +307,7 @@ def other_column(cells: ad.AnnData) -> None:
     ("how", "words"),
     [
         (without_controls, "no control cells"),
+        (controls_only, "control cells only"),
         (other_genes, "only 0 of the prediction's .* missing are OTHER0"),
         (too_large, "neither whole counts nor log1p"),
         (not_finite, "NaN"),

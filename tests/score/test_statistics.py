@@ -79,6 +79,14 @@ def test_overall_scores_are_scaled_cut_and_averaged():
     assert overall({"DES": 1.0, "PDS": 0.75, "MAE": 0.05}, flat, top, METRICS_2025) == pytest.approx(0.5)
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_overall_score_of_no_value_is_none():
+    nothing = dict.fromkeys(("DES", "PDS", "MAE"), np.nan)
+    assert np.isnan(
+        overall(nothing, {"DES": 0.2, "PDS": 0.5, "MAE": 0.1}, {"DES": 1.0, "PDS": 1.0, "MAE": 0.0}, METRICS_2025)
+    )
+
+
 def test_contexts_weigh_the_same_whatever_their_targets():
     found = Resampled.of([table(np.full(100, 1.0)), table(np.full(2, 0.0))], ONE).of_metric("A")
     assert found[0] == 0.5

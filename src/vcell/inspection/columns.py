@@ -74,7 +74,7 @@ def guess_labels(file: h5py.File, path: Path, given: dict[str, str | None], cont
     for role, name in given.items():
         if role in USUAL and name is not None and name not in names:
             raise VcellError(
-                f"{path} has no obs column {name!r} for the {role}.{nearest(name, names)} It has: {', '.join(names)}"
+                f"{path} has no obs column {name!r} for the {role}.{nearest(name, names)} It has: {', '.join(names) or 'none'}"
             )
     columns = {
         name: column for name in names if (column := _labels(file, name, path, name in given.values())) is not None

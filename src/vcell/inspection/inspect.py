@@ -12,7 +12,7 @@ import pandas as pd
 from vcell.data.files.genes import gene_names
 from vcell.data.files.h5ad import column_names, n_rows, no_anndata, open_h5ad, read_genes
 from vcell.data.files.labels import NO_GUIDE, is_without_guide
-from vcell.data.files.matrix import matrix_names
+from vcell.data.files.matrix import check_not_empty, matrix_names
 from vcell.errors import VcellError
 from vcell.inspection.advice import data_overrides, warnings
 from vcell.inspection.columns import Labels, guess_labels
@@ -53,6 +53,7 @@ def inspect(
         for part in ("obs", "var"):
             if part not in file:
                 raise VcellError(no_anndata(file, part, path))
+        check_not_empty(path, n_rows(file, "obs", path), n_rows(file, "var", path))
         names = matrix_names(file)
         if matrix is not None and matrix not in names:
             raise VcellError(f"{path} has no matrix {matrix!r}; it has: {', '.join(names)}")

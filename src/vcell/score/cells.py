@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import sparse
 
 from vcell.data.files.genes import check_unique
-from vcell.data.files.h5ad import column_names, element, has, open_h5ad, read_column, read_genes
+from vcell.data.files.h5ad import column_names, element, has, n_rows, no_anndata, open_h5ad, read_column, read_genes
 from vcell.data.files.labels import NO_GUIDE, LabelRules, as_labels, is_control, read_labels, renamed
 from vcell.data.files.matrix import Matrix, matrix_names
 from vcell.data.splits import Group
@@ -78,7 +78,9 @@ class CellFile:
     ) -> None:
         self.path, self.columns, self.folder = path, columns, folder
         with open_h5ad(path) as file:
-            known = column_names(element(file, "obs", path)) if has(file, "obs") else []
+            if not has(file, "obs"):
+                raise VcellError(no_anndata(file, "obs", path))
+            known = column_names(element(file, "obs", path))
             name = _first([columns.perturbation, "target_gene", *USUAL["perturbation"]], known)
             if name is None:
                 raise VcellError(
@@ -89,6 +91,9 @@ class CellFile:
                 raise VcellError(f"{path} has no X")
             self.matrix = matrix or best_matrix(file, path)
             self.genes = read_genes(file, path, self.matrix)
+            Matrix.open(
+                file, path, self.matrix, n_rows(file, "obs", path), len(self.genes)
+            )  # what its shape tells is said first
             check_unique(self.genes, str(path), "Keep one of each")
             labels = as_labels(read_column(file, "obs", name, path))
             wanted = [columns.context, *CONTEXT_COLUMNS, *USUAL["context"]] if columns.context is not None else []

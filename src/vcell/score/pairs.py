@@ -145,6 +145,8 @@ def scored_contexts(pred: ReadCells, real: ReadCells, columns: Columns, notes: l
             )
         return [None]
     contexts = list(dict.fromkeys(pred.contexts[(pred.labels != columns.control) & (pred.labels != NO_GUIDE)]))
+    if not contexts:
+        raise VcellError(f"{pred.path} has control cells only: there is nothing to score")
     if real.contexts is None:
         if len(contexts) > 1:
             raise VcellError(
@@ -171,8 +173,8 @@ def common_targets(
         raise VcellError(f"{where}the measured cells have no control cells {columns.control!r} of this context")
     if not common:
         raise VcellError(
-            f"{where}no predicted target is among the measured ones: predicted {shortlist(sorted(in_pred), 5)}; measured "
-            f"{shortlist(sorted(in_real), 5)}"
+            f"{where}no predicted target is among the measured ones: predicted {shortlist(sorted(in_pred), 5) or 'none'}; measured "
+            f"{shortlist(sorted(in_real), 5) or 'none'}"
         )
     if in_pred - common:
         notes.append(f"{where}{len(in_pred - common):,} predicted targets were not measured and are not scored")

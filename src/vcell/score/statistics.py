@@ -115,7 +115,7 @@ class Resampled:
                 )
                 worst = member.lowest if member.lowest is not None else -np.inf
                 scaled.append(np.maximum(score, worst))
-            columns.append(np.nanmean(scaled, 0) if scaled else np.full(len(self.values), np.nan))
+            columns.append(_mean(np.stack(scaled, -1)) if scaled else np.full(len(self.values), np.nan))
         return _mean(np.stack(columns, 1))
 
 

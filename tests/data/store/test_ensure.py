@@ -68,3 +68,12 @@ def test_another_gene_list_of_the_same_name_is_noticed(folder: Path):
     Path("g.csv").write_text("GENE0003\nGENE0001\n")
     with pytest.raises(VcellError, match="the gene list"):
         ensure("data.genes=g.csv")
+
+
+def test_nothing_is_simulated_for_files_that_are_given(screen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(screen / "simA.h5ad", "a.h5ad")
+    given = StoreOptions.of(compose("prepare", ["data=demo", "data.path=a.h5ad", "data.store=store"]).data)
+    assert ensure_store(given).contexts == ["simA"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5ad", "store"]
+    assert StoreOptions.of(compose("prepare", ["data=demo"]).data).simulate is not None

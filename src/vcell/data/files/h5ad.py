@@ -171,7 +171,7 @@ def read_obs(file: h5py.File, path: Path, columns: Columns, context: str | None)
         if name not in names:
             raise VcellError(
                 f"{path} has no obs column {name!r} for the {role}.{nearest(name, names)} "
-                f"It has: {', '.join(names)}. Set data.columns.{role}=NAME{OTHERWISE[role]}"
+                f"It has: {', '.join(names) or 'none'}. Set data.columns.{role}=NAME{OTHERWISE[role]}"
             )
         labels = as_labels(read_column(file, "obs", name, path))
         missing = int((labels == NO_GUIDE).sum())
@@ -328,12 +328,12 @@ def no_anndata(file: h5py.File, key: str, path: Path) -> str:
     kind = "it is not an AnnData file, or it was cut short"
     if has(file, "mod"):
         kind = "it is a MuData file (.h5mu) of several modalities. Write the one you want: mudata.read_h5mu(FILE)['rna'].write_h5ad('rna.h5ad')"
+    elif has(file, "row_attrs") and has(file, "col_attrs"):
+        kind = "it is a loom file. Read it with scanpy.read_loom and write_h5ad"
     elif has(file, "matrix"):
         kind = (
             "it is a 10x matrix without cell labels. Read it with scanpy.read_10x_h5, add obs columns, and write_h5ad"
         )
-    elif has(file, "row_attrs") and has(file, "col_attrs"):
-        kind = "it is a loom file. Read it with scanpy.read_loom and write_h5ad"
     return f"{what} has no {key!r}: {kind}"
 
 

@@ -61,18 +61,21 @@ class Matrix:
         if not has(file, name):
             known = matrix_names(file)
             raise VcellError(
-                f"{path} has no matrix {name!r}.{nearest(name, known)} It has: {', '.join(known)}. Set data.matrix=NAME"
+                f"{path} has no matrix {name!r}.{nearest(name, known)} It has: {', '.join(known) or 'none'}. Set data.matrix=NAME"
             )
         node, what, shape = element(file, name, path), f"{path}: {name}", (n_cells, n_genes)
+        check_not_empty(path, n_cells, n_genes)
         if isinstance(node, h5py.Dataset):
             if node.shape != shape:
                 raise VcellError(f"{what} has shape {node.shape}, not cells × genes {shape}")
+            _check_numbers(node, what)
             return cls(node, what, "dense", shape, None)
         layout = _layout(node)
         if layout not in ("csr", "csc") or not {"data", "indices", "indptr"} <= set(node):
             raise VcellError(f"{what} is stored as {layout or 'an unknown layout'}; CSR, CSC and dense can be read")
         if _shape(node) not in (None, shape):
             raise VcellError(f"{what} has shape {_shape(node)}, not cells × genes {shape}")
+        _check_numbers(element(node, "data", path), what)
         indptr = _whole_numbers(element(node, "indptr", path), what)
         _check_indptr(indptr, node, what, shape[layout == "csc"])
         return cls(node, what, layout, shape, indptr)
@@ -151,16 +154,19 @@ class Matrix:
         """Cells with a value of `gene`, and the values; of a CSC matrix."""
         assert self.indptr is not None and self.layout == "csc"
         low, high = self.indptr[gene], self.indptr[gene + 1]
-        return self._cells(low, high), self.values_node[low:high]
+        return self._cells(low, high), self._values(low, high)
 
     def _run(self, start: int, stop: int, kind: type[np.signedinteger] = np.int64) -> CsrBlock:
         if self.indptr is None:
-            return dense_block(self.node[start:stop], start)
+            return dense_block(as_numbers(self.node[start:stop]), start)
         low, high = self.indptr[start], self.indptr[stop]
         indices = self.node["indices"][low:high]
         self._check_indices(indices, self.shape[1])
         indices = indices.astype(kind, copy=False)
-        return CsrBlock(start, self.indptr[start : stop + 1] - low, indices, self.node["data"][low:high])
+        return CsrBlock(start, self.indptr[start : stop + 1] - low, indices, self._values(low, high))
+
+    def _values(self, low: int, high: int) -> np.ndarray:
+        return as_numbers(self.values_node[low:high])
 
     def _dense_blocks(self) -> Iterator[CsrBlock]:
         step = max(1, BLOCK_VALUES // max(1, self.shape[1]))
@@ -185,7 +191,7 @@ class Matrix:
         try:
             for low, high in self._value_ranges():
                 pairs = np.empty(high - low, PAIR)
-                pairs["cell"], pairs["value"] = self._cells(low, high), self.node["data"][low:high]
+                pairs["cell"], pairs["value"] = self._cells(low, high), self._values(low, high)
                 pairs["gene"] = np.searchsorted(self.indptr, np.arange(low, high), side="right") - 1
                 pairs = pairs[np.argsort(pairs["cell"], kind="stable")]
                 cuts = np.searchsorted(pairs["cell"], bounds)
@@ -217,6 +223,14 @@ class Matrix:
             raise VcellError(f"{self.what} is damaged: an index lies outside 0 to {limit - 1}")
 
 
+def check_not_empty(path: Path, n_cells: int, n_genes: int) -> None:
+    """Refuses a file without cells or genes."""
+    if not (n_cells and n_genes):
+        raise VcellError(
+            f"{path} is empty: {n_cells:,} cells, {n_genes:,} genes. Was too much filtered out before it was written?"
+        )
+
+
 def matrix_names(file: h5py.File) -> list[str]:
     """Matrices of a file that hold cells × genes."""
     names = [name for name in ("X", "raw/X", "raw.X") if has(file, name)]
@@ -224,10 +238,23 @@ def matrix_names(file: h5py.File) -> list[str]:
     return [*names, *(f"layers/{layer}" for layer in layers or {})]
 
 
+def as_numbers(values: np.ndarray) -> np.ndarray:
+    """The same values in a type that scipy and compiled loops take: this machine's byte order, no bool, no half or extended precision."""
+    other = {"b1": np.uint8, "f2": np.float32}.get(values.dtype.str[1:])
+    if other is None and values.dtype.kind == "f" and values.dtype.itemsize > 8:
+        other = np.float64
+    return values.astype(other or values.dtype.newbyteorder("="), copy=False)
+
+
 def dense_block(values: np.ndarray, start: int) -> CsrBlock:
     """A dense block as CSR, zeros left out."""
     row, gene = np.nonzero(values)
     return CsrBlock(start, starts_of(np.bincount(row, minlength=len(values))), gene, values[row, gene])
+
+
+def _check_numbers(node: h5py.Dataset, what: str) -> None:
+    if node.dtype.kind not in "biuf":
+        raise VcellError(f"{what} holds values of type {node.dtype}, not numbers")
 
 
 def _whole_numbers(node: h5py.Dataset, what: str) -> np.ndarray:

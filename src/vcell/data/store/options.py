@@ -64,6 +64,8 @@ class StoreOptions:
         values: dict[str, Any] = plain(data)
         if missing:
             values["path"] = None
+        if values["simulate"] and (values["toml"] or not _within(values["path"] or (), values["simulate"]["out"])):
+            values["simulate"] = None  # other files are given
         if isinstance(values["input"], str):
             values["obsm"] = sorted({*values["obsm"], values["input"]})
         settings = {key: "???" if key == "path" and missing else values[key] for key in STORE_KEYS}
@@ -77,3 +79,8 @@ class StoreOptions:
             settings=json.loads(json.dumps(settings)),
             **named,
         )
+
+
+def _within(path: str | Sequence[str], folder: str) -> bool:
+    """Whether some of these files lie in a folder."""
+    return any(Path(one).is_relative_to(folder) for one in ([path] if isinstance(path, str) else path))

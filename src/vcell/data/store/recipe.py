@@ -87,8 +87,9 @@ def file_scale(matrix: Matrix, recipe: Recipe, path: Path) -> Scale:
     said = recipe.scale_of(path)
     if said != "auto":
         return Scale(said)
+    sample = sample_cells(matrix, SAMPLE_CELLS)
     try:
-        return sample_scale(sample_cells(matrix, SAMPLE_CELLS))
+        return sample_scale(sample)
     except VcellError as error:
         raise VcellError(f"{matrix.what}: {error}") from error
 
