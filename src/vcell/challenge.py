@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vcell.errors import VcellError, nearest, shortlist
+from vcell.errors import VcellError, check_choice, nearest, shortlist
 
 CONTROLS = ("required", "allowed", "forbidden")
 VALUES = ("log1p", "counts")
@@ -83,8 +83,7 @@ class Challenge:
 
     def __post_init__(self) -> None:
         for key, known in (("controls", CONTROLS), ("values", VALUES), ("container", CONTAINERS), ("scorer", SCORERS)):
-            if (value := getattr(self, key)) not in known:
-                raise VcellError(f"challenge.{key}={value} must be one of {', '.join(map(str, known))}")
+            check_choice(f"challenge.{key}", getattr(self, key), known)
         if self.target_sum is not None and self.target_sum != "median" and not isinstance(self.target_sum, int | float):
             raise VcellError(f"challenge.target_sum={self.target_sum} must be median, a number or null")
         object.__setattr__(self, "contexts", tuple(tuple(str(c) for c in phase) for phase in self.contexts))

@@ -7,7 +7,11 @@ import errno
 import re
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, requires
+from math import inf
+from numbers import Integral, Real
+from typing import Any
 
+MOST_SEED = 2**32 - 1  # that all libraries take
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk says
 
 
@@ -27,6 +31,44 @@ def nearest(name: str, known: Iterable[str], label: str = "Did you mean") -> str
     lowered = {k.lower(): k for k in reversed(known)}
     close = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
     return f" {label} {lowered[close[0]]!r}?" if close else ""
+
+
+def check_choice(key: str, value: Any, choices: Iterable[Any]) -> None:
+    """Refuses a value of the setting `key` that is none of `choices`."""
+    known = list(choices)
+    if value not in known:
+        words = ", ".join({None: "null", True: "true", False: "false"}.get(choice, str(choice)) for choice in known)
+        hint = nearest(value, [c for c in known if isinstance(c, str)]) if isinstance(value, str) else ""
+        raise VcellError(f"{key}={value} must be one of {words}{'.' if hint else ''}{hint}")
+
+
+def check_number(
+    key: str, value: Any, least: float, most: float = inf, *, whole: bool = True, above: bool = False, other: str = ""
+) -> None:
+    """Refuses a value of the setting `key` that is no number within bounds.
+
+    Parameters
+    ----------
+    least, most
+        The bounds, which are allowed themselves; with `above`, `least` is not.
+    whole
+        Whether it has to be a whole number.
+    other
+        What else may be set, for the message: ``auto``.
+    """
+    number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if number and (value > least or (value == least and not above)) and value <= most:
+        return
+    bounds = (
+        (f"above {least:,}" if above else f"of at least {least:,}") if most == inf else f"from {least:,} to {most:,}"
+    )
+    if above and most != inf:
+        bounds = f"above {least:,}, at most {most:,}"
+    kind = "a whole number" if whole else "a number"
+    alternative = f" or {other}" if other else ""
+    written = isinstance(value, float) and whole and value.is_integer()  # 1e4 is no whole number to YAML
+    hint = f". Write {int(value)}" if written else ""
+    raise VcellError(f"{key}={value} must be {kind} {bounds}{alternative}{hint}")
 
 
 def install(extra: str) -> str:

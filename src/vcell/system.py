@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
-from vcell.errors import VcellError
+from vcell.errors import VcellError, check_choice
 
 if TYPE_CHECKING:
     import torch
@@ -168,8 +168,7 @@ def matrix_products(precision: str) -> Iterator[None]:
     with those. Afterwards as before."""
     import torch
 
-    if precision not in MATMUL_PRECISIONS:
-        raise VcellError(f"matmul_precision={precision} must be one of {', '.join(MATMUL_PRECISIONS)}")
+    check_choice("matmul_precision", precision, MATMUL_PRECISIONS)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:

@@ -274,6 +274,10 @@ def _check_sweep(arguments: list[str]) -> None:
 
 
 def _explain(verb: str, overrides: list[str], message: str) -> str:
+    absent = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", message)
+    if absent is not None and (folder := CONFIG_DIR / absent[1]).is_dir():
+        known = sorted(path.stem for path in folder.glob("*.yaml"))
+        return f"{absent[1]}={absent[2]} is none of {', '.join(known)}.{nearest(absent[2], known)}"
     unknown = re.search(r"Could not override '([^']+)'", message)
     if unknown is None:
         return " ".join(line.strip() for line in message.splitlines() if line.strip())
@@ -289,7 +293,9 @@ def _unknown_key(verb: str, key: str, overrides: list[str]) -> str:
     except (HydraException, OmegaConfBaseException):
         known = []
     groups = sorted({k.rsplit(".", 1)[0] for k in known if "." in k})
+    whole = [k for k in known if k.endswith(f".{key}")]
+    meant = f" Did you mean {whole[0]!r}?" if whole else nearest(key, [*known, *groups])
     return (
-        f"vcell.{verb} has no configuration key {key!r}.{nearest(key, [*known, *groups])} "
+        f"vcell.{verb} has no configuration key {key!r}.{meant} "
         f"All keys: python -m vcell.{verb} --help, and with their values --cfg job"
     )

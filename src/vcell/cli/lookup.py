@@ -97,7 +97,7 @@ def _must_be_there(key: str, name: str) -> None:
     if key in ("controls", "real") and (path / "meta.json").is_file():
         return  # a cell store
     if key in ("controls", "data.path") and not path.exists():
-        expand(name)  # a pattern
+        expand(name, key)  # a pattern
         return
     if path.is_dir() and not is_zarr(path):
         inside = sorted(path.glob("*.h5*"))

@@ -21,7 +21,7 @@ from vcell.data.batch import CellSets
 from vcell.data.permute import key, permuted
 from vcell.data.splits import Group, check_known
 from vcell.data.store.store import BATCH_COLUMNS, Cells
-from vcell.errors import VcellError, nearest, shortlist
+from vcell.errors import VcellError, check_choice, nearest, shortlist
 
 # first word of every random key, so that draws for different purposes never share a stream
 EPOCH, CELLS, CONTROLS, PLAN, VALIDATION, FILL, COUNTS = range(7)
@@ -48,8 +48,7 @@ class Weights:
     def sets(self, groups: Sequence[Group], filled: np.ndarray) -> np.ndarray:
         """Sets of each group in an epoch, at least one, from those that its cells fill."""
         powers = {"cells": 1.0, "sqrt": 0.5, "perturbations": 0.0}
-        if self.balance not in powers:
-            raise VcellError(f"data.sets.weights.balance={self.balance} must be one of {', '.join(powers)}")
+        check_choice("data.sets.weights.balance", self.balance, powers)
         contexts, perturbations = self.contexts or {}, self.perturbations or {}
         for place, (name, factors) in enumerate((("contexts", contexts), ("perturbations", perturbations))):
             check_known(factors, {g[place] for g in groups}, f"data.sets.weights.{name}", name.removesuffix("s"))

@@ -25,7 +25,7 @@ from vcell.effects.evidence import Evidence
 from vcell.effects.linear import cosine, main_directions
 from vcell.effects.loco import FEWEST_TARGETS, judged, worth
 from vcell.effects.transfer import Transfer
-from vcell.errors import VcellError
+from vcell.errors import VcellError, check_choice, check_number
 from vcell.process.progress import progress_bar
 
 SKETCH = 1024
@@ -145,8 +145,11 @@ class TransferResidual(Transfer):
     ) -> None:
         shape = (denoising, smooth, vectors, components, whitening, alpha, beta)
         super().__init__(n_genes, *shape, weights, sign_power, neighbours, shrinkage)
-        if contrast not in LOSSES:
-            raise VcellError(f"model.contrast={contrast} must be one of {', '.join(LOSSES)}")
+        check_choice("model.contrast", contrast, LOSSES)
+        for name, value in (("rank", rank), ("hidden", hidden), ("steps", steps), ("seeds", seeds)):
+            check_number(f"model.{name}", value, 1)
+        check_number("model.learning_rate", learning_rate, 0, whole=False, above=True)
+        check_number("model.source_dropout", source_dropout, 0, 1, whole=False)
         if steps < 0 or seeds < 1 or rank < 1:
             raise VcellError("model.steps must be at least 0, model.seeds and model.rank at least 1")
         self.rank, self.hidden, self.steps, self.seeds = rank, hidden, steps, seeds

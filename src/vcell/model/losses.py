@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vcell.data.batch import CellSetBatch, codes
-from vcell.errors import VcellError, install, nearest
+from vcell.errors import VcellError, check_choice, check_number, install, nearest
 from vcell.model.energy import PRECISIONS, energy_distance, energy_precision
 
 
@@ -139,10 +139,7 @@ class SetLoss(nn.Module):
         precision: str = "auto",
     ) -> None:
         super().__init__()
-        if precision not in PRECISIONS:
-            raise VcellError(
-                f"loss.precision={precision} must be one of {', '.join(PRECISIONS)}.{nearest(precision, PRECISIONS)}"
-            )
+        check_choice("loss.precision", precision, PRECISIONS)
         for name in weights:
             if name not in TERMS:
                 raise VcellError(f"loss.weights names {name!r}; terms are {', '.join(TERMS)}.{nearest(name, TERMS)}")
@@ -152,8 +149,8 @@ class SetLoss(nn.Module):
         if min(self.weights.values()) < 0:
             raise VcellError(f"loss.weights must not be negative: {self.weights}")
         for name, value in (("block", block), ("blur", blur), ("temperature", temperature)):
-            if value is not None and value <= 0:
-                raise VcellError(f"loss.{name}={value} must be above 0")
+            if value is not None:
+                check_number(f"loss.{name}", value, 0, whole=name == "block", above=True)
         self.block, self.temperature, self.precision = block, temperature, precision
         self.samples: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
             name: _geomloss(name, blur) for name in GEOMLOSS if name in self.weights

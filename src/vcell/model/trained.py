@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vcell.data.batch import CellSetBatch
 from vcell.effects.model import EffectModel
-from vcell.errors import VcellError
+from vcell.errors import VcellError, check_choice
 from vcell.model.checkpoint import Identity, make_model, read_checkpoint, table_of
 from vcell.model.lora import merged
 from vcell.model.negative_binomial import CountLaw, draw
@@ -173,8 +173,7 @@ class TrainedModel:
 
         ``auto`` is `system.auto_precision`, but float32 on GPUs without bf16: fp16 has no room for a network's largest values.
         """
-        if precision not in PRECISIONS:
-            raise VcellError(f"precision={precision} must be one of {', '.join(PRECISIONS)}")
+        check_choice("precision", precision, PRECISIONS)
         if precision == "auto":
             weights = list(self.model.parameters())
             device = weights[0].device if weights else torch.device("cpu")

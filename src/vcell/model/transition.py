@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vcell.effects.make import BASELINES
 from vcell.effects.model import EffectModel
-from vcell.errors import VcellError, nearest
+from vcell.errors import VcellError, check_choice, check_number, nearest
 from vcell.model.fused import changed
 from vcell.model.layers import Block, Covariate, Linear, RMSNorm, SeveralEncoders, mlp, vector_encoder
 from vcell.model.negative_binomial import CountLaw
@@ -85,8 +85,14 @@ class TransitionModel(nn.Module):
         perturbation_parts: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if head not in HEADS:
-            raise VcellError(f"model.head={head} must be one of {', '.join(HEADS)}.{nearest(head, HEADS)}")
+        check_choice("model.head", head, HEADS)
+        sizes = {
+            "hidden": hidden, "layers": layers, "heads": heads, "head_width": head_width, "feed_forward": feed_forward,
+            "encoder_layers": encoder_layers, "decoder_layers": decoder_layers,
+        }  # fmt: skip
+        for name, size in sizes.items():
+            check_number(f"model.{name}", size, 1)
+        check_number("model.dropout", dropout, 0, 1, whole=False)
         if unknown := sorted(set(covariates) - set(COVARIATES)):
             raise VcellError(f"model.covariates names {unknown[0]!r}; there are {', '.join(COVARIATES)}")
         if prior is not None and prior not in BASELINES:

@@ -109,7 +109,7 @@ def control_store(
     assert controls is not None
     if (place / "meta.json").is_file():
         return CellStore.open(place)
-    files = expand(controls)
+    files = expand(controls, "controls")
     found = _columns_in(files[0], columns, other_columns)
     context = None
     if found.context is None:

@@ -9,11 +9,13 @@ from typing import Any
 from vcell.challenge import Challenge
 from vcell.config import build, plain
 from vcell.data.files.paths import read_gene_list
-from vcell.errors import VcellError, nearest
+from vcell.errors import MOST_SEED, VcellError, check_choice, check_number
 from vcell.model.predictor import Predictor
 
 AMPLITUDES = ("auto", "error", "ranks")
+COUNTS = ("auto", "donors", "moments")
 MOST_POOLED = 4
+MOST_CELLS = 10_000_000  # of one target: whole screens have fewer, so that some other number was meant
 
 
 def any_challenge() -> Challenge:
@@ -106,14 +108,21 @@ class PredictOptions:
     pred_target_sum: float | None = None
 
     def __post_init__(self) -> None:
-        if self.amplitude not in AMPLITUDES:
-            raise VcellError(
-                f"amplitude={self.amplitude} must be one of {', '.join(AMPLITUDES)}.{nearest(self.amplitude, AMPLITUDES)}"
-            )
-        if self.pool not in range(1, MOST_POOLED + 1):
-            raise VcellError(
-                f"pool={self.pool} must be a number from 1 to {MOST_POOLED}: control cells averaged into each predicted one"
-            )
+        check_choice("amplitude", self.amplitude, AMPLITUDES)
+        check_choice("counts", self.counts, COUNTS)
+        check_choice("draw", self.draw, (None, True, False))
+        if isinstance(self.contexts, str):
+            object.__setattr__(self, "contexts", [self.contexts])
+        check_number("pool", self.pool, 1, MOST_POOLED)
+        check_number("sets_per_step", self.sets_per_step, 1)
+        check_number("seed", self.seed, 0, MOST_SEED)
+        if self.n_cells is not None:
+            check_number("n_cells", self.n_cells, 1, MOST_CELLS)
+        if self.max_controls is not None:
+            check_number("max_controls", self.max_controls, 0)
+        for name in ("target_sum", "pred_target_sum"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), 0, whole=False, above=True)
         number = isinstance(self.addition, int | float) and 0 <= self.addition <= 1
         if self.addition != "auto" and not number:
             raise VcellError(

@@ -15,7 +15,7 @@ from vcell.data.files.lists import numbers, read_table
 from vcell.data.store.store import Cells
 from vcell.errors import VcellError, nearest, shortlist
 from vcell.model.checkpoint import Identity
-from vcell.predict.options import PredictOptions
+from vcell.predict.options import MOST_CELLS, PredictOptions
 
 DEFAULT_CELLS = 100
 
@@ -68,7 +68,7 @@ def read_request(
     elif targets.endswith((".h5ad", ".h5")):
         table = _read_template(Path(targets), columns, contexts)
     else:
-        table = read_targets(targets)
+        table = read_targets(targets, columns)
     table = table[(table["target_gene"] != control) & ~table["target_gene"].map(is_control)]
     if table.empty:
         raise VcellError(f"no targets are requested in {targets}")
@@ -122,15 +122,29 @@ def _read_template(path: Path, columns: Columns, contexts: Sequence[str] | None)
     return counted.rename(columns={"perturbation": "target_gene"})
 
 
-def read_targets(path: str) -> pd.DataFrame:
-    """A CSV with a column `target_gene`, as the challenge's ``pert_counts_*.csv``; its `n_cells`, if any, checked."""
-    table = read_table(path, "targets", "target_gene", ("n_cells", "context", "batch", "median_umi_per_cell"))
+def read_targets(path: str, columns: Columns | None = None) -> pd.DataFrame:
+    """A CSV with a column `target_gene`, as the challenge's ``pert_counts_*.csv``; its `n_cells`, if any, checked.
+
+    Contexts and batches may stand in columns that are named as those of the data.
+    """
+    other = (
+        {}
+        if columns is None
+        else {"target_gene": columns.perturbation, "context": columns.context, "batch": columns.batch}
+    )
+    table = read_table(path, "targets", "target_gene", ("n_cells", "context", "batch", "median_umi_per_cell"), other)
     if "n_cells" in table:
+        grouped = table["n_cells"].str.fullmatch(r"\d{1,3}(,\d{3})+")
+        if grouped.any():
+            given = table.loc[grouped, "n_cells"].iloc[0]
+            raise VcellError(
+                f"{path}: n_cells {given!r} is ambiguous. Write it without a comma: {given.replace(',', '')}"
+            )
         number = numbers(table["n_cells"])
-        bad = table[~((number > 0) & (number % 1 == 0))]
+        bad = table[~((number > 0) & (number % 1 == 0) & (number <= MOST_CELLS))]
         if len(bad):
             raise VcellError(
-                f"{path}: n_cells must be whole and above 0; it is not for {shortlist(bad['target_gene'])}"
+                f"{path}: n_cells must be a whole number from 1 to {MOST_CELLS:,}; it is not for {shortlist(bad['target_gene'])}"
             )
         table["n_cells"] = number.astype(int)
     return table

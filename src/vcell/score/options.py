@@ -13,7 +13,7 @@ from vcell.challenge import Challenge
 from vcell.config import build, plain
 from vcell.data.splits import Group
 from vcell.effects.names import BASELINES
-from vcell.errors import VcellError, nearest
+from vcell.errors import MOST_SEED, VcellError, check_number, nearest
 from vcell.score.cells import Columns
 
 # keys of vcell.crossval itself; all others are those of vcell.train
@@ -134,6 +134,11 @@ class ScoreOptions:
             **named,
         )
 
+    def __post_init__(self) -> None:
+        for name, least in (("pds_subset", 2), ("threads", 1)):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), least)
+
     @property
     def folder(self) -> Path:
         """Where the scores go."""
@@ -188,10 +193,12 @@ class CrossvalOptions:
     @classmethod
     def of(cls, config: Any) -> CrossvalOptions:
         """From the configuration of ``vcell.crossval``."""
-        if not isinstance(config.folds, int) or config.folds < 2:
-            raise VcellError(f"folds={config.folds} must be a whole number of at least 2")
-        if config.fold is not None and not (isinstance(config.fold, int) and 0 <= config.fold < config.folds):
-            raise VcellError(f"fold={config.fold} must be from 0 to {config.folds - 1}, or null for all of them")
+        check_number("folds", config.folds, 2)
+        check_number("seed", config.seed, 0, MOST_SEED)
+        if config.fold is not None:
+            check_number("fold", config.fold, 0, config.folds - 1, other="null")
+        if config.threads is not None:
+            check_number("threads", config.threads, 1)
         rules = {**plain(config.challenge), **dict.fromkeys(RELAXED), "contexts": []}
         named = {name: plain(config[name]) for name in ("name", "folds", "by", "within", "fold", "use", "draw", "seed", "trust", "engine", "threads", "overwrite", "ablate", "compare")}  # fmt: skip
         whole: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 
-from vcell.errors import VcellError
+from vcell.errors import check_choice
 from vcell.process.progress import progress_bar
 from vcell.score import caveats
 from vcell.score.embedding import Embedding, Sample
@@ -154,8 +154,7 @@ class ContextScorer:
     """
 
     def __init__(self, pair: Pair, scorer: Scorer, engine: str, threads: int, device: torch.device | None) -> None:
-        if engine not in ENGINES:
-            raise VcellError(f"engine={engine} must be one of {', '.join(ENGINES)}")
+        check_choice("engine", engine, ENGINES)
         self.scorer, self.engine = scorer, engine
         tasks: list[Callable[[], Any]] = [
             partial(Sample.of, pair.real, BULK_SUM if scorer.counts else None),

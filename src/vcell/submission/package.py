@@ -18,7 +18,7 @@ from anndata.io import read_elem
 from vcell.atomic import sha256, written_file
 from vcell.challenge import Challenge
 from vcell.data.files.h5ad import open_h5ad
-from vcell.errors import VcellError, install, shortlist
+from vcell.errors import VcellError, check_choice, install, shortlist
 from vcell.predict.from_table import CONTROL, cells_from_table, control_cells
 from vcell.predict.layout import Layout
 from vcell.predict.options import PredictOptions
@@ -109,8 +109,7 @@ def package(options: PackageOptions) -> Packed | None:
 def job_of(options: PackageOptions) -> Job:
     """Checks what can be checked before the prediction is opened."""
     challenge, pred = options.cells.challenge, options.pred
-    if options.by not in BY:
-        raise VcellError(f"by={options.by} must be one of {', '.join(BY)}")
+    check_choice("by", options.by, BY)
     if not pred.is_file():
         raise VcellError(f"no such file: {pred} (looked from {Path.cwd()})")
     out = options.out or pred.with_suffix(".vcc" if challenge.container else ".checked.h5ad")

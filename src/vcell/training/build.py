@@ -28,7 +28,7 @@ from vcell.data.store.options import StoreOptions
 from vcell.data.store.store import Cells
 from vcell.data.store.view import with_genes
 from vcell.effects.model import EffectModel
-from vcell.errors import VcellError
+from vcell.errors import MOST_SEED, VcellError, check_choice, check_number
 from vcell.model.checkpoint import make_identity, sizes_for
 from vcell.model.checkpoint_io import AtomicCheckpointIO
 from vcell.model.coexpression import coexpression_table
@@ -41,6 +41,8 @@ from vcell.training.cost import batch_flops
 from vcell.training.cuda_graph import CHOICES
 from vcell.training.environment import check_logger, check_wandb, cluster_environment
 from vcell.training.module import TransitionModule
+
+COMPILED = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # modes of torch.compile
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,24 @@ class RunSettings:
 
     @classmethod
     def of(cls, config: DictConfig) -> RunSettings:
+        """From the configuration of ``vcell.train``.
+
+        Raises
+        ------
+        VcellError
+            If a number of the run or its trainer is none that it can have.
+        """
         trainer = config.trainer
+        if not str(config.name).strip(" ./"):
+            raise VcellError(f"name={config.name} names no run: its folder is runs/NAME")
+        check_number("seed", config.seed, 0, MOST_SEED)
+        check_number("trainer.max_steps", trainer.max_steps, -1)
+        for name in ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
+            check_number(f"trainer.{name}", trainer[name], 1)
+        if trainer.gradient_clip_val is not None:
+            check_number("trainer.gradient_clip_val", trainer.gradient_clip_val, 0, whole=False)
+        if config.compile not in (True, False):
+            check_choice("compile", config.compile, COMPILED)
         return cls(
             name=config.name,
             folder=Path(config.run_dir),
@@ -139,15 +158,14 @@ def make_data(
     target_sum = config.data.target_sum
     if target_sum == "median":
         target_sum = float(np.median(store.library_size))
-    elif not isinstance(target_sum, int | float) or target_sum <= 0:
-        raise VcellError(f"data.target_sum={target_sum} must be 'median' or a number above 0")
+    else:
+        check_number("data.target_sum", target_sum, 0, whole=False, above=True, other="median")
     sets = {key: value for key, value in config.data.sets.items() if key not in ("weights", "sampler")}
-    for key in ("set_size", "sets_per_step", "threads"):
-        if (not isinstance(sets[key], int) or sets[key] < 1) and not (key == "threads" and sets[key] == "auto"):
-            allowed = " or auto" * (key == "threads")
-            raise VcellError(f"data.sets.{key}={sets[key]} must be a whole number of at least 1{allowed}")
-    if sets["resident"] not in ("auto", True, False):
-        raise VcellError(f"data.sets.resident={sets['resident']} must be auto, true or false")
+    for key in ("set_size", "sets_per_step"):
+        check_number(f"data.sets.{key}", sets[key], 1)
+    if sets["threads"] != "auto":
+        check_number("data.sets.threads", sets["threads"], 1, other="auto")
+    check_choice("data.sets.resident", sets["resident"], ("auto", True, False))
     if config.data.hvg is not None:
         store = with_genes(store, choose_hvg(Gather(store, float(target_sum)), assigned, config.data.hvg))
     training = [group for group, split in assigned.items() if split == "train"]

@@ -56,6 +56,11 @@ def fit_prior(run: RunSettings, data: CellSetDataModule, model: TrainedModel, ra
     A continued run does so too: what it finds is the same, and training needs more of it than a checkpoint keeps.
     """
     prior = prior_of(model.model)
+    if prior is None and run.plain["effects"]:
+        raise VcellError(
+            "effects= is read by predictors made of effects (model=transfer, the baselines) and by networks that start from one "
+            "(model.prior=transfer); this network would not see it"
+        )
     if prior is not None and rank > 0 and run.bank is not None:
         wait_for([run.bank / "bank.json"], f"waiting      for rank 0, which is measuring effects into {run.bank}")
     return [] if prior is None else _fitted(run, data, prior, model.table)
@@ -70,6 +75,8 @@ def _fitted(run: RunSettings, data: CellSetDataModule, model: EffectModel, table
 
 def given_effects(files: Mapping[str, str]) -> list[GivenEffects]:
     """Tables of effects from elsewhere, by the name of their context."""
+    if not isinstance(files, Mapping):
+        raise VcellError(f"effects={files} needs the context that was measured: effects={{K562: FILE}}")
     found = []
     for name, path in files.items():
         table = read_table(Path(str(path)), "target_gene", None)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vcell.data.batch import CellSetBatch
 from vcell.data.permute import key
+from vcell.errors import check_choice, check_number
 from vcell.model.checkpoint import Identity
 from vcell.model.losses import Loss
 from vcell.model.negative_binomial import CountLaw, likelihood_loss
@@ -33,6 +34,11 @@ class Schedule:
     warmup_steps: int = 100
     decay: str = "cosine"  # or "constant"
     floor: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_number("schedule.warmup_steps", self.warmup_steps, 0)
+        check_number("schedule.floor", self.floor, 0, 1, whole=False)
+        check_choice("schedule.decay", self.decay, ("cosine", "constant"))
 
     def factor(self, step: int, max_steps: int) -> float:
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))

@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from vcell.errors import VcellError
+from vcell.errors import check_number
 from vcell.process.stopping import Stopped, handle, requeue, tell
 from vcell.training.guard import NotFiniteError
 from vcell.training.module import TransitionModule
@@ -47,8 +47,8 @@ class KeepLast(Checkpoint):
         self, folder: str, every_seconds: float = 10.0, share: float = 0.02, every_n_steps: int | None = None
     ) -> None:
         for name, value in (("every_seconds", every_seconds), ("share", share), ("every_n_steps", every_n_steps)):
-            if value is not None and value <= 0:
-                raise VcellError(f"callbacks.last.{name}={value} must be above 0")
+            if value is not None:
+                check_number(f"callbacks.last.{name}", value, 0, whole=name == "every_n_steps", above=True)
         self.path = Path(folder) / "last.ckpt"
         self.seconds, self.share, self.pause = every_seconds, share, every_seconds
         self.steps = inf if every_n_steps is None else every_n_steps

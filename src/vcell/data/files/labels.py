@@ -18,7 +18,7 @@ import pandas as pd
 
 from vcell.data.files.conditions import Condition
 from vcell.data.files.genes import CONTROL_PIECES, gene_names
-from vcell.errors import VcellError, nearest, shortlist
+from vcell.errors import VcellError, check_choice, nearest, shortlist
 
 NO_GUIDE = ""  # the label that cells without a usable guide are given while files are read; they are not stored
 _NUMBER = r"([-_ .#]*(g|sg|guide|grna|sgrna)?[-_ ]*\d+)?"
@@ -69,8 +69,7 @@ class LabelRules:
 
     def __post_init__(self) -> None:
         for key, known in CHOICES.items():
-            if getattr(self, key) not in known:
-                raise VcellError(f"data.labels.{key}={getattr(self, key)} must be one of {', '.join(known)}")
+            check_choice(f"data.labels.{key}", getattr(self, key), known)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +125,9 @@ def read_list(path: str | Path, key: str) -> list[str]:
     return names
 
 
-def read_table(path: str | Path, key: str, wanted: str, known: Sequence[str] = ()) -> pd.DataFrame:
+def read_table(
+    path: str | Path, key: str, wanted: str, known: Sequence[str] = (), other: Mapping[str, str | None] | None = None
+) -> pd.DataFrame:
     """A table with a header as text, its columns stripped.
 
     Parameters
@@ -134,17 +136,28 @@ def read_table(path: str | Path, key: str, wanted: str, known: Sequence[str] = (
         A column that must be there. A file of a single column without a header is taken for it.
     known
         Further columns that mean something; all others are named on the screen, and not read.
+    other
+        What a column may be called instead, where there is none of its name.
 
     Raises
     ------
     VcellError
-        If the file cannot be read, or has no such column.
+        If the file cannot be read, has no such column, or a row longer than the header.
     """
     rows = read_rows(path, key)
     if not rows:
         raise VcellError(f"{path} is empty. Set {key}")
     header = [cell.strip() for cell in rows[0]]
+    if all(len(row) == len(header) + 1 and row[-1] for row in rows[1:]) and len(rows) > 1:
+        header = ["", *header]  # R leaves the corner out
+    for number, row in enumerate(rows[1:], 2):
+        if any(row[len(header) :]):
+            raise VcellError(f"{path}: row {number} has {len(row)} cells, the header {len(header)}")
     lowered = {name.lower(): i for i, name in enumerate(header)}
+    for name, instead in (other or {}).items():
+        if instead is not None and instead.lower() in lowered and name.lower() not in lowered:
+            header[lowered[instead.lower()]] = name
+            lowered[name.lower()] = lowered[instead.lower()]
     if wanted.lower() not in lowered:
         if len(header) == 1 and all(len(row) == 1 for row in rows) and header[0].lower() not in HEADERS:
             return pd.DataFrame({wanted: [row[0] for row in rows]}, dtype=object)

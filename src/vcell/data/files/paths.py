@@ -15,8 +15,8 @@ from vcell.errors import VcellError
 PIECE, PIECES = 2**16, 64  # bytes, and how many, read to recognise a file
 
 
-def expand(path: str | Sequence[str]) -> list[Path]:
-    """Files that `path` means: a file, a glob, braces (`a/{x,y}.h5`), or a list of these; sorted, each once.
+def expand(path: str | Sequence[str], key: str = "data.path") -> list[Path]:
+    """Files that `path`, the value of the setting `key`, means: a file, a glob, braces (`a/{x,y}.h5`), or a list of these; sorted, each once.
 
     Raises
     ------
@@ -33,9 +33,9 @@ def expand(path: str | Sequence[str]) -> list[Path]:
         found.update({Path(m): None for m in matches if Path(m).is_file() or is_zarr(Path(m))})
         folders = [m for m in matches if Path(m).is_dir() and not is_zarr(Path(m))]
         if folders and not any(Path(m).is_file() for m in matches):
-            raise VcellError(f"{folders[0]} is a folder. Name the files in it: data.path='{folders[0]}/*.h5ad'")
+            raise VcellError(f"{folders[0]} is a folder. Name the files in it: {key}='{folders[0]}/*.h5ad'")
     if missing:
-        raise VcellError(f"no such file: {', '.join(missing)} (looked from {Path.cwd()}). Set data.path=FILE.h5ad")
+        raise VcellError(f"no such file: {', '.join(missing)} (looked from {Path.cwd()}). Set {key}=FILE.h5ad")
     return list(found)
 
 

@@ -23,13 +23,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
 from vcell.data.simulation.field import PARTS, Field, FieldResponses
-from vcell.errors import VcellError
+from vcell.errors import MOST_SEED, VcellError, check_number
 
 SHARES = {"common": 0.28, "shared": 0.29, "specific": 0.24, "noise": 0.19}
 CONTROL = "non-targeting"
@@ -101,13 +102,21 @@ class Screen:
         if isinstance(self.field, Mapping):
             object.__setattr__(self, "field", Field(**self.field))
         positive = ("genes", "targets", "cells_per_target", "controls_per_context", "batches", "guides", "latent")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise VcellError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in (*positive, "embedding"):
+            check_number(name, getattr(self, name), 1)
+        check_number("seed", self.seed, 0, MOST_SEED)
+        for name in ("library_size", "dispersion"):
+            check_number(name, getattr(self, name), 0, whole=False, above=True)
+        for name in ("library_sd", "effect_sd", "programme_sd", "batch_sd", "embedding_noise"):
+            check_number(name, getattr(self, name), 0, whole=False)
         if self.targets * 2 > self.genes:
             raise VcellError(f"targets={self.targets} must be at most half of genes={self.genes}")
         if not 0 <= self.test_targets < self.targets:
             raise VcellError(f"test_targets={self.test_targets} must be from 0 to below targets={self.targets}")
+        check_number("test_targets", self.test_targets, 0)
+        unnamed = [name for name in self.contexts if Path(name).name != name]
+        if unnamed:
+            raise VcellError(f"contexts={list(self.contexts)}: {unnamed[0]!r} cannot be the name of a file")
         if len(set(self.contexts)) < max(1, len(self.contexts)) or not self.contexts:
             raise VcellError(f"contexts={list(self.contexts)} must be one or more different names")
         if not 0 < self.guide_efficiency < 1:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from vcell.data.files.genes import gene_names
 from vcell.data.files.labels import listed_names
-from vcell.errors import VcellError, nearest, shortlist
+from vcell.errors import VcellError, check_number, nearest, shortlist
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,8 @@ class Filters:
 
     def __post_init__(self) -> None:
         for name in ("residual_expression", "cell_residual_expression", "min_cells", "min_controls_per_batch"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and value > 0):
-                raise VcellError(f"data.filter.{name}={value} must be a number above 0, or null")
+            if (value := getattr(self, name)) is not None:
+                check_number(f"data.filter.{name}", value, 0, whole=name.startswith("min"), above=True, other="null")
         if self.unknown_genes not in ("refuse", "keep", "drop"):
             raise VcellError(f"data.filter.unknown_genes={self.unknown_genes} must be refuse, keep or drop")
 
