@@ -63,7 +63,7 @@ def test_a_mistyped_key_is_refused_with_a_suggestion(vcell: Command, tmp_path: P
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("experiment=demos", "Available options in 'experiment'"),
+        ("experiment=demos", "experiment=demos is none of demo, .* Did you mean 'demo'"),
         ("modle=tiny", "Did you mean 'model'"),
         ("data.split.test.perturbation=[A]", "Did you mean 'data.split.test.perturbations'"),
     ],

@@ -206,7 +206,7 @@ def test_impossible_requests_are_refused(overrides: list[str], words: str, in_tr
 
 def test_cell_numbers_are_checked(in_trained: Path, tmp_path: Path):
     (tmp_path / "t.csv").write_text("target_gene,n_cells\nGENE0001,0\n")
-    with pytest.raises(VcellError, match="whole and above 0; it is not for GENE0001"):
+    with pytest.raises(VcellError, match="whole number from 1 to 10,000,000; it is not for GENE0001"):
         infer_here(f"out={tmp_path / 'p.h5ad'}", f"targets={tmp_path / 't.csv'}", "contexts=[simC]")
 
 

@@ -339,5 +339,5 @@ def test_pools_of_control_cells_vary_less(trained: Path, tmp_path: Path, monkeyp
         assert (predicted == np.rint(predicted)).all()
         spread[pool] = predicted.std(0).sum()
     assert spread[3] < 0.9 * spread[1]
-    with pytest.raises(VcellError, match="pool=9 must be a number from 1 to 4"):
+    with pytest.raises(VcellError, match="pool=9 must be a whole number from 1 to 4"):
         infer_here("predictor=additive", f"out={tmp_path / 'x.h5ad'}", "pool=9")

@@ -97,7 +97,7 @@ def the_measured_cells_are_the_stores() -> None:
     ("override", "words"),
     [
         ("folds=1", "folds=1"),
-        ("fold=2", "fold=2 must be from 0 to 1"),
+        ("fold=2", "fold=2 must be a whole number from 0 to 1"),
         ("by=cell", "must be perturbation, context or both"),
     ],
 )

@@ -451,7 +451,7 @@ def test_dropout_is_a_function_of_seed_step_and_rank():
         ("data.target_sum=mean", r"data\.target_sum=mean"),
         ("loss.weights.energy=0", "no term"),
         ("optimizer.lr=-1", "Invalid learning rate"),
-        ("model.heads=half", "invalid configuration value"),
+        ("model.heads=half", r"model\.heads=half must be a whole number of at least 1"),
     ],
 )
 def test_impossible_values_are_refused(override: str, words: str, fresh: Path):

@@ -146,8 +146,8 @@ class TransferResidual(Transfer):
         shape = (denoising, smooth, vectors, components, whitening, alpha, beta)
         super().__init__(n_genes, *shape, weights, sign_power, neighbours, shrinkage)
         check_choice("model.contrast", contrast, LOSSES)
-        for name, value in (("rank", rank), ("hidden", hidden), ("steps", steps), ("seeds", seeds)):
-            check_number(f"model.{name}", value, 1)
+        for name, value, least in (("rank", rank, 1), ("hidden", hidden, 1), ("steps", steps, 0), ("seeds", seeds, 1)):
+            check_number(f"model.{name}", value, least)
         check_number("model.learning_rate", learning_rate, 0, whole=False, above=True)
         check_number("model.source_dropout", source_dropout, 0, 1, whole=False)
         if steps < 0 or seeds < 1 or rank < 1:

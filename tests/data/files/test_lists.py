@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from vcell.data.files.h5ad import Columns
 from vcell.data.files.lists import read_list, read_matrix, read_table
 from vcell.data.files.paths import read_gene_list
 from vcell.errors import VcellError
@@ -66,6 +67,33 @@ def test_a_bare_list_of_targets_is_one(tmp_path: Path):
     (tmp_path / "t.csv").write_text("goal,n_cells\nSTAT1,4\n")
     with pytest.raises(VcellError, match=r"has no column target_gene\. It has: goal, n_cells"):
         read_targets(str(tmp_path / "t.csv"))
+
+
+def test_columns_named_as_those_of_the_data_are_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "t.csv").write_text("gene,cell_type,lane,n_cells\nSTAT1,HeLa,01,4\n")
+    table = read_targets(str(tmp_path / "t.csv"), Columns("gene", "lane", "cell_type"))
+    assert table.to_dict("list") == {"target_gene": ["STAT1"], "n_cells": [4], "context": ["HeLa"], "batch": ["01"]}
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('target_gene,n_cells\nSTAT1,"1,000"\n', "n_cells '1,000' is ambiguous. Write it without a comma: 1000"),
+        ("target_gene,n_cells\nMYC,8\nSTAT1,8,5\n", r"row 3 has 3 cells, the header 2"),
+        ("target_gene,n_cells\nSTAT1,1e18\n", "from 1 to 10,000,000; it is not for STAT1"),
+        ("target_gene,n_cells\nSTAT1,many\n", "it is not for STAT1"),
+    ],
+)
+def test_numbers_that_may_mean_another_are_refused(text: str, words: str, tmp_path: Path):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(VcellError, match=words):
+        read_targets(str(tmp_path / "t.csv"))
+
+
+def test_a_corner_that_r_leaves_out_shifts_nothing(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("target_gene\tn_cells\n1\tSTAT1\t8\n2\tMYC\t9\n")
+    assert read_targets(str(tmp_path / "t.csv")).to_dict("list") == {"target_gene": ["STAT1", "MYC"], "n_cells": [8, 9]}
 
 
 def test_numbers_with_decimal_commas(tmp_path: Path):

@@ -1,0 +1,113 @@
+"""Settings: a number out of bounds, or a word that means nothing, is refused where it enters, and says what can be set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vcell.cli.arguments import check_overrides
+from vcell.config import build, compose
+from vcell.data.simulation.screen import Screen
+from vcell.errors import VcellError, check_choice, check_number
+from vcell.predict.options import PredictOptions
+from vcell.score.options import CrossvalOptions, ScoreOptions
+from vcell.training.build import RunSettings
+from vcell.training.effects import given_effects
+
+SIZES = {"n_genes": 5, "perturbation_width": 3}
+READ: dict[str, Callable[[list[str]], Any]] = {
+    "infer": lambda given: PredictOptions.of(compose("infer", given)),
+    "evaluate": lambda given: ScoreOptions.of(compose("evaluate", ["real=r.h5ad", *given])),
+    "crossval": lambda given: CrossvalOptions.of(compose("crossval", given)),
+    "train": lambda given: RunSettings.of(compose("train", given)),
+    "schedule": lambda given: build(compose("train", given).schedule),
+    "model": lambda given: build(compose("train", given).model, **SIZES),
+    "loss": lambda given: build(compose("train", given).loss),
+    "simulate": lambda given: build({"_target_": "vcell.data.simulation.screen.Screen", **_screen(given)}),
+}
+WRONG = [
+    ("infer", "n_cells=0", "a whole number from 1 to 10,000,000"), ("infer", "n_cells=2.5", "a whole number from 1"),
+    ("infer", "n_cells=1e3", "Write 1000"), ("infer", "n_cells=1000000000", "from 1 to 10,000,000"),
+    ("infer", "max_controls=-1", "a whole number of at least 0"), ("infer", "max_controls=x", "a whole number of at least 0"),
+    ("infer", "sets_per_step=0", "a whole number of at least 1"), ("infer", "target_sum=0", "a number above 0"),
+    ("infer", "target_sum=x", "a number above 0"), ("infer", "seed=-1", "from 0 to 4,294,967,295"), ("infer", "seed=1.5", "a whole number"),
+    ("infer", "counts=donor", "one of auto, donors, moments. Did you mean 'donors'?"), ("infer", "draw=maybe", "one of null, true, false"),
+    ("evaluate", "pds_subset=1", "a whole number of at least 2"), ("evaluate", "threads=0", "a whole number of at least 1"),
+    ("crossval", "folds=1", "a whole number of at least 2"), ("crossval", "fold=5", "a whole number from 0 to 4 or null"),
+    ("train", "seed=-1", "a whole number from 0"), ("train", "trainer.max_steps=1.5", "a whole number of at least -1"),
+    ("train", "trainer.max_steps=1e4", "Write 10000"), ("train", "trainer.val_check_interval=0", "at least 1"),
+    ("train", "trainer.log_every_n_steps=0", "at least 1"), ("train", "trainer.accumulate_grad_batches=0", "at least 1"),
+    ("train", "trainer.gradient_clip_val=-1", "a number of at least 0"), ("train", "compile=foo", "one of default, reduce-overhead"),
+    ("train", "name=", "names no run"), ("train", "name=.", "names no run"),
+    ("schedule", "schedule.warmup_steps=-1", "at least 0"), ("schedule", "schedule.floor=2", "a number from 0 to 1"),
+    ("schedule", "schedule.decay=cosin", "Did you mean 'cosine'?"),
+    ("model", "model.hidden=0", "at least 1"), ("model", "model.layers=-1", "at least 1"), ("model", "model.head_width=0", "at least 1"),
+    ("model", "model.dropout=2", "a number from 0 to 1"), ("loss", "loss.blur=0", "a number above 0"),
+    ("simulate", "library_size=-1", "a number above 0"), ("simulate", "embedding=0", "at least 1"), ("simulate", "genes=1.5", "a whole number"),
+    ("simulate", "seed=-1", "a whole number from 0"), ("simulate", "contexts=[a/b]", "'a/b' cannot be the name of a file"),
+]  # fmt: skip
+
+
+def _screen(given: list[str]) -> dict[str, Any]:
+    whole = compose("simulate", ["out=o", *given])
+    return {key: whole[key] for key in Screen.__dataclass_fields__}
+
+
+@pytest.mark.parametrize(
+    ("where", "setting", "words"), WRONG, ids=[f"{where} {setting}" for where, setting, _ in WRONG]
+)
+def test_what_cannot_be_set_is_refused_with_what_can(where: str, setting: str, words: str):
+    READ[where]([])
+    with pytest.raises(VcellError, match=re.escape(words)) as refused:
+        READ[where]([setting])
+    assert setting.split("=")[0] in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [3, 1, 5, np.int64(2)])
+def test_bounds_are_allowed(value: int):
+    check_number("key", value, 1, 5)
+
+
+@pytest.mark.parametrize("value", [0, 6, True, None, "3", 2.0, float("nan"), [3]])
+def test_no_other_value_is_a_whole_number_within_bounds(value: Any):
+    with pytest.raises(VcellError, match=r"^key=.* must be a whole number from 1 to 5 or auto"):
+        check_number("key", value, 1, 5, other="auto")
+
+
+@pytest.mark.parametrize("value", [0.0, -1, float("nan"), False, "0.5"])
+def test_a_bound_may_be_left_out(value: Any):
+    check_number("key", 1e-9, 0, whole=False, above=True)
+    with pytest.raises(VcellError, match=r"must be a number above 0$"):
+        check_number("key", value, 0, whole=False, above=True)
+
+
+def test_lists_are_no_choice():
+    with pytest.raises(VcellError, match=r"key=\['a'\] must be one of a, null"):
+        check_choice("key", ["a"], ("a", None))
+
+
+def test_one_context_is_a_list_of_one():
+    assert PredictOptions.of(compose("infer", ["contexts=K562"])).contexts == ["K562"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "override", "words"),
+    [
+        ("infer", "challenge=vcc2052", "challenge=vcc2052 is none of none, vcc2025, vcc2026. Did you mean"),
+        ("train", "callbacks=[defaults]", "callbacks=defaults is none of average, default"),
+        ("prepare", "path=a.h5ad", "no configuration key 'path'. Did you mean 'data.path'?"),
+    ],
+)
+def test_options_and_keys_that_are_not_there_are_answered_with_those_that_are(verb: str, override: str, words: str):
+    with pytest.raises(VcellError, match=re.escape(words)):
+        check_overrides(verb, [override])
+
+
+def test_effects_from_elsewhere_name_their_context(tmp_path: Path):
+    with pytest.raises(VcellError, match=r"effects=a\.csv needs the context.*effects=\{K562: FILE\}"):
+        given_effects("a.csv")  # type: ignore[arg-type]
