@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vcell.cli.arguments import check_overrides
+from vcell.atomic import check_folder, written_file
+from vcell.cli.arguments import check_overrides, readable
 from vcell.config import build, compose
 from vcell.data.simulation.screen import Screen
 from vcell.errors import VcellError, check_choice, check_number
+from vcell.inspection.tables import look_at, plot
 from vcell.predict.options import PredictOptions
 from vcell.score.options import CrossvalOptions, ScoreOptions
 from vcell.training.build import RunSettings
@@ -111,3 +113,58 @@ def test_options_and_keys_that_are_not_there_are_answered_with_those_that_are(ve
 def test_effects_from_elsewhere_name_their_context(tmp_path: Path):
     with pytest.raises(VcellError, match=r"effects=a\.csv needs the context.*effects=\{K562: FILE\}"):
         given_effects("a.csv")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("verb", "given", "read"),
+    [
+        ("infer", "contexts=K562", "contexts=[K562]"), ("infer", "contexts=K562,HEK 293", 'contexts=[K562,"HEK 293"]'),
+        ("infer", "targets=STAT1,MYC", "targets=[STAT1,MYC]"), ("infer", "targets=list.csv", "targets=list.csv"),
+        ("infer", "genes=list.txt", "genes=list.txt"), ("table", "genes=STAT1", "genes=[STAT1]"), ("evaluate", "show=STAT1", "show=[STAT1]"),
+        ("train", "data.exclude=STAT1", "data.exclude=[STAT1]"), ("train", "data.split.test.perturbations=STAT1,MYC", "data.split.test.perturbations=[STAT1,MYC]"),
+        ("train", "data.split.val.perturbations=0.2", "data.split.val.perturbations=0.2"), ("train", "data.exclude=[A,B]", "data.exclude=[A,B]"),
+        ("train", "data.split.val.within=null", "data.split.val.within=null"), ("train", "data.sets.weights.contexts={H1: 2}", "data.sets.weights.contexts={H1: 2}"),
+    ],
+)  # fmt: skip
+def test_names_without_brackets_are_a_list(verb: str, given: str, read: str):
+    assert readable(verb, [given]) == [read]
+
+
+def test_in_a_sweep_commas_stand_between_values_to_try():
+    assert readable("train", ["-m", "data.split.folds.within=A,B"]) == ["-m", "data.split.folds.within=A,B"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "override", "words"),
+    [
+        ("evaluate", "pred=[a.h5ad]", "pred=['a.h5ad'] must be one name, without brackets: pred=NAME"),
+        ("train", "name=[a,b]", "name=['a', 'b'] must be one name"),
+        (
+            "train",
+            "data.sets.weights.contexts=2",
+            "needs names with their values: 'data.sets.weights.contexts={NAME: VALUE}'",
+        ),
+        ("train", "perturbation.aliases=foo", "needs names with their values"),
+    ],
+)
+def test_other_kinds_of_values_are_refused(verb: str, override: str, words: str):
+    with pytest.raises(VcellError, match=re.escape(words)):
+        check_overrides(verb, [override])
+
+
+def test_a_folder_that_cannot_be_one_is_refused_before_work_begins(tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    check_folder(tmp_path / "new" / "deep", "out")
+    for folder in (tmp_path / "file", tmp_path / "file" / "deep"):
+        with pytest.raises(VcellError, match=r"out=.* cannot be a folder: .*file is a file"):
+            check_folder(folder, "out")
+    with pytest.raises(VcellError, match="could not be written"), written_file(tmp_path / "file" / "deep" / "a.txt"):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_plot_of_no_known_kind_is_refused(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("gene,a,b\nSTAT1,1,2\nMYC,0,1\nGATA1,1,1\n")
+    found = look_at(str(tmp_path / "t.csv"))
+    with pytest.raises(VcellError, match=r"plot=.*x\.foo must end in one of .*\.png"):
+        plot(found, tmp_path / "x.foo")

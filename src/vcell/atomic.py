@@ -65,7 +65,17 @@ def written_file(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise VcellError(f"{out} could not be written: {error}") from error
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(NotADirectoryError):  # a file lies where the folder should be
+            scratch.unlink(missing_ok=True)
+
+
+def check_folder(folder: Path, key: str) -> None:
+    """Refuses a folder, the value of the setting `key`, in which nothing could be written, before work of hours is lost."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise VcellError(f"{key}={folder} cannot be a folder: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise VcellError(f"{key}={folder}: there is no permission to write in {there}")
 
 
 def remove_leftovers(out: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from vcell.pages.curves import panels, write_curves
 from vcell.score.conclusions import conclude
 from vcell.score.explore import Effects
-from vcell.score.figures import Shown
+from vcell.score.figures import Shown, heat_map
 from vcell.score.report import Report, page
 from vcell.score.scoring import SCORERS
 from vcell.score.statistics import Interval
@@ -66,6 +66,14 @@ def test_three_hundred_targets_in_three_contexts_stay_below_five_megabytes():
 def test_names_cannot_break_the_page():
     text = page(make_report())
     assert "</script><i>pred" not in text and "<b>tags</b>" not in text and "&lt;b&gt;tags" in text
+
+
+def test_a_heat_map_needs_a_metric_with_room_between_its_ends():
+    shown = make_report().pictures[0]
+    targets = pd.DataFrame({"PDS": 0.5}, index=shown.genes.index)
+    (metric,) = (m for m in SCORER.metrics if m.key == "PDS")
+    assert heat_map(targets, shown, {"PDS": 0.4}, {"PDS": 0.9}, [metric]) is not None
+    assert heat_map(targets, shown, {"PDS": 0.9}, {"PDS": 0.4}, [metric]) is None
 
 
 def test_without_pictures_the_page_has_tables_alone():

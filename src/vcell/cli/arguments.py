@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vcell.cli.kinds import as_list, check_kinds
 from vcell.config import CONFIG_DIR, compose, flatten, read_yaml
 from vcell.errors import VcellError, nearest
 
@@ -107,7 +108,8 @@ def readable(verb: str, arguments: list[str]) -> list[str]:
             out.append(argument)
             expects_value = argument in WITH_VALUE
         else:
-            out.append(_quoted(verb, argument, arguments))
+            swept = {"-m", "--multirun"} & set(arguments)  # in which commas stand between values to try
+            out.append(_quoted(verb, argument if swept else as_list(verb, argument), arguments))
     return out
 
 
@@ -229,6 +231,7 @@ def check_overrides(verb: str, arguments: list[str]) -> DictConfig | None:
                     raise VcellError(_unknown_key(verb, key, overrides))
         config = compose(verb, overrides)
         check_types(verb, overrides, config)
+        check_kinds(config, [o.lstrip("+").split("=")[0] for o in overrides])
         return config if len(overrides) == len(arguments) else None
     except (HydraException, OmegaConfBaseException) as error:
         raise VcellError(_explain(verb, overrides, str(error))) from error

@@ -13,7 +13,7 @@ from vcell.data.files.genes import gene_names
 from vcell.data.files.h5ad import column_names, n_rows, no_anndata, open_h5ad, read_genes
 from vcell.data.files.labels import NO_GUIDE, is_without_guide
 from vcell.data.files.matrix import check_not_empty, matrix_names
-from vcell.errors import VcellError
+from vcell.errors import VcellError, check_number
 from vcell.inspection.advice import data_overrides, warnings
 from vcell.inspection.columns import Labels, guess_labels
 from vcell.inspection.genes import EXAMPLES, judge_genes
@@ -49,6 +49,7 @@ def inspect(
         If the file is no readable h5ad, or lacks what the user named.
     """
     columns = columns or {}
+    check_number("cells", cells, 1)
     with open_h5ad(path) as file:
         for part in ("obs", "var"):
             if part not in file:

@@ -13,7 +13,7 @@ import numpy as np
 from vcell.atomic import written_file
 from vcell.data.files.genes import gene_names
 from vcell.effects.linear import likeness
-from vcell.errors import VcellError, nearest, shortlist
+from vcell.errors import VcellError, check_number, nearest, shortlist
 from vcell.inspection.names import names_of
 from vcell.model.table import PerturbationTable
 
@@ -81,6 +81,7 @@ def look_at(path: str, genes: Sequence[str] = (), number: int = 10, of: str | No
     VcellError
         If the table or list cannot be read, or lacks one of the genes.
     """
+    check_number("neighbours", number, 1)
     table = PerturbationTable.load(path)
     standard = table.standardised().covering(genes)
     standard.require(genes)
@@ -116,11 +117,14 @@ def plot(found: Look, out: Path) -> None:
     """The vectors on their first two components, with the genes asked for and their neighbours named; and what is covered, as a bar."""
     from matplotlib.figure import Figure
 
+    figure = Figure(figsize=(7, 6.2), layout="constrained")
+    kinds = sorted(figure.canvas.get_supported_filetypes())
+    if out.suffix.lower().removeprefix(".") not in kinds:
+        raise VcellError(f"plot={out} must end in one of .{', .'.join(kinds)}")
     vectors = found.table.standardised().vectors.numpy().astype(np.float64)
     centred = vectors - vectors.mean(0)
     _, axes_KD = np.linalg.eigh(centred.T @ centred)
     place = centred @ axes_KD[:, ::-1][:, :2]
-    figure = Figure(figsize=(7, 6.2), layout="constrained")
     panels = figure.subplots(2, 1, height_ratios=[12, 1]) if found.coverage else [figure.subplots()]
     some = np.random.default_rng(0).permutation(len(place))[:PICTURED]
     panels[0].scatter(place[some, 0], place[some, 1], s=4, color="0.75", linewidths=0)

@@ -89,6 +89,10 @@ class CellFile:
                 )
             if not matrix_names(file):
                 raise VcellError(f"{path} has no X")
+            if matrix is not None and not has(file, matrix):
+                raise VcellError(
+                    f"{path} has no matrix {matrix!r}. It has: {', '.join(matrix_names(file))}. Set real_matrix=NAME"
+                )
             self.matrix = matrix or best_matrix(file, path)
             self.genes = read_genes(file, path, self.matrix)
             Matrix.open(

@@ -11,6 +11,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from vcell import __version__
+from vcell.atomic import check_folder
 from vcell.config import RECORD, wandb_id
 from vcell.data.store.ensure import verified
 from vcell.data.store.store import is_store
@@ -154,6 +155,7 @@ class Evaluation:
 
 def evaluate(options: ScoreOptions) -> Report:
     """Scores `options.pred` against `options.real`, writes the report, and says what came of it."""
+    check_folder(options.folder, "out")
     found, references = score(options, draw=True)
     write_report(options.folder, found)
     if references.run_folder is not None:

@@ -193,12 +193,15 @@ def _shown_range(axis: Any) -> tuple[float, float]:
     return max(low, -0.75), min(high, 1.75)
 
 
-def heat_map(table: pd.DataFrame, shown: Shown, floor: Mapping[str, float], top: Mapping[str, float], metrics: Sequence[Metric]) -> Picture:  # fmt: skip
-    """Metrics (rows) of every target (columns, the strongest measured effect first): 0 is the floor's mean, 1 the ceiling's."""
+def heat_map(table: pd.DataFrame, shown: Shown, floor: Mapping[str, float], top: Mapping[str, float], metrics: Sequence[Metric]) -> Picture | None:  # fmt: skip
+    """Metrics (rows) of every target (columns, the strongest measured effect first): 0 is the floor's mean, 1 the ceiling's; None where no
+    metric has room between them."""
     from matplotlib.figure import Figure
 
     order = shown.genes.sort_values("real", ascending=False, kind="stable").index
     kept = [m for m in metrics if has_room(floor[m.key], top[m.key], m)]
+    if not kept:
+        return None
     values = np.array(
         [(per_target(table, m).loc[order].to_numpy(float) - floor[m.key]) / (top[m.key] - floor[m.key]) for m in kept]
     )

@@ -133,7 +133,9 @@ def draw(report: Report) -> dict[str, bytes]:
         end = f"_{shown.context}" if shown.context and len(report.pictures) > 1 else ""
         table = report.per_perturbation
         table = table[(table["predictor"] == name) & (table["context"] == shown.context)].set_index("perturbation")
-        found[f"heatmap{end}"] = figures.png(figures.heat_map(table, shown, floor, ceiling, report.metrics))
+        heat_map = figures.heat_map(table, shown, floor, ceiling, report.metrics)
+        if heat_map is not None:
+            found[f"heatmap{end}"] = figures.png(heat_map)
         found |= {f"{key}{end}": picture for key, picture in shown.pictures().items()}
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vcell.config import plain
-from vcell.errors import VcellError
+from vcell.errors import VcellError, check_number
 from vcell.predict.key import key_of
 from vcell.predict.options import PredictOptions
 
@@ -43,6 +43,10 @@ class PackageOptions:
     by: str = "auto"
     threads: int | None = None
     key: str = ""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            check_number("threads", self.threads, 1)
 
     @classmethod
     def of(cls, config: Any) -> PackageOptions:

@@ -1,0 +1,61 @@
+"""What kind of value a setting takes, where that is neither a word nor a number: a list, names with their values, or one file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from vcell.errors import VcellError
+
+# last parts of keys that take a list, in which one name alone is a list of one
+LISTS = {
+    "contexts", "within", "show", "trust", "exclude", "obsm", "stores", "drop_batches", "covariates", "perturbations",
+}  # fmt: skip
+LISTS_OF = {"table": {"genes"}}  # of one command only
+# {NAME: VALUE}
+TABLES = {
+    "effects", "perturbation.aliases", "data.rename", "data.labels.rename", "data.sets.weights.contexts", "data.sets.weights.perturbations",
+    "loss.weights",
+}  # fmt: skip
+SINGLE = {"pred", "real", "path", "out", "fasta", "ckpt", "init_from", "name", "run_dir"}  # one file, folder or name
+
+
+def as_list(verb: str, argument: str) -> str:
+    """KEY=A and KEY=A,B of a setting that takes a list as KEY=[A] and KEY=[A,B]; targets of several names too. All else as it is."""
+    key, equals, value = argument.partition("=")
+    last = key.rsplit(".", 1)[-1]
+    takes = key not in TABLES and (last in LISTS or last in LISTS_OF.get(verb, ()))
+    takes |= key == "targets" and "," in value and not os.path.exists(value)  # noqa: PTH110
+    if not (takes and equals and value) or value[0] in "[{'\"" or value == "null" or "${" in value or _is_number(value):
+        return argument
+    names = [name.strip() for name in value.split(",")]
+    return f"{key}=[{','.join(_quoted(name) for name in names if name)}]"
+
+
+def check_kinds(config: DictConfig, keys: Iterable[str]) -> None:
+    """Refuses values of the given keys that are of another kind than the setting takes."""
+    for key in keys:
+        value = OmegaConf.select(config, key, throw_on_missing=False)
+        if key in TABLES and value is not None and not isinstance(value, DictConfig):
+            raise VcellError(f"{key}={value} needs names with their values: '{key}={{NAME: VALUE}}'")
+        if key in SINGLE and isinstance(value, ListConfig | DictConfig):
+            raise VcellError(f"{key}={value} must be one name, without brackets: {key}=NAME")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _quoted(name: str) -> str:
+    """A name as an element of a list."""
+    return (
+        name
+        if name.replace("_", "").replace("-", "").replace(".", "").isalnum()
+        else '"' + name.replace('"', '\\"') + '"'
+    )
