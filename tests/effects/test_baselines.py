@@ -8,6 +8,7 @@ from vcell.data.batch import CellSetBatch
 from vcell.data.gather import Gather
 from vcell.data.store.store import CellStore
 from vcell.effects.bank import SPACES, EffectBank
+from vcell.effects.controls import ContextControls
 from vcell.effects.evidence import Evidence
 from vcell.effects.features import Spans, leave_one_out, predicted, ridge_of
 from vcell.effects.make import BASELINES, fallbacks, make_baselines
@@ -246,3 +247,11 @@ def test_likeness_on_a_circle_needs_a_kernel():
     nothing = np.zeros((1, 2), np.float32)
     assert (fit.predict("bulk", nothing) == 0).all()
     np.testing.assert_array_equal(predicted(fit.plain(), "bulk", vectors), fit.predict("bulk", vectors))
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_is_read_off_control_cells_that_are_all_alike(gather: Gather, assigned: dict, store: CellStore):
+    model = make_baselines(gather, assigned, None, ["covariance"])["covariance"]
+    known = model.controls["simA"]
+    model.observe({"simA": ContextControls(known.profile, np.zeros_like(known.cells_CG))})
+    assert not model.effect("cell", "simA", [store.genes[0], "UNKNOWN"]).any()

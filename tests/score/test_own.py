@@ -10,6 +10,7 @@ from vcell.score.differential import Calls
 from vcell.score.embedding import Embedding, energy_distance_unbiased
 from vcell.score.grouped import GroupedCells
 from vcell.score.own import correlation, fold_correlation, spearman, top_recovery
+from vcell.score.sums import CellGroup
 
 RNG = np.random.default_rng(0)
 
@@ -64,6 +65,16 @@ def test_components_are_those_of_the_measured_cells_and_the_same_every_time():
     assert abs(a.mean() - b.mean()) > 3 * max(a.std(), b.std())
     np.testing.assert_array_equal(found.axes_GK, Embedding.of(cells, None).axes_GK)
     np.testing.assert_allclose(found.axes_GK.T @ found.axes_GK, np.eye(found.axes_GK.shape[1]), atol=1e-8)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("cells", [3, 90])
+def test_cells_that_are_all_alike_lie_in_one_place(cells: int):
+    alike = {k: sparse.csr_matrix(np.full((cells, 40), 2.0)) for k in ("A", "B")}
+    found = Embedding.of(GroupedCells(alike, [f"G{i}" for i in range(40)], "B"), None)
+    place = found.place(CellGroup(alike["A"]))
+    assert place.shape == (cells, 1) and np.ptp(place) == 0
+    assert energy_distance_unbiased(place, place) == 0
 
 
 def test_rank_correlations_equal_scipys():

@@ -251,7 +251,8 @@ class Covariance(EffectModel):
             return np.zeros((len(targets), self.n_genes), np.float32)
         variance_G = controls.variance_G
         own = np.where(genes >= 0, variance_G[genes], 0) + variance_G.mean()
-        found = -controls.covariance(genes) / own[:, None]
+        # where no control cell differs from another, nothing can be read off them
+        found = -controls.covariance(genes) / np.where(own > 0, own, np.inf)[:, None]
         known = np.flatnonzero(genes >= 0)
         found[known, genes[known]] = 0
         return found

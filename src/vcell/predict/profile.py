@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -33,6 +35,21 @@ def control_profiles(store: Cells, contexts: Iterable[str], layout: Layout) -> d
         in_file_G = np.where(layout.source_genes >= 0, total_G[layout.source_genes], 0.0)
         found[context] = profile(in_file_G).astype(np.float32)
     return found
+
+
+def as_uns(profiles: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Profiles as they stand in a file: to HDF5 a slash in a name begins a group, and a dot alone is the group itself."""
+    return {_key(context): profile for context, profile in profiles.items()}
+
+
+def of_uns(stored: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `as_uns`."""
+    return {unquote(str(name)): np.asarray(profile) for name, profile in stored.items()}
+
+
+def _key(context: str) -> str:
+    escaped = context.replace("%", "%25").replace("/", "%2F")
+    return escaped if escaped.strip(".") else escaped.replace(".", "%2E")
 
 
 def check_contexts(found: Mapping[str, np.ndarray], controls: Mapping[str, np.ndarray]) -> None:

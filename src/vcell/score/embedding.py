@@ -65,10 +65,13 @@ class Sample:
         values, vectors = eigh(
             product.T, subset_by_index=[first, len(product) - 1], overwrite_a=True, check_finite=False
         )
-        kept = np.argsort(-values)[: min(COMPONENTS, int((values > 1e-9 * values.max()).sum()))]
+        telling = int((values > 1e-9 * max(values.max(), 0)).sum())
+        kept = np.argsort(-values)[
+            : max(1, min(COMPONENTS, telling))
+        ]  # one, along which nothing varies, where all cells are alike
         axes = vectors[:, kept]
         if wide:
-            axes = centred.T @ axes / np.sqrt(values[kept])
+            axes = centred.T @ axes / np.sqrt(np.maximum(values[kept], np.finfo(float).tiny))
         axes *= np.sign(
             axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])]
         )  # a sign that does not depend on the library

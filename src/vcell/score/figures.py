@@ -16,6 +16,7 @@ import pandas as pd
 from vcell.errors import VcellError, nearest
 from vcell.score.explore import Effects, effects, target_table
 from vcell.score.metrics import Metric, has_room, per_target
+from vcell.score.own import correlation
 from vcell.score.pairs import Pair
 from vcell.score.side import Side
 from vcell.score.statistics import Interval
@@ -233,8 +234,7 @@ def deltas(shown: Shown) -> Picture:
         axis.plot(real[quiet], pred[quiet], ".", color=GREY, markersize=2, rasterized=True)
         axis.plot(real[called], pred[called], ".", color=PREDICTED, markersize=4, rasterized=True)
         axis.set(xlim=(-limit, limit), ylim=(-limit, limit), xlabel="measured", ylabel="predicted")
-        with np.errstate(invalid="ignore"):
-            r = np.corrcoef(pred, real)[0, 1]
+        r = correlation(pred[None], real[None])[0]
         axis.set_title(f"{target}: {int(called.sum()):,} changed, r = {r:.2f}", fontsize=9)
         axis.axhline(0, color=GREY, linewidth=0.5)
         axis.axvline(0, color=GREY, linewidth=0.5)

@@ -23,7 +23,7 @@ from vcell.predict.from_table import CONTROL, cells_from_table, control_cells
 from vcell.predict.layout import Layout
 from vcell.predict.options import PredictOptions
 from vcell.predict.parts import PartsFolder
-from vcell.predict.profile import PROFILE, control_profiles
+from vcell.predict.profile import PROFILE, control_profiles, of_uns
 from vcell.predict.request import read_targets
 from vcell.predict.table import is_table
 from vcell.submission.container import Packed, memory_of_official, pack
@@ -169,7 +169,7 @@ def _profiles_inside(path: Path) -> dict[str, np.ndarray] | None:
     with open_h5ad(path) as file:
         if f"uns/{PROFILE}" not in file:
             return None
-        return {str(context): np.asarray(found) for context, found in read_elem(file[f"uns/{PROFILE}"]).items()}
+        return of_uns(read_elem(file[f"uns/{PROFILE}"]))
 
 
 def packed(job: Job, path: Path, findings: Findings) -> Packed:
