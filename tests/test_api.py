@@ -189,3 +189,30 @@ def test_what_is_given_wrongly_is_refused(in_trained: Path):
             wrong()
     with pytest.raises(AttributeError, match="no attribute 'modle'"):
         vcell.modle  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: vcell.build_store(3, "s"), "a path, an AnnData, or a list of these, not as int"),
+        (lambda: vcell.build_store([], "s"), "no cells are given"),
+        (lambda: vcell.fit(None), "or a list of these, not as NoneType"),
+        (lambda: vcell.fit("a.h5ad", max_steps="ten"), "max_steps=ten must be a whole number"),
+        (
+            lambda: vcell.pack_submission("p.h5ad", "vcc2027"),
+            "challenge=vcc2027 must be one of none, vcc2025, vcc2026. Did you mean",
+        ),
+        (lambda: vcell.score_prediction("p.h5ad", "r.h5ad", challenge="vcc"), "challenge=vcc must be one of"),
+    ],
+)
+def test_what_cannot_be_given_is_refused_in_one_line(call, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VcellError, match=words):
+        call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_name_is_a_list_of_one(fresh: Path):
+    run = vcell.fit("data/demo/store", name="one", test="GENE0040", max_steps=1, settings={"data.sets.set_size": 4})
+    groups = json.loads((run.folder / "split.json").read_text())["groups"]
+    assert {g["perturbation"] for g in groups if g["split"] == "test"} == {"GENE0040"}

@@ -14,7 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vcell.errors import VcellError, nearest
+from vcell.errors import VcellError, check_choice, nearest
 from vcell.system import slurm_tasks_per_node
 
 # configs/ lies in the package of an installed wheel, and at the top of a checkout
@@ -122,7 +122,10 @@ def class_path(thing: Any) -> str:
 
 def challenge_of(name: Any) -> Any:
     """The rules of a challenge by its name; a `Challenge` object is returned unchanged."""
-    return build(compose("infer", [f"challenge={name}"]).challenge) if isinstance(name, str) else name
+    if name is not None and not isinstance(name, str):
+        return name
+    check_choice("challenge", name, sorted(path.stem for path in (CONFIG_DIR / "challenge").glob("*.yaml")))
+    return build(compose("infer", [f"challenge={name}"]).challenge)
 
 
 def with_trainer(overrides: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vcell.challenge import Challenge
 from vcell.config import challenge_of
 from vcell.data.batch import CellSetBatch
-from vcell.data.files.memory import Given, as_file, is_anndata
+from vcell.data.files.memory import Given, as_file, given_list, is_anndata
 from vcell.data.store.store import Cells, CellStore
 from vcell.errors import VcellError
 from vcell.model.find import find_checkpoint
@@ -121,9 +121,11 @@ class LoadedModel(TrainedModel):
         controls = str(cells.path) if isinstance(cells, CellStore) else str(cells) if isinstance(cells, Path) else cells
         asked = PredictOptions(
             challenge=challenge_of(options.pop("challenge", "none")),
-            targets=targets if targets is None or isinstance(targets, str) else list(targets),
+            targets=targets if targets is None or isinstance(targets, str) else [str(target) for target in targets],
             contexts=[contexts] if isinstance(contexts, str) else contexts,
-            controls=controls if controls is None or isinstance(controls, str) else list(controls),
+            controls=controls
+            if controls is None or isinstance(controls, str)
+            else [str(one) for one in given_list(controls)],
             **options,
         )
         check_predictors(asked.predictor)

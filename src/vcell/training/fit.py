@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
 import pandas as pd
 from torch import nn
 
 from vcell.config import class_path, compose, with_settings
-from vcell.data.files.memory import Given
+from vcell.data.files.memory import Given, given_list
 from vcell.data.files.paths import is_zarr
 from vcell.data.store.build import build_store
 from vcell.data.store.store import Cells, CellStore
-from vcell.errors import VcellError
+from vcell.errors import VcellError, check_number
 from vcell.model.losses import Loss
 from vcell.process.progress import spoken
 from vcell.process.stopping import Stopped
@@ -108,7 +107,8 @@ def fit(
     VcellError
         If something of it cannot be used, or the run there has other settings.
     """
-    given = [data] if isinstance(data, str | Path | Cells | ad.AnnData) else list(data)
+    check_number("max_steps", max_steps, -1)
+    given = [data] if isinstance(data, Cells) else given_list(data)
     if not all(_is_store(one) for one in given):
         read = {key: value for key, value in (settings or {}).items() if key.startswith("data.")}
         given = [build_store(given, Path("data", name, "store"), settings=read, verbose=verbose)]
@@ -153,4 +153,4 @@ def _folder_of(store: Any) -> str:
 
 
 def _held_out(asked: float | Sequence[str]) -> Any:
-    return asked if isinstance(asked, int | float) else list(asked)
+    return asked if isinstance(asked, int | float) else [asked] if isinstance(asked, str) else list(asked)

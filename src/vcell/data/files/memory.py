@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
@@ -21,6 +21,26 @@ def is_anndata(cells: Any) -> TypeGuard[AnnData]:
     """Whether these are cells in memory."""
     anndata = sys.modules.get("anndata")  # not loaded: nobody can have made one
     return anndata is not None and isinstance(cells, anndata.AnnData)
+
+
+def given_list(cells: Any) -> list[Given]:
+    """Cells given as one or as several, as a list.
+
+    Raises
+    ------
+    VcellError
+        If they are neither, or there are none.
+    """
+    if isinstance(cells, str | Path) or is_anndata(cells):
+        return [cells]
+    if not isinstance(cells, Iterable):
+        raise VcellError(
+            f"cells must be given as a path, an AnnData, or a list of these, not as {type(cells).__name__}"
+        )
+    found = list(cells)
+    if not found:
+        raise VcellError("no cells are given")
+    return found
 
 
 @contextmanager

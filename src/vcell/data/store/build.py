@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vcell.config import compose, with_settings
-from vcell.data.files.memory import Given, as_file, is_anndata
+from vcell.data.files.memory import Given, as_file, given_list
 from vcell.data.store.ensure import ensure_store
 from vcell.data.store.options import StoreOptions
 from vcell.data.store.store import Cells
@@ -64,7 +64,7 @@ def build_store(
     VcellError
         If cells cannot be read, or the store there was made from others.
     """
-    given = [cells] if isinstance(cells, str | Path) or is_anndata(cells) else list(cells)
+    given = given_list(cells)
     config = compose("prepare", ["data=perturb_seq"])
     columns = {"data.columns.perturbation": perturbation, "data.columns.batch": batch, "data.columns.context": context}
     control_label = control if isinstance(control, str) else list(control)

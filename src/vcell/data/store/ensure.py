@@ -178,7 +178,10 @@ def _files(options: StoreOptions) -> list[Path]:
         return expand(toml_patterns(options.toml))
     if options.path is None:
         raise VcellError("specify which files to read: data.path=FILE.h5ad")
-    return expand(options.path)
+    files = expand(options.path)
+    if not files:
+        raise VcellError("specify which files to read: data.path=FILE.h5ad")
+    return files
 
 
 def _files_there(options: StoreOptions) -> bool:
