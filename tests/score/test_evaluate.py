@@ -295,6 +295,11 @@ def too_large(cells: ad.AnnData) -> None:
     cells.X.data *= 10
 
 
+def all_zero(cells: ad.AnnData) -> None:
+    cells.X = sparse.csr_matrix(cells.shape, dtype=np.float32)
+    del cells.uns["vcell"]
+
+
 def not_finite(cells: ad.AnnData) -> None:
     cells.X.data[3] = np.nan
 
@@ -310,6 +315,7 @@ def other_column(cells: ad.AnnData) -> None:
         (controls_only, "control cells only"),
         (other_genes, "only 0 of the prediction's .* missing are OTHER0"),
         (too_large, "neither whole counts nor log1p"),
+        (all_zero, "holds no counts"),
         (not_finite, "NaN"),
         (other_column, "Did you mean 'target_genes'"),
     ],

@@ -134,6 +134,8 @@ def same_scale(
     pred_scale = None if about.get("scale") == "log1p" else scale_of_prediction(pred)
     if pred_scale is Scale.COUNTS:
         target_sum = float(np.median(np.concatenate([_totals(block) for block in pred.blocks()])))
+        if target_sum == 0:
+            raise VcellError("the prediction holds no counts: half of its cells or more are zero in every gene")
         pred = pred.changed(lambda block: log1p_of_counts(block, Scale.COUNTS, target_sum, "the prediction"))
     else:
         largest = max((float(block.data.max(initial=0.0)) for block in pred.blocks()), default=0.0)
