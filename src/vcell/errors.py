@@ -59,11 +59,10 @@ def check_number(
     number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
     if number and (value > least or (value == least and not above)) and value <= most:
         return
-    bounds = (
-        (f"above {least:,}" if above else f"of at least {least:,}") if most == inf else f"from {least:,} to {most:,}"
-    )
-    if above and most != inf:
-        bounds = f"above {least:,}, at most {most:,}"
+    if most == inf:
+        bounds = f"above {least:,}" if above else f"of at least {least:,}"
+    else:
+        bounds = f"above {least:,}, at most {most:,}" if above else f"from {least:,} to {most:,}"
     kind = "a whole number" if whole else "a number"
     alternative = f" or {other}" if other else ""
     written = isinstance(value, float) and whole and value.is_integer()  # 1e4 is no whole number to YAML

@@ -397,7 +397,8 @@ def as_csr(rows: SparseCells, n_genes: int) -> sparse.csr_matrix:
 
 
 def check_finite(predicted: Tensor, wanted: Wanted) -> None:
-    if not torch.isfinite(predicted.sum()):  # a sum keeps what is not finite, and takes a tenth of the time
+    # a sum keeps what is not finite, and takes a tenth of the time
+    if not torch.isfinite(predicted.sum(dtype=torch.float32)):
         raise VcellError(
             f"the prediction of {wanted.perturbation} in {wanted.context} holds NaN or infinity: the model has diverged; use an "
             "earlier ckpt"

@@ -122,10 +122,10 @@ class LoadedModel(TrainedModel):
         asked = PredictOptions(
             challenge=challenge_of(options.pop("challenge", "none")),
             targets=targets if targets is None or isinstance(targets, str) else [str(target) for target in targets],
-            contexts=[contexts] if isinstance(contexts, str) else contexts,
+            contexts=contexts,
             controls=controls
             if controls is None or isinstance(controls, str)
-            else [str(one) for one in given_list(controls)],
+            else list(map(str, given_list(controls))),
             **options,
         )
         check_predictors(asked.predictor)

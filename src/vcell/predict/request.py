@@ -127,11 +127,8 @@ def read_targets(path: str, columns: Columns | None = None) -> pd.DataFrame:
 
     Contexts and batches may stand in columns that are named as those of the data.
     """
-    other = (
-        {}
-        if columns is None
-        else {"target_gene": columns.perturbation, "context": columns.context, "batch": columns.batch}
-    )
+    columns = columns or Columns(None, None, None)
+    other = {"target_gene": columns.perturbation, "context": columns.context, "batch": columns.batch}
     table = read_table(path, "targets", "target_gene", ("n_cells", "context", "batch", "median_umi_per_cell"), other)
     if "n_cells" in table:
         grouped = table["n_cells"].str.fullmatch(r"\d{1,3}(,\d{3})+")

@@ -95,9 +95,8 @@ class CellFile:
                 )
             self.matrix = matrix or best_matrix(file, path)
             self.genes = read_genes(file, path, self.matrix)
-            Matrix.open(
-                file, path, self.matrix, n_rows(file, "obs", path), len(self.genes)
-            )  # what its shape tells is said first
+            # what its shape tells is said first
+            Matrix.open(file, path, self.matrix, n_rows(file, "obs", path), len(self.genes))
             check_unique(self.genes, str(path), "Keep one of each")
             labels = as_labels(read_column(file, "obs", name, path))
             wanted = [columns.context, *CONTEXT_COLUMNS, *USUAL["context"]] if columns.context is not None else []

@@ -65,10 +65,9 @@ class Sample:
         values, vectors = eigh(
             product.T, subset_by_index=[first, len(product) - 1], overwrite_a=True, check_finite=False
         )
-        telling = int((values > 1e-9 * max(values.max(), 0)).sum())
-        kept = np.argsort(-values)[
-            : max(1, min(COMPONENTS, telling))
-        ]  # one, along which nothing varies, where all cells are alike
+        # where all cells are alike one is kept, along which nothing varies
+        telling = max(1, int((values > 1e-9 * max(values.max(), 0)).sum()))
+        kept = np.argsort(-values)[: min(COMPONENTS, telling)]
         axes = vectors[:, kept]
         if wide:
             axes = centred.T @ axes / np.sqrt(np.maximum(values[kept], np.finfo(float).tiny))

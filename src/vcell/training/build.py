@@ -103,7 +103,7 @@ class RunSettings:
             check_number(f"trainer.{name}", trainer[name], 1)
         if trainer.gradient_clip_val is not None:
             check_number("trainer.gradient_clip_val", trainer.gradient_clip_val, 0, whole=False)
-        if config.compile not in (True, False):
+        if config.compile not in (None, True, False):
             check_choice("compile", config.compile, COMPILED)
         return cls(
             name=config.name,

@@ -81,6 +81,7 @@ def test_columns_named_as_those_of_the_data_are_known(tmp_path: Path, capsys: py
     [
         ('target_gene,n_cells\nSTAT1,"1,000"\n', "n_cells '1,000' is ambiguous. Write it without a comma: 1000"),
         ("target_gene,n_cells\nMYC,8\nSTAT1,8,5\n", r"row 3 has 3 cells, the header 2"),
+        ("target_gene,n_cells\nSTAT1,8,5\n", r"row 2 has 3 cells, the header 2"),
         ("target_gene,n_cells\nSTAT1,1e18\n", "from 1 to 10,000,000; it is not for STAT1"),
         ("target_gene,n_cells\nSTAT1,many\n", "it is not for STAT1"),
     ],

@@ -148,8 +148,8 @@ def read_table(
     if not rows:
         raise VcellError(f"{path} is empty. Set {key}")
     header = [cell.strip() for cell in rows[0]]
-    if all(len(row) == len(header) + 1 and row[-1] for row in rows[1:]) and len(rows) > 1:
-        header = ["", *header]  # R leaves the corner out
+    if len(rows) > 1 and all(len(row) == len(header) + 1 and row[0].isdigit() for row in rows[1:]):
+        header = ["", *header]  # R numbers the rows, and leaves the corner out
     for number, row in enumerate(rows[1:], 2):
         if any(row[len(header) :]):
             raise VcellError(f"{path}: row {number} has {len(row)} cells, the header {len(header)}")

@@ -111,9 +111,7 @@ class Screen:
             check_number(name, getattr(self, name), 0, whole=False)
         if self.targets * 2 > self.genes:
             raise VcellError(f"targets={self.targets} must be at most half of genes={self.genes}")
-        if not 0 <= self.test_targets < self.targets:
-            raise VcellError(f"test_targets={self.test_targets} must be from 0 to below targets={self.targets}")
-        check_number("test_targets", self.test_targets, 0)
+        check_number("test_targets", self.test_targets, 0, self.targets - 1)
         unnamed = [name for name in self.contexts if Path(name).name != name]
         if unnamed:
             raise VcellError(f"contexts={list(self.contexts)}: {unnamed[0]!r} cannot be the name of a file")

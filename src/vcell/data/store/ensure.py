@@ -176,9 +176,7 @@ def _decisions(store: CellStore) -> list[str]:
 def _files(options: StoreOptions) -> list[Path]:
     if options.toml:
         return expand(toml_patterns(options.toml))
-    if options.path is None:
-        raise VcellError("specify which files to read: data.path=FILE.h5ad")
-    files = expand(options.path)
+    files = expand(options.path or ())
     if not files:
         raise VcellError("specify which files to read: data.path=FILE.h5ad")
     return files
