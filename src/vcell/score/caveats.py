@@ -14,7 +14,7 @@ from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import Metric
 from vcell.score.pairs import Pair
 from vcell.score.statistics import Interval, Resampled, better_by
-from vcell.score.sums import totals
+from vcell.score.sums import CellGroup, totals
 from vcell.system import in_threads
 
 SAME = 1e-6
@@ -110,7 +110,7 @@ def own_gene_note(pair: Pair) -> str | None:
 def _mean_counts(cells: sparse.csr_matrix, target_sum: float | None) -> np.ndarray:
     """Mean of counts, or of counts per target sum where cells are log1p, ``(genes)``."""
     linear = cells if target_sum is None else cells.expm1()
-    return np.asarray(linear.mean(axis=0), dtype=np.float64).ravel()
+    return CellGroup(linear).mean()
 
 
 def _mean_of_gene(cells: sparse.csr_matrix, gene: int, target_sum: float | None) -> float:
@@ -161,4 +161,4 @@ def weak_metrics(floor: Resampled, ceiling: Resampled, metrics: Sequence[Metric]
 
 def _apart(one: sparse.csr_matrix, other: sparse.csr_matrix) -> float:
     """Mean absolute difference of mean profiles."""
-    return float(np.abs(np.asarray(one.mean(axis=0)) - np.asarray(other.mean(axis=0))).mean())
+    return float(np.abs(CellGroup(one).mean() - CellGroup(other).mean()).mean())
