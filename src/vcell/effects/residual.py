@@ -25,7 +25,7 @@ from vcell.effects.evidence import Evidence
 from vcell.effects.linear import cosine, main_directions
 from vcell.effects.loco import FEWEST_TARGETS, judged, worth
 from vcell.effects.transfer import Transfer
-from vcell.errors import VcellError, check_choice, check_number
+from vcell.errors import check_choice, check_number
 from vcell.process.progress import progress_bar
 
 SKETCH = 1024
@@ -150,8 +150,6 @@ class TransferResidual(Transfer):
             check_number(f"model.{name}", value, least)
         check_number("model.learning_rate", learning_rate, 0, whole=False, above=True)
         check_number("model.source_dropout", source_dropout, 0, 1, whole=False)
-        if steps < 0 or seeds < 1 or rank < 1:
-            raise VcellError("model.steps must be at least 0, model.seeds and model.rank at least 1")
         self.rank, self.hidden, self.steps, self.seeds = rank, hidden, steps, seeds
         self.learning_rate, self.source_dropout = learning_rate, source_dropout
         self.contrast, self.blend = contrast, blend

@@ -112,7 +112,6 @@ class References:
 
         from vcell.predict.infer import make_maker
         from vcell.predict.layout import Layout
-        from vcell.predict.request import Wanted
 
         numbers = {t: pair.pred.n_cells(t) for t in pair.pred.targets}
         values = "counts" if pair.target_sum is None else "log1p"
@@ -124,8 +123,7 @@ class References:
                 predictor, self.source, layout, torch.device("cpu"), drawn, self.counts, self.calls, self.own
             )
             # what is worked out once for a context is so before several threads ask for it
-            for _ in maker.cells([Wanted(context, pair.pred.targets[0], 1)]):
-                pass
+            _maker(maker, context, dict.fromkeys(numbers, 1))(pair.pred.targets[0])
             cells = GroupedCells(Lazy(numbers, _maker(maker, context, numbers)), pair.pred.genes, pair.pred.control)
             yield name, cells.with_controls(pair.pred.controls)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vcell.errors import VcellError
+from vcell.errors import check_number
 
 if TYPE_CHECKING:
     from vcell.data.simulation.screen import Truth
@@ -97,13 +97,9 @@ class Field:
     def __post_init__(self) -> None:
         for name in ("null_targets", "null_strength", "shared_weak", "shared_strong", "lineage_share", "panel", "guide_failures", "confounding",
                      "neighbours", "source_cells", "source_depth"):  # fmt: skip
-            if not 0 <= getattr(self, name) <= 1:
-                raise VcellError(f"field.{name}={getattr(self, name)} must lie between 0 and 1")
-        for name in ("source_cells", "source_depth", "panel"):
-            if getattr(self, name) == 0:
-                raise VcellError(f"field.{name} must be above 0")
-        if self.programmes < 1:
-            raise VcellError(f"field.programmes={self.programmes} must be at least 1")
+            above = name in ("source_cells", "source_depth", "panel")
+            check_number(f"field.{name}", getattr(self, name), 0, 1, whole=False, above=above)
+        check_number("field.programmes", self.programmes, 1)
 
 
 class FieldResponses:
