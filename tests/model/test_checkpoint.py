@@ -57,6 +57,21 @@ def test_a_checkpoint_cannot_name_code_to_run(in_trained: Path, tmp_path: Path):
         TrainedModel.load(tmp_path / "bad.ckpt")
 
 
+def test_weights_that_do_not_fit_are_named_in_one_line(in_trained: Path, tmp_path: Path):
+    checkpoint = read_checkpoint(Path("runs/demo/checkpoints/last.ckpt"))
+    weights = checkpoint["state_dict"]
+    name = next(name for name, weight in weights.items() if weight.dim() == 2)
+    shape = list(weights[name].shape)
+    weights[name] = weights[name][:-1]
+    weights["model.more"] = weights.pop(next(reversed(weights)))
+    torch.save(checkpoint, tmp_path / "bad.ckpt")
+    with pytest.raises(VcellError, match="do not fit the model") as error:
+        TrainedModel.load(tmp_path / "bad.ckpt")
+    assert f"{name.removeprefix('model.')} is {[shape[0] - 1, shape[1]]}, not {shape}" in str(error.value)
+    assert "it lacks " in str(error.value) and "it does not know more" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_a_failed_write_keeps_the_old_checkpoint(tmp_path: Path):
     io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
     io.save_checkpoint({"vcell": {}, "step": 1}, path)

@@ -257,8 +257,10 @@ def test_p_values_are_scipys():
 
 @pytest.mark.parametrize("equal", [False, True])
 @pytest.mark.parametrize("number", [1, 7, 300])
-def test_drawn_cells_are_tested_as_any_others(number: int, equal: bool):
-    """Bit for bit, whatever the pool: some of the controls' values or none, drawn once or often."""
+@pytest.mark.parametrize("at_once", [4_000_000, 300])
+def test_drawn_cells_are_tested_as_any_others(monkeypatch: pytest.MonkeyPatch, number: int, equal: bool, at_once: int):
+    """Bit for bit, whatever the pool: some of the controls' values or none, drawn once or often; all genes at once or few at a time."""
+    monkeypatch.setattr("vcell.score.drawn.VALUES_A_THREAD", at_once)
     rng = np.random.default_rng(number)
     totals = rng.choice([500, 700, 900], (80, 1))
     pool, y = (
@@ -268,7 +270,7 @@ def test_drawn_cells_are_tested_as_any_others(number: int, equal: bool):
     tested = numbered(np.arange(60) % 7 > 0)
     test = SortedControls.of(y, tested)
     rows = rng.integers(0, 80, number)
-    np.testing.assert_array_equal(test.drawn_from(pool)(rows), test(pool[rows]))
+    np.testing.assert_array_equal(test.drawn_from(pool, lambda cells: cells.data)(rows), test(pool[rows]))
     if equal:
         np.testing.assert_array_equal(test.drawn_again(pool)(rows), test(pool[rows]))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vcell.data.batch import CellSetBatch
 from vcell.effects.model import EffectModel
-from vcell.errors import VcellError, check_choice
+from vcell.errors import VcellError, check_choice, shortlist
 from vcell.model.checkpoint import Identity, make_model, read_checkpoint, table_of
 from vcell.model.lora import merged
 from vcell.model.negative_binomial import CountLaw, draw
@@ -113,7 +113,9 @@ class TrainedModel:
                 f"the checkpoint {path} has a damaged model ({type(error).__name__}: {error}); train it again"
             ) from error
         except RuntimeError as error:
-            raise VcellError(f"the weights in {path} do not fit the model it names: {error}") from error
+            raise VcellError(
+                f"the weights in {path} do not fit the model it names: {misfit(network, weights) or error}"
+            ) from error
         return cls(network.eval(), table, identity)
 
     def predict(self, batch: CellSetBatch) -> Tensor:
@@ -190,3 +192,18 @@ class TrainedModel:
             self._vectors = self.table.vectors.to(device)
         rows = torch.tensor(self.table.rows(perturbations)).pin_memory()
         return self._vectors[rows.to(device, non_blocking=True)]
+
+
+def misfit(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """In what weights differ from those of a network, by name and shape; no words where they do not."""
+    known = network.state_dict()
+    both = [name for name in known if name in weights]
+    shapes = [(name, *(list(getattr(of[name], "shape", ())) for of in (known, weights))) for name in both]
+    other = [f"{name} is {found}, not {wanted}" for name, wanted, found in shapes if found != wanted]
+    missing, unknown = sorted(known.keys() - weights.keys()), sorted(weights.keys() - known.keys())
+    parts = (
+        f"it lacks {shortlist(missing, 4)}" if missing else "",
+        f"it does not know {shortlist(unknown, 4)}" if unknown else "",
+        shortlist(other, 4),
+    )
+    return "; ".join(part for part in parts if part)

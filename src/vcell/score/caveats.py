@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,6 @@ from scipy import sparse
 
 from vcell.data.store.part import target_columns
 from vcell.errors import VcellError, shortlist
-from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import Metric
 from vcell.score.pairs import Pair
 from vcell.score.statistics import Interval, Resampled, better_by
@@ -40,9 +40,39 @@ def refuse_leaks(leaked: Mapping[str, Sequence[str]], run: str) -> None:
     )
 
 
+class Looked(NamedTuple):
+    """What the remarks need of one target's cells.
+
+    Attributes
+    ----------
+    totals
+        Counts of each predicted and of each measured cell; empty where cells are log1p.
+    kept
+        Expression of each of its own genes, relative to the controls, as predicted and as measured.
+    """
+
+    totals: list[np.ndarray]
+    kept: list[list[float]]
+
+
 def of_pair(pair: Pair) -> list[str]:
-    """What is remarkable about predicted and measured cells."""
-    notes = in_threads(lambda note: note(pair), (control_note, library_note, own_gene_note))
+    """What is remarkable about predicted and measured cells, each of which is read once."""
+    sides = pair.pred, pair.real
+    columns = target_columns(pair.pred.targets, list(pair.pred.genes), pair.pred.control)
+    controls = [_mean_counts(cells.controls, pair.target_sum) for cells in sides]
+
+    def look(target: str, genes: np.ndarray) -> Looked:
+        found = Looked([], [])
+        known = [gene for gene in genes[genes >= 0].tolist() if min(control_G[gene] for control_G in controls) > 0]
+        for cells, control_G in zip(sides, controls, strict=True):
+            group = cells.group(target)
+            if pair.target_sum is None:
+                found.totals.append(totals(group.matrix, group.rows))
+            found.kept.append([_mean_of_gene(group.cells, g, pair.target_sum) / control_G[g] for g in known])
+        return found
+
+    looked = list(in_threads(lambda task: look(*task), list(zip(pair.pred.targets, columns, strict=True))))
+    notes = control_note(pair), library_note(pair, looked), own_gene_note(pair, looked)
     return [note for note in notes if note]
 
 
@@ -65,7 +95,7 @@ def control_note(pair: Pair) -> str | None:
     )
 
 
-def library_note(pair: Pair) -> str | None:
+def library_note(pair: Pair, looked: Sequence[Looked]) -> str | None:
     """Library sizes that are far apart: of whole counts, or of what the prediction is scaled to and the measured cells have."""
     where = f"{pair.context}: " if pair.context else ""
     if pair.target_sum is not None:
@@ -76,7 +106,7 @@ def library_note(pair: Pair) -> str | None:
             f"counts, the official scorer would scale them to their own median, {pair.real_total:,.0f}, and give other values. "
             "vcell.infer challenge=vcc2025 writes the median of the control cells"
         )
-    sizes = [_median_total(cells) for cells in (pair.pred, pair.real)]
+    sizes = [float(np.median(np.concatenate(side))) for side in zip(*(found.totals for found in looked), strict=True)]
     if max(sizes) <= FAR * min(sizes):
         return None
     return (
@@ -85,24 +115,14 @@ def library_note(pair: Pair) -> str | None:
     )
 
 
-def own_gene_note(pair: Pair) -> str | None:
+def own_gene_note(pair: Pair, looked: Sequence[Looked]) -> str | None:
     """What the perturbations did to their own genes, measured and predicted; None where no target is a gene of the files."""
-    columns = target_columns(pair.pred.targets, list(pair.pred.genes), pair.pred.control)
-    sides = {"measured": pair.real, "predicted": pair.pred}
-    left: dict[str, list[float]] = {side: [] for side in sides}
-    controls = {side: _mean_counts(cells.controls, pair.target_sum) for side, cells in sides.items()}
-    for target, genes in zip(pair.pred.targets, columns, strict=True):
-        for gene in genes[genes >= 0].tolist():
-            if min(control_G[gene] for control_G in controls.values()) <= 0:
-                continue
-            for side, cells in sides.items():
-                mean = _mean_of_gene(cells.cells[target], gene, pair.target_sum)
-                left[side].append(float(mean / controls[side][gene]))
-    if not left["measured"]:
+    left = [np.concatenate(side) for side in zip(*(found.kept for found in looked), strict=True)]
+    if not len(left[0]):
         return None
-    measured, predicted = (float(np.median(left[side])) for side in sides)
+    predicted, measured = (float(np.median(side)) for side in left)
     return (
-        f"{pair.context + ': ' if pair.context else ''}own genes of {len(left['measured']):,} targets keep {measured:.2f} of the controls' "
+        f"{pair.context + ': ' if pair.context else ''}own genes of {len(left[0]):,} targets keep {measured:.2f} of the controls' "
         f"expression as measured, {predicted:.2f} as predicted (medians)"
     )
 
@@ -117,11 +137,6 @@ def _mean_of_gene(cells: sparse.csr_matrix, gene: int, target_sum: float | None)
     """The same of one gene."""
     values = cells.data[cells.indices == gene].astype(np.float64)
     return float((values if target_sum is None else np.expm1(values)).sum() / cells.shape[0])
-
-
-def _median_total(cells: GroupedCells) -> float:
-    groups = (cells.group(t) for t in cells.targets)
-    return float(np.median(np.concatenate([totals(group.matrix, group.rows) for group in groups])))
 
 
 def discrimination_note(tables: Sequence[pd.DataFrame], over_all: bool, subset: int | None) -> str:

@@ -29,7 +29,7 @@ from vcell.score.rows import CELLS_AT_ONCE, InFile, InMemory, LabelledCells, OfS
 SAMPLE_CELLS = 500
 CHUNKS = 4  # that are read at least, where they are large: one that is read in part is unpacked again
 STORED_BYTES = 8  # of a value and its gene in memory
-MOST_IN_MEMORY = 1_500_000_000  # bytes of one file's cells of a context; more lie in a scratch file
+MOST_IN_MEMORY = 1_000_000_000  # bytes of one file's cells of a context; more lie in a scratch file
 CONTEXT_COLUMNS = ("context", "cell_type", "cell_line")
 
 

@@ -27,7 +27,7 @@ from numba import njit
 from scipy import sparse
 
 from vcell.data.files.normalize import counts_of_log1p
-from vcell.score.ranksum import RankTest, SortedControls, numbered, rank_test
+from vcell.score.ranksum import RankTest, SortedControls, Tested, numbered, rank_test
 from vcell.score.rows import CELLS_AT_ONCE, rows_between, with_values
 from vcell.score.sums import CellGroup, totals
 from vcell.system import cores, in_threads
@@ -85,7 +85,7 @@ class Tests2025:
 
     def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[CellGroup], tuple[np.ndarray, np.ndarray]]:
         """The same of groups that are rows of `pool`, which is analysed once."""
-        p_of = rows_test(self.p_of, pool, self.controls, lambda cells: cells)
+        p_of = rows_test(self.p_of, pool, self.controls, lambda cells: cells.data.astype(np.float64, copy=False))
         return lambda group: (p_of(group.rows), self.fold(group.cells))
 
     def fold(self, group: sparse.csr_matrix) -> np.ndarray:
@@ -142,7 +142,8 @@ class Tests2026:
     def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[CellGroup], tuple[np.ndarray, np.ndarray]]:
         """The same of groups that are rows of `pool`, which is analysed once."""
         assert self.p_of is not None
-        p_of = rows_test(self.p_of, pool, self.controls, log1p_cpm_of_many)
+        millions = millions_of(pool)
+        p_of = rows_test(self.p_of, pool, self.controls, lambda cells: log1p_cpm(cells, millions)[0].data)
 
         def test(group: CellGroup) -> tuple[np.ndarray, np.ndarray]:
             mean_G = mean_cpm(group, in_millions(group.sums[1]))
@@ -173,15 +174,12 @@ class Tests2026:
 
 
 def rows_test(
-    test: RankTest,
-    pool: sparse.csr_matrix,
-    controls: sparse.csr_matrix | None,
-    values: Callable[[sparse.csr_matrix], sparse.csr_matrix],
+    test: RankTest, pool: sparse.csr_matrix, controls: sparse.csr_matrix | None, tested: Tested
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """The test of rows of `pool`, of which `values` makes what is tested; where they are the controls, that is known already."""
+    """The test of rows of `pool`, as of `RankTest.drawn_from`; where they are the controls, much is known already."""
     if pool is controls and isinstance(test, SortedControls):
         return test.drawn_again(pool)
-    return test.drawn_from(values(pool))
+    return test.drawn_from(pool, tested)
 
 
 def false_discovery_rate(p_PG: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from scipy import sparse
 from vcell.score.ranksum import (
     GENES_A_THREAD,
     SortedControls,
+    Tested,
     cubed,
     gene_starts,
     not_below,
@@ -28,6 +29,7 @@ from vcell.score.ranksum import (
 )
 from vcell.system import in_threads
 
+VALUES_A_THREAD = 4_000_000
 LEFT_OUT, ALONE = 0, 1  # of a value: it is not tested; no other of the pool is equal to it
 NUMBERED = 2  # numbers of equal values begin here
 
@@ -57,26 +59,28 @@ class DrawnCells:
     n_shared: int
 
     @classmethod
-    def of(cls, pool: sparse.csr_matrix, controls: SortedControls, own: bool = False) -> DrawnCells:
-        """From cells of non-negative values; `own`: they are the controls, and need no sorting."""
-        others, n_values = controls.cells, len(pool.data)
+    def of(cls, pool: sparse.csr_matrix, controls: SortedControls, tested: Tested | None = None) -> DrawnCells:
+        """From cells with non-negative values, of which `tested` makes what is tested; None: they are the controls, and need no sorting."""
+        pool = pool if tested is None or pool.has_sorted_indices else pool.sorted_indices()
+        others, n_values, n_genes = controls.cells, pool.nnz, len(controls.ties)
         count, number = "u2" if 2 * others.n < 2**16 else "u4", "i4" if n_values < 2**31 else "i8"
         known = np.zeros(n_values, [("twice", count), ("equal", count), ("shared", number)])  # left out
-        values = others.values if own else pool.data.astype(np.float64, copy=False)
-        starts = others.starts if own else gene_starts(pool.indices, values, controls.place, len(controls.ties))
+        starts = others.starts if tested is None else gene_starts(pool.indices, pool.data, controls.place, n_genes)
+        # so many genes at a time that what is made of them takes little memory
+        step = max(1, min(GENES_A_THREAD, n_genes * VALUES_A_THREAD // max(1, n_values)))
 
         def look_up(first: int) -> int:
-            last = min(first + GENES_A_THREAD, len(controls.ties))
-            if own:
-                part = starts[first : last + 1], values, others.entries
+            last = min(first + step, n_genes)
+            if tested is None:
+                part = starts[first : last + 1], others.values, others.entries
             else:
-                part = sorted_part(pool.indices, values, controls.place, starts, first, last)
+                part = sorted_part(pool, tested, controls.place, starts, first, last)
             return _look_up(*part, others.starts[first:], others.values, known)
 
         # each part of the genes has numbers from 0 so far
-        shared = list(in_threads(look_up, range(0, len(controls.ties), GENES_A_THREAD)))
+        shared = list(in_threads(look_up, range(0, n_genes, step)))
         begins = np.concatenate([[0], np.cumsum(shared, dtype=np.int64)])
-        _number(pool.indices, controls.place, begins, known)
+        _number(pool.indices, controls.place, step, begins, known)
         return cls(pool.indptr, pool.indices, controls, known, int(begins[-1]))
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
@@ -109,11 +113,11 @@ def _look_up(starts, values, entries, control_starts, control_values, known):
 
 
 @njit(nogil=True, cache=True)
-def _number(genes, place, begins, known):
+def _number(genes, place, step, begins, known):
     """Has the numbers of each part of the genes begin where the last one's ended."""
     for e in range(len(genes)):
         if known[e].shared >= NUMBERED:
-            known[e].shared += begins[place[genes[e]] // GENES_A_THREAD]
+            known[e].shared += begins[place[genes[e]] // step]
 
 
 @njit(nogil=True, cache=True)

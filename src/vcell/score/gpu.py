@@ -16,6 +16,8 @@ from scipy import sparse
 from torch import Tensor
 
 from vcell.model.scores import GENES_AT_A_TIME, Reference
+from vcell.score.ranksum import Tested
+from vcell.score.rows import with_values
 
 
 class DenseRankTest:
@@ -40,8 +42,9 @@ class DenseRankTest:
         found = [reference.rank_sum_p(part_GC.repeat(1, copies)) for reference, part_GC in parts]
         return torch.cat(found).cpu().numpy()
 
-    def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda rows: self(pool[rows])
+    def drawn_from(self, pool: sparse.csr_matrix, tested: Tested) -> Callable[[np.ndarray], np.ndarray]:
+        values = with_values(pool, tested(pool))
+        return lambda rows: self(values[rows])
 
     def _parts(self, cells: sparse.csr_matrix) -> tuple[Tensor, ...]:
         tested = cells if self.tested_G is None else cells[:, self.tested_G]

@@ -24,7 +24,7 @@ from vcell.score.side import Measured, OfTarget, Side
 from vcell.score.sums import CellGroup
 from vcell.system import in_threads
 
-MOST_BYTES = 600_000_000  # of what is measured of halves at a time
+MOST_BYTES = 1_400_000_000  # of what is measured of halves at a time
 Places = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]  # of two halves: of each label, which cells
 
 

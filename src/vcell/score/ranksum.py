@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 GENES_A_THREAD = 2048
 AT_ONCE = 8  # values compared with one
 NEAR = 128  # values that are walked before steps double
+Tested = Callable[[sparse.csr_matrix], np.ndarray]  # the values that are tested, float64, of those that a matrix stores
 KEYS = 8192  # of the first, coarse sort of a gene's values
 
 
@@ -90,7 +91,7 @@ class SortedControls:
     ties
         Sum of t³ - t over equal positive values, ``(genes)``.
     place
-        The gene that each column of a group is, as of `ByGene`.
+        The gene that each column of a group is, as of `ByGene`; ascending.
     """
 
     cells: ByGene
@@ -108,16 +109,16 @@ class SortedControls:
     def __call__(self, cells: sparse.csr_matrix, copies: int = 1) -> np.ndarray:
         return rank_sum_p(cells, self, copies)
 
-    def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[np.ndarray], np.ndarray]:
+    def drawn_from(self, pool: sparse.csr_matrix, tested: Tested) -> Callable[[np.ndarray], np.ndarray]:
         from vcell.score.drawn import DrawnCells  # here: it is made of what is below
 
-        return DrawnCells.of(pool, self)
+        return DrawnCells.of(pool, self, tested)
 
     def drawn_again(self, controls: sparse.csr_matrix) -> Callable[[np.ndarray], np.ndarray]:
         """The test of rows of the controls themselves, of which only the stored values' columns matter."""
         from vcell.score.drawn import DrawnCells
 
-        return DrawnCells.of(controls, self, own=True)
+        return DrawnCells.of(controls, self)
 
 
 def numbered(kept_G: np.ndarray) -> np.ndarray:
@@ -132,8 +133,8 @@ class RankTest(Protocol):
         """p-values ``(genes)`` of some cells, each of which is there `copies` times."""
         ...
 
-    def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[np.ndarray], np.ndarray]:
-        """The test of rows of `pool`, which is analysed once."""
+    def drawn_from(self, pool: sparse.csr_matrix, tested: Tested) -> Callable[[np.ndarray], np.ndarray]:
+        """The test of rows of `pool`, which is analysed once; `tested` makes what is tested of its stored values or of some of them."""
         ...
 
 
@@ -164,14 +165,35 @@ def rank_sum_p(cells: sparse.csr_matrix, controls: SortedControls, copies: int =
 
 
 def sorted_part(
-    genes: np.ndarray, values: np.ndarray, place: np.ndarray, starts: np.ndarray, first: int, last: int
+    cells: sparse.csr_matrix, tested: Tested, place: np.ndarray, starts: np.ndarray, first: int, last: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What `ByGene` holds of the genes from `first` to `last` alone: starts, values and entries; `starts` as from `gene_starts`."""
-    number = int(starts[last] - starts[first])
-    ordered, entries = np.empty(number, np.float64), np.empty(number, np.int32 if len(values) < 2**31 else np.int64)
+    """What `ByGene` holds of the genes from `first` to `last` alone: starts, values and entries; `starts` as from `gene_starts`.
+
+    Each cell's columns are to ascend.
+    """
+    number, kind = int(starts[last] - starts[first]), np.int32 if cells.nnz < 2**31 else np.int64
+    ordered, numbers, entries = np.empty(number, np.float64), np.empty(number, kind), np.empty(number, kind)
+    columns = np.flatnonzero(place >= 0)[first:last]
+    begins = _entries_of(cells.indptr, cells.indices, cells.data, place, columns[0], columns[-1], entries)
+    part = sparse.csr_matrix((cells.data[entries], cells.indices[entries], begins), cells.shape)
     own = starts - starts[first]
-    _sort_genes(genes, values, place, own, first, last, ordered, entries)
-    return own[first : last + 1], ordered, entries
+    _sort_genes(part.indices, tested(part), place, own, first, last, ordered, numbers)
+    return own[first : last + 1], ordered, entries[numbers]
+
+
+@njit(nogil=True, cache=True)
+def _entries_of(starts, genes, values, place, first, last, entries):
+    """Writes which stored values are of the columns from `first` to `last` to `entries`, cell by cell; gives where each cell's begin."""
+    begins, n = np.zeros(len(starts), np.int64), 0
+    for c in range(len(starts) - 1):
+        k = starts[c] + np.searchsorted(genes[starts[c] : starts[c + 1]], first)
+        while k < starts[c + 1] and genes[k] <= last:
+            if place[genes[k]] >= 0 and values[k] > 0:
+                entries[n] = k
+                n += 1
+            k += 1
+        begins[c + 1] = n
+    return begins
 
 
 @njit(nogil=True, cache=True)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 BULK_SUM = 50_000.0
 PURITY = 0.9
 FEWEST_GENES = 10  # truly changed, for a target's fold changes to count
+MOSTLY = 0.7  # of the controls are drawn: then no copy of those is made
 SPLITS = 5  # of the replicate, seeds derived from 0 as the package derives them
 
 
@@ -124,19 +125,22 @@ class Fast2026:
         rng, controls = np.random.default_rng(0), cells.controls
         drawn = {t: rng.integers(0, controls.shape[0], cells.n_cells(t)) for t in cells.targets}
         used = np.unique(np.concatenate(list(drawn.values())))
-        some = controls if len(used) == controls.shape[0] else controls[used]
-        places = {target: np.searchsorted(used, rows) for target, rows in drawn.items()}
-        return GroupedCells.drawn(Pool(_scaled(some, scale_G), places), cells.genes, cells.control, controls)
+        if len(used) < MOSTLY * controls.shape[0]:
+            some, drawn = controls[used], {target: np.searchsorted(used, rows) for target, rows in drawn.items()}
+        else:  # a copy would take as much memory as the controls do
+            some = controls
+        return GroupedCells.drawn(Pool(_scaled(some, scale_G), drawn), cells.genes, cells.control, controls)
 
 
 def _scaled(cells: sparse.csr_matrix, scale_G: np.ndarray) -> sparse.csr_matrix:
     """Cells with every gene multiplied by a factor, in single precision; no zeros are stored."""
     values = np.empty(len(cells.data), np.float32)
     _multiply(cells.indices, cells.data, scale_G, values)
-    scaled = with_values(cells, values)
-    if not values.all():
-        scaled = scaled.copy()  # genes and starts are those of `cells` so far
-        scaled.eliminate_zeros()
+    if values.all():
+        return with_values(cells, values)
+    # places of their own, as those of `cells` stay
+    scaled = sparse.csr_matrix((values, cells.indices.copy(), cells.indptr.copy()), cells.shape)
+    scaled.eliminate_zeros()
     return scaled
 
 
