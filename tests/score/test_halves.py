@@ -9,6 +9,7 @@ from vcell.score.grouped import GroupedCells
 from vcell.score.halves import Splits
 from vcell.score.jackknife import jackknife
 from vcell.score.sums import CellGroup
+from vcell.score.vcc2025 import Fast2025
 from vcell.score.vcc2026 import BULK_SUM, Fast2026, pseudobulk, sampling_variance
 
 pytestmark = pytest.mark.numeric
@@ -56,6 +57,32 @@ def test_all_cells_are_measured_with_their_halves_as_by_themselves():
     assert fast.real.is_measured and not alone.real.is_measured
     for found, expected in zip(fast.real.measured[:4], alone.real.measured[:4], strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("controls", [40, 41])
+def test_halves_of_log1p_cells_are_those_of_their_own_cells(controls: int):
+    counts = screen(controls, [1, 2, 3, 9, 30, 31])
+    cells = GroupedCells({label: x.log1p() for label, x in counts.cells.items()}, counts.genes, CONTROL)
+    fast, alone = Fast2025(cells), Fast2025(cells)
+    [(_, second, first)] = fast.replicates()
+    for half, side in zip(cells.halves(0), (first, second), strict=True):
+        expected = Fast2025(half).real
+        assert side.cells.targets == half.targets
+        for found, own in zip(side.measured[:4], expected.measured[:4], strict=True):
+            np.testing.assert_array_equal(found, own)
+        np.testing.assert_array_equal(side.control_G, expected.control_G)
+    assert fast.real.is_measured and not alone.real.is_measured
+    for found, own in zip(fast.real.measured[:4], alone.real.measured[:4], strict=True):
+        np.testing.assert_array_equal(found, own)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_means_are_those_of_scipy_to_the_last_bit(kind: type):
+    """Which the official package takes: equal fold changes must stay equal."""
+    cells = sparse.csr_matrix(screen(300, [2]).controls.log1p().astype(kind))
+    rows = np.arange(300)[::-3]
+    for group, own in ((CellGroup(cells), cells), (CellGroup(cells, rows), cells[rows])):
+        np.testing.assert_array_equal(differential._mean(group), np.asarray(own.mean(axis=0)).ravel())
 
 
 def test_splits_may_be_measured_some_at_a_time(monkeypatch: pytest.MonkeyPatch):

@@ -260,7 +260,7 @@ def test_p_values_are_scipys():
 @pytest.mark.parametrize("at_once", [4_000_000, 300])
 def test_drawn_cells_are_tested_as_any_others(monkeypatch: pytest.MonkeyPatch, number: int, equal: bool, at_once: int):
     """Bit for bit, whatever the pool: some of the controls' values or none, drawn once or often; all genes at once or few at a time."""
-    monkeypatch.setattr("vcell.score.drawn.VALUES_A_THREAD", at_once)
+    monkeypatch.setattr("vcell.score.ranksum.VALUES_A_THREAD", at_once)
     rng = np.random.default_rng(number)
     totals = rng.choice([500, 700, 900], (80, 1))
     pool, y = (

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from vcell.data.dense import sparse_columns
 from vcell.data.files.genes import align
-from vcell.data.files.normalize import scaled_log1p
+from vcell.data.files.normalize import log1p_as_scanpy
 from vcell.data.store.store import Cells
 
 
@@ -50,12 +50,10 @@ class Layout:
 
     def of_counts(self, counts: sparse.csr_matrix, library_C: np.ndarray) -> sparse.csr_matrix:
         """Cells of the file, float32, from whole counts of the store's genes and the cells' library sizes."""
-        values = counts.data.astype(np.float64)
-        if self.values == "log1p":
-            values = scaled_log1p(values, np.repeat(self.target_sum / library_C, np.diff(counts.indptr)))
-        return self._in_file(
-            sparse.csr_matrix((values.astype(np.float32), counts.indices, counts.indptr), counts.shape)
-        )
+        values = counts.data.astype(np.float32)
+        if self.values == "log1p":  # control cells are then those that the scorers make of the measured ones
+            values = log1p_as_scanpy(values, np.diff(counts.indptr), library_C, self.target_sum)
+        return self._in_file(sparse.csr_matrix((values, counts.indices, counts.indptr), counts.shape))
 
     def of_log1p(self, log1p_CG: np.ndarray) -> sparse.csr_matrix:
         """Cells of the file from log1p of the store's genes, on the same scale as these."""

@@ -13,6 +13,7 @@ from vcell.data.store.part import target_columns
 from vcell.errors import VcellError, shortlist
 from vcell.score.metrics import Metric
 from vcell.score.pairs import Pair
+from vcell.score.rows import CELLS_AT_ONCE, rows_between
 from vcell.score.statistics import Interval, Resampled, better_by
 from vcell.score.sums import CellGroup, totals
 from vcell.system import in_threads
@@ -129,8 +130,12 @@ def own_gene_note(pair: Pair, looked: Sequence[Looked]) -> str | None:
 
 def _mean_counts(cells: sparse.csr_matrix, target_sum: float | None) -> np.ndarray:
     """Mean of counts, or of counts per target sum where cells are log1p, ``(genes)``."""
-    linear = cells if target_sum is None else cells.expm1()
-    return CellGroup(linear).mean()
+    if target_sum is None:
+        return CellGroup(cells).mean()
+    starts = range(0, cells.shape[0], CELLS_AT_ONCE)
+    blocks = (rows_between(cells, start, min(start + CELLS_AT_ONCE, cells.shape[0])) for start in starts)
+    total_G: np.ndarray = sum(CellGroup(block.expm1()).sums[0] for block in blocks)  # type: ignore[assignment]
+    return total_G / cells.shape[0]
 
 
 def _mean_of_gene(cells: sparse.csr_matrix, gene: int, target_sum: float | None) -> float:

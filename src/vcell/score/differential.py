@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,8 +27,8 @@ from numba import njit
 from scipy import sparse
 
 from vcell.data.files.normalize import counts_of_log1p
-from vcell.score.ranksum import RankTest, SortedControls, Tested, numbered, rank_test
-from vcell.score.rows import CELLS_AT_ONCE, rows_between, with_values
+from vcell.score.ranksum import RankTest, SortedControls, Tested, as_stored, numbered, rank_test
+from vcell.score.rows import with_values
 from vcell.score.sums import CellGroup, totals
 from vcell.system import cores, in_threads
 
@@ -69,26 +69,47 @@ class Calls:
 
 @dataclass(frozen=True)
 class Tests2025:
-    """Of log1p cells against some controls, which are analysed once."""
+    """Of log1p cells against some controls, which are analysed once.
+
+    Attributes
+    ----------
+    control_mean_G
+        Geometric mean of the controls, less 1.
+    p_of
+        None where p-values come from elsewhere.
+    controls
+        Control cells; None as `p_of`.
+    """
 
     control_mean_G: np.ndarray
-    p_of: RankTest
-    controls: sparse.csr_matrix
+    p_of: RankTest | None = None
+    controls: sparse.csr_matrix | None = None
 
     @classmethod
     def of(cls, controls: sparse.csr_matrix, device: torch.device | None = None) -> Tests2025:
-        return cls(counts_of_log1p(_mean(controls)), rank_test(controls, device), controls)
+        return replace(cls.of_folds(CellGroup(controls)), p_of=rank_test(controls, device), controls=controls)
+
+    @classmethod
+    def of_folds(cls, controls: CellGroup) -> Tests2025:
+        """Of fold changes alone."""
+        return cls(counts_of_log1p(_mean(controls)))
 
     def __call__(self, group: CellGroup) -> tuple[np.ndarray, np.ndarray]:
         """p-values and log2 fold changes of some cells, ``(genes)``."""
-        return self.p_of(group.cells), self.fold(group.cells)
+        assert self.p_of is not None
+        return self.p_of(group.cells), self.fold(group)
 
     def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[CellGroup], tuple[np.ndarray, np.ndarray]]:
         """The same of groups that are rows of `pool`, which is analysed once."""
-        p_of = rows_test(self.p_of, pool, self.controls, lambda cells: cells.data.astype(np.float64, copy=False))
-        return lambda group: (p_of(group.rows), self.fold(group.cells))
+        assert self.p_of is not None
+        p_of = rows_test(self.p_of, pool, self.controls, as_stored)
+        return lambda group: (p_of(group.rows), self.fold(group))
 
-    def fold(self, group: sparse.csr_matrix) -> np.ndarray:
+    def sorted_controls(self, controls: sparse.csr_matrix) -> SortedControls:
+        """The controls by gene, with their entries."""
+        return self.p_of if isinstance(self.p_of, SortedControls) else SortedControls.of(controls)
+
+    def fold(self, group: CellGroup) -> np.ndarray:
         """log2 fold changes of the geometric means of some cells, ``(genes)``."""
         with np.errstate(divide="ignore", invalid="ignore"):
             fold_G = np.log2(counts_of_log1p(_mean(group)) / self.control_mean_G)
@@ -127,11 +148,13 @@ class Tests2026:
 
     @classmethod
     def of(cls, controls: sparse.csr_matrix, device: torch.device | None = None) -> Tests2026:
-        values, mean_G = log1p_cpm_of_many(controls), mean_cpm(CellGroup(controls), millions_of(controls))
-        n = controls.shape[0]
+        millions, n = millions_of(controls), controls.shape[0]
+        mean_G = mean_cpm(CellGroup(controls), millions)
         # the mean of all cells is at least the share of a half in it; a rounded one may lie just below
         sorted_G = mean_G > LEAST_CPM * (n // 2) / n * (1 - 1e-9)
-        return cls(mean_G, mean_G > LEAST_CPM, sorted_G, rank_test(values, device, sorted_G), controls)
+        return cls(
+            mean_G, mean_G > LEAST_CPM, sorted_G, rank_test(controls, device, sorted_G, tested_with(millions)), controls
+        )
 
     def __call__(self, group: CellGroup) -> tuple[np.ndarray, np.ndarray]:
         """p-values, NaN for genes that are not tested, and log2 fold changes of some cells, ``(genes)``."""
@@ -142,8 +165,7 @@ class Tests2026:
     def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[CellGroup], tuple[np.ndarray, np.ndarray]]:
         """The same of groups that are rows of `pool`, which is analysed once."""
         assert self.p_of is not None
-        millions = millions_of(pool)
-        p_of = rows_test(self.p_of, pool, self.controls, lambda cells: log1p_cpm(cells, millions)[0].data)
+        p_of = rows_test(self.p_of, pool, self.controls, tested_with(millions_of(pool)))
 
         def test(group: CellGroup) -> tuple[np.ndarray, np.ndarray]:
             mean_G = mean_cpm(group, in_millions(group.sums[1]))
@@ -157,7 +179,7 @@ class Tests2026:
         if isinstance(self.p_of, SortedControls):
             return self.p_of
         # a GPU has no need of them
-        return SortedControls.of(log1p_cpm_of_many(controls), numbered(self.sorted_G))
+        return SortedControls.of(controls, numbered(self.sorted_G), tested_with(millions_of(controls)))
 
     def of_all_genes(self, p_T: np.ndarray, tested_G: np.ndarray | None = None) -> np.ndarray:
         """p-values of the sorted genes among those of all, NaN for genes that are not tested; these are others in halves."""
@@ -217,18 +239,9 @@ def log1p_cpm(counts: sparse.csr_matrix, millions: np.ndarray) -> tuple[sparse.c
     return with_values(counts, values), mean_G
 
 
-def log1p_cpm_of_many(counts: sparse.csr_matrix) -> sparse.csr_matrix:
-    """The same values of many cells, some hundreds at a time on all cores; without means."""
-    values = np.empty(len(counts.data), np.float64)
-
-    def some(first: int) -> None:
-        cells = rows_between(counts, first, min(first + CELLS_AT_ONCE, counts.shape[0]))
-        begin = counts.indptr[first]
-        values[begin : begin + cells.nnz] = log1p_cpm(cells, millions_of(cells))[0].data
-
-    for _ in in_threads(some, range(0, counts.shape[0], CELLS_AT_ONCE)):
-        pass
-    return with_values(counts, values)
+def tested_with(millions: np.ndarray) -> Tested:
+    """Makes log1p of counts per million of values that some cells store, all or those of some genes; `millions` of the whole cells."""
+    return lambda cells: log1p_cpm(cells, millions)[0].data
 
 
 def mean_cpm(group: CellGroup, millions: np.ndarray) -> np.ndarray:
@@ -278,6 +291,17 @@ def _log1p_cpm(starts, genes, counts, millions, table, n_genes):
     return values, larger[:n].copy(), mean_G
 
 
-def _mean(cells: sparse.csr_matrix) -> np.ndarray:
-    """In the cells' own precision, as the packages take it: fold changes that are equal there must be equal here."""
-    return np.asarray(cells.mean(axis=0)).ravel()
+def _mean(group: CellGroup) -> np.ndarray:
+    """In the cells' own precision, added up as scipy does it and so the packages: fold changes that are equal there must be equal here."""
+    cells = group.matrix
+    return _mean_of_genes(cells.indptr, cells.indices, cells.data, group.rows, cells.shape[1])
+
+
+@njit(nogil=True, cache=True)
+def _mean_of_genes(starts, genes, values, rows, n_genes):
+    mean_G, share = np.zeros(n_genes, values.dtype), np.empty(1, values.dtype)
+    share[0] = 1.0 / len(rows)
+    for row in rows:
+        for k in range(starts[row], starts[row + 1]):
+            mean_G[genes[k]] += values[k] * share[0]
+    return mean_G

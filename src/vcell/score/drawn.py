@@ -17,11 +17,12 @@ from numba import njit
 from scipy import sparse
 
 from vcell.score.ranksum import (
-    GENES_A_THREAD,
     SortedControls,
     Tested,
     cubed,
+    entry_type,
     gene_starts,
+    genes_at_once,
     not_below,
     past_equal,
     sorted_part,
@@ -29,7 +30,6 @@ from vcell.score.ranksum import (
 )
 from vcell.system import in_threads
 
-VALUES_A_THREAD = 4_000_000
 LEFT_OUT, ALONE = 0, 1  # of a value: it is not tested; no other of the pool is equal to it
 NUMBERED = 2  # numbers of equal values begin here
 
@@ -61,13 +61,11 @@ class DrawnCells:
     @classmethod
     def of(cls, pool: sparse.csr_matrix, controls: SortedControls, tested: Tested | None = None) -> DrawnCells:
         """From cells with non-negative values, of which `tested` makes what is tested; None: they are the controls, and need no sorting."""
-        pool = pool if tested is None or pool.has_sorted_indices else pool.sorted_indices()
-        others, n_values, n_genes = controls.cells, pool.nnz, len(controls.ties)
-        count, number = "u2" if 2 * others.n < 2**16 else "u4", "i4" if n_values < 2**31 else "i8"
-        known = np.zeros(n_values, [("twice", count), ("equal", count), ("shared", number)])  # left out
+        others, n_genes = controls.cells, len(controls.ties)
+        count = "u2" if 2 * others.n < 2**16 else "u4"
+        known = np.zeros(pool.nnz, [("twice", count), ("equal", count), ("shared", entry_type(pool))])  # left out
         starts = others.starts if tested is None else gene_starts(pool.indices, pool.data, controls.place, n_genes)
-        # so many genes at a time that what is made of them takes little memory
-        step = max(1, min(GENES_A_THREAD, n_genes * VALUES_A_THREAD // max(1, n_values)))
+        step = genes_at_once(n_genes, pool.nnz)
 
         def look_up(first: int) -> int:
             last = min(first + step, n_genes)

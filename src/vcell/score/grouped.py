@@ -96,8 +96,9 @@ class GroupedCells:
         )
 
     @classmethod
-    def of_labelled(cls, cells: LabelledCells, control: str) -> GroupedCells:
-        """From cells and their labels. Of cells that are not in memory only the controls are."""
+    def of_labelled(cls, cells: LabelledCells, control: str, same: sparse.csr_matrix | None = None) -> GroupedCells:
+        """From cells and their labels. Of cells that are not in memory only the controls are; where these are the `same` to the last bit as
+        some that are at hand, those are taken, and analysed once."""
         names, codes = np.unique(cells.labels, return_inverse=True)
         order = np.argsort(codes, kind="stable")
         ends = np.cumsum(np.bincount(codes, minlength=len(names)))
@@ -107,8 +108,11 @@ class GroupedCells:
             if not together:
                 cells = LabelledCells.of(cells.labels[order], cells.genes, InMemory(cells.take(order)))
                 places = {n: np.arange(e - len(p), e) for (n, p), e in zip(places.items(), ends, strict=True)}
-            return cls({n: cells.take(p) for n, p in places.items()}, cells.genes, control)
-        controls = {control: cells.take(places[control])} if control in places else {}
+            found = {n: cells.take(p) for n, p in places.items()}
+            if control in found:
+                found[control] = _first_of_same(same, found[control])
+            return cls(found, cells.genes, control)
+        controls = {control: _first_of_same(same, cells.take(places[control]))} if control in places else {}
 
         def make(label: str) -> sparse.csr_matrix:
             return controls[label] if label in controls else cells.take(places[label])
@@ -244,3 +248,11 @@ class GroupedCells:
         obs = pd.DataFrame({perturbation: labels.astype(object)}, index=pd.Index(np.arange(len(labels)).astype(str)))
         matrix = sparse.csr_matrix(sparse.vstack(list(self.cells.values()), format="csr"))
         return AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes)))
+
+
+def _first_of_same(one: sparse.csr_matrix | None, other: sparse.csr_matrix) -> sparse.csr_matrix:
+    """The first where both hold the same, else the second."""
+    if one is None or one.shape != other.shape or one.nnz != other.nnz or one.dtype != other.dtype:
+        return other
+    parts = ((one.indptr, other.indptr), (one.indices, other.indices), (one.data, other.data))
+    return one if all(np.array_equal(a, b) for a, b in parts) else other

@@ -56,7 +56,8 @@ class SplitControls:
     def of(cls, sorted: SortedControls, indptr: np.ndarray, half_SC: np.ndarray) -> SplitControls:
         """From controls sorted with their entries, where their cells begin, and the half that each is in (`half_of`)."""
         by_gene = sorted.cells
-        cell_of, row = np.empty(len(by_gene.entries), np.int32), row_of(indptr, np.int32)
+        kind = np.uint16 if len(indptr) <= 2**16 else np.int32  # of these there are as many as values
+        cell_of, row = np.empty(len(by_gene.entries), kind), row_of(indptr, kind)
 
         def some(first: int) -> None:
             part = slice(first, first + VALUES_AT_ONCE)

@@ -74,7 +74,7 @@ class Splits:
     ) -> None:  # fmt: skip
         self.cells, self.target, self.tests, self.embedding = cells, target, tests, embedding
         self.places: list[Places] = [cells.half_places(seed) for seed in seeds]
-        self.whole = _empty(len(cells.targets), len(cells.genes), embedding is not None) if whole else None
+        self.whole = Measured.empty(len(cells.targets), len(cells.genes), embedding is not None) if whole else None
         controls = cells.controls
         millions, half_SC = millions_of(controls), self._half_codes(cells.control)
         halves = [half for both in self._groups(CellGroup(controls), cells.control, half_SC) for half in both]
@@ -91,7 +91,9 @@ class Splits:
         targets = self.cells.targets
         halved = {target: p for p, target in enumerate(t for t in targets if t in self.places[0][0])}
         genes, placed = len(self.cells.genes), self.embedding is not None
-        measured = [[_empty(len(halved), genes, placed and s == 0) for _ in range(2)] for s in range(len(self.places))]
+        measured = [
+            [Measured.empty(len(halved), genes, placed and s == 0) for _ in range(2)] for s in range(len(self.places))
+        ]
 
         def measure(place: int) -> None:
             target = targets[place]
@@ -167,11 +169,6 @@ class Splits:
 def at_once(cells: GroupedCells) -> int:
     """How many splits are measured together, so that memory stays small."""
     return max(1, MOST_BYTES // max(1, 2 * 3 * 8 * len(cells.targets) * len(cells.genes)))
-
-
-def _empty(n_targets: int, n_genes: int, placed: bool) -> Measured:
-    bulk_PG, p_PG, fold_PG = (np.empty((n_targets, n_genes)) for _ in range(3))
-    return Measured(bulk_PG, np.empty(n_targets), p_PG, fold_PG, [np.empty(0)] * n_targets if placed else [])
 
 
 def first_sums(group: CellGroup, half_SC: np.ndarray) -> np.ndarray:

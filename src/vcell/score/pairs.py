@@ -78,7 +78,8 @@ def pair_in(
         measured = whole_counts(measured, real.path, "the measured cells")
     else:
         predicted, measured, target_sum, total = same_scale(predicted, measured, pred.about, columns)
-    made, real_cells = (GroupedCells.of_labelled(cells, columns.control) for cells in (predicted, measured))
+    real_cells = GroupedCells.of_labelled(measured, columns.control)
+    made = GroupedCells.of_labelled(predicted, columns.control, real_cells.controls)
     own = columns.control in made.cells
     made = made if own else made.with_controls(real_cells.controls)
     return Pair(str(context or ""), made, real_cells, target_sum, own, total)

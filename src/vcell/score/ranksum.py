@@ -19,12 +19,14 @@ import numpy as np
 from numba import njit
 from scipy import sparse
 
+from vcell.score.rows import with_values
 from vcell.system import in_threads
 
 if TYPE_CHECKING:
     import torch
 
 GENES_A_THREAD = 2048
+VALUES_A_THREAD = 4_000_000
 AT_ONCE = 8  # values compared with one
 NEAR = 128  # values that are walked before steps double
 Tested = Callable[[sparse.csr_matrix], np.ndarray]  # the values that are tested, float64, of those that a matrix stores
@@ -53,29 +55,38 @@ class ByGene:
     entries: np.ndarray
 
     @classmethod
-    def of(cls, cells: sparse.csr_matrix, place: np.ndarray, entries: bool = False, threads: bool = False) -> ByGene:
-        """From cells of non-negative values.
+    def of(cls, cells: sparse.csr_matrix, place: np.ndarray, entries: bool = False) -> ByGene:
+        """From few cells of non-negative values.
 
         Parameters
         ----------
         place
-            The gene that each column is, ``(columns)``, -1 for columns left out.
+            The gene that each column is, ``(columns)``, ascending; -1 for columns left out.
         entries
             Whether they are wanted.
-        threads
-            Whether genes are divided among all cores.
         """
         values = cells.data.astype(np.float64, copy=False)
         n_genes = int(place.max(initial=-1)) + 1
         starts = gene_starts(cells.indices, values, place, n_genes)
         ordered = np.empty(starts[-1], np.float64)
-        numbers = np.empty(starts[-1] if entries else 0, np.int32 if len(values) < 2**31 else np.int64)
-        step = GENES_A_THREAD if threads else max(1, n_genes)
+        numbers = np.empty(starts[-1] if entries else 0, entry_type(cells))
+        _sort_genes(cells.indices, values, place, starts, 0, n_genes, ordered, numbers)
+        return cls(cells.shape[0], starts, ordered, numbers)
+
+    @classmethod
+    def of_many(cls, cells: sparse.csr_matrix, place: np.ndarray, tested: Tested) -> ByGene:
+        """From many cells, on all cores, with entries; `tested` makes what is tested of values of some genes."""
+        n_genes = int(place.max(initial=-1)) + 1
+        starts = gene_starts(cells.indices, cells.data, place, n_genes)
+        ordered, numbers = np.empty(starts[-1], np.float64), np.empty(starts[-1], entry_type(cells))
+        step = genes_at_once(n_genes, cells.nnz)
 
         def sort(first: int) -> None:
-            _sort_genes(cells.indices, values, place, starts, first, min(first + step, n_genes), ordered, numbers)
+            last = min(first + step, n_genes)
+            part = slice(starts[first], starts[last])
+            _, ordered[part], numbers[part] = sorted_part(cells, tested, place, starts, first, last)
 
-        for _ in in_threads(sort, range(0, n_genes, step)) if threads else map(sort, range(0, n_genes, step)):
+        for _ in in_threads(sort, range(0, n_genes, step)):
             pass
         return cls(cells.shape[0], starts, ordered, numbers)
 
@@ -91,7 +102,7 @@ class SortedControls:
     ties
         Sum of t³ - t over equal positive values, ``(genes)``.
     place
-        The gene that each column of a group is, as of `ByGene`; ascending.
+        The gene that each column of a group is, as of `ByGene`.
     """
 
     cells: ByGene
@@ -99,11 +110,13 @@ class SortedControls:
     place: np.ndarray
 
     @classmethod
-    def of(cls, cells: sparse.csr_matrix, place: np.ndarray | None = None) -> SortedControls:
-        """From cells of non-negative values; all columns where `place` is not given."""
+    def of(
+        cls, cells: sparse.csr_matrix, place: np.ndarray | None = None, tested: Tested | None = None
+    ) -> SortedControls:
+        """From cells of non-negative values, of which `tested` makes what is tested; all columns where `place` is not given."""
         if place is None:
             place = np.arange(cells.shape[1], dtype=np.int32)
-        by_gene = ByGene.of(cells, place, entries=True, threads=True)
+        by_gene = ByGene.of_many(cells, place, tested or as_stored)
         return cls(by_gene, _ties(by_gene.starts, by_gene.values), place)
 
     def __call__(self, cells: sparse.csr_matrix, copies: int = 1) -> np.ndarray:
@@ -139,15 +152,42 @@ class RankTest(Protocol):
 
 
 def rank_test(
-    controls: sparse.csr_matrix, device: torch.device | None = None, tested_G: np.ndarray | None = None
+    controls: sparse.csr_matrix,
+    device: torch.device | None = None,
+    tested_G: np.ndarray | None = None,
+    tested: Tested | None = None,
 ) -> RankTest:
-    """The test of groups of cells against `controls`, which are sorted once; of the genes in the mask only where one is given. On the CPU
-    where `device` is None."""
+    """The test of groups of cells against `controls`, which are sorted once.
+
+    Parameters
+    ----------
+    device
+        None: on the CPU.
+    tested_G
+        The genes that are, a mask; None: all.
+    tested
+        Makes of the controls' values what is tested; None: that is what they are.
+    """
     if device is None:
-        return SortedControls.of(controls, None if tested_G is None else numbered(tested_G))
+        return SortedControls.of(controls, None if tested_G is None else numbered(tested_G), tested)
     from vcell.score.gpu import DenseRankTest  # here: torch takes a second to load
 
-    return DenseRankTest(controls, device, tested_G)
+    return DenseRankTest(controls if tested is None else with_values(controls, tested(controls)), device, tested_G)
+
+
+def as_stored(cells: sparse.csr_matrix) -> np.ndarray:
+    """What is tested is what is stored."""
+    return cells.data.astype(np.float64, copy=False)
+
+
+def entry_type(cells: sparse.csr_matrix) -> np.dtype:
+    """Of the numbers of stored values."""
+    return np.dtype(np.int32 if cells.nnz < 2**31 else np.int64)
+
+
+def genes_at_once(n_genes: int, n_values: int) -> int:
+    """Genes that a thread analyses at a time: so few that what is made of them takes little memory."""
+    return max(1, min(GENES_A_THREAD, n_genes * VALUES_A_THREAD // max(1, n_values)))
 
 
 def rank_sum_p(cells: sparse.csr_matrix, controls: SortedControls, copies: int = 1) -> np.ndarray:
@@ -167,29 +207,32 @@ def rank_sum_p(cells: sparse.csr_matrix, controls: SortedControls, copies: int =
 def sorted_part(
     cells: sparse.csr_matrix, tested: Tested, place: np.ndarray, starts: np.ndarray, first: int, last: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What `ByGene` holds of the genes from `first` to `last` alone: starts, values and entries; `starts` as from `gene_starts`.
-
-    Each cell's columns are to ascend.
-    """
-    number, kind = int(starts[last] - starts[first]), np.int32 if cells.nnz < 2**31 else np.int64
+    """What `ByGene` holds of the genes from `first` to `last` alone: starts, values and entries; `starts` as from `gene_starts`."""
+    number, kind = int(starts[last] - starts[first]), entry_type(cells)
     ordered, numbers, entries = np.empty(number, np.float64), np.empty(number, kind), np.empty(number, kind)
     columns = np.flatnonzero(place >= 0)[first:last]
-    begins = _entries_of(cells.indptr, cells.indices, cells.data, place, columns[0], columns[-1], entries)
-    part = sparse.csr_matrix((cells.data[entries], cells.indices[entries], begins), cells.shape)
+    genes, values = np.empty(number, cells.indices.dtype), np.empty(number, cells.data.dtype)
+    begins = _take_genes(
+        cells.indptr, cells.indices, cells.data, place, columns[0], columns[-1], cells.has_sorted_indices, entries, genes, values
+    )  # fmt: skip
+    part = sparse.csr_matrix((values, genes, begins), cells.shape)
     own = starts - starts[first]
     _sort_genes(part.indices, tested(part), place, own, first, last, ordered, numbers)
     return own[first : last + 1], ordered, entries[numbers]
 
 
 @njit(nogil=True, cache=True)
-def _entries_of(starts, genes, values, place, first, last, entries):
-    """Writes which stored values are of the columns from `first` to `last` to `entries`, cell by cell; gives where each cell's begin."""
+def _take_genes(starts, genes, values, place, first, last, ascending, entries, into_genes, into_values):
+    """Writes which stored values are of the columns from `first` to `last`, their columns and the values, cell by cell; gives where each
+    cell's begin."""
     begins, n = np.zeros(len(starts), np.int64), 0
     for c in range(len(starts) - 1):
-        k = starts[c] + np.searchsorted(genes[starts[c] : starts[c + 1]], first)
-        while k < starts[c + 1] and genes[k] <= last:
-            if place[genes[k]] >= 0 and values[k] > 0:
-                entries[n] = k
+        k = starts[c]
+        if ascending:
+            k += np.searchsorted(genes[starts[c] : starts[c + 1]], first)
+        while k < starts[c + 1] and not (ascending and genes[k] > last):
+            if first <= genes[k] <= last and place[genes[k]] >= 0 and values[k] > 0:
+                entries[n], into_genes[n], into_values[n] = k, genes[k], values[k]
                 n += 1
             k += 1
         begins[c + 1] = n

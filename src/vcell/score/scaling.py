@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from vcell.data.files.normalize import LARGEST_LOG1P, counts_of_log1p
+from vcell.data.files.normalize import LARGEST_LOG1P, counts_of_log1p, log1p_as_scanpy
 from vcell.data.files.scale import Scale, detect_scale, recover_counts
 from vcell.errors import VcellError
 from vcell.score.cells import SAMPLE_CELLS, Columns
-from vcell.score.rows import LabelledCells
+from vcell.score.rows import LabelledCells, with_values
 
 
 def whole_counts(cells: LabelledCells, path: Path, what: str) -> LabelledCells:
@@ -106,11 +106,8 @@ def recovered(cells: sparse.csr_matrix, scale: Scale, what: str) -> sparse.csr_m
 def log1p_of_counts(cells: sparse.csr_matrix, scale: Scale, target_sum: float, what: str) -> sparse.csr_matrix:
     """log1p of counts per `target_sum`; through the counts, which every cell must give back."""
     counts = recovered(cells, scale, what)
-    # as scanpy does it, to the last bit: the official scorers read its numbers
-    divisor = _totals(counts) / np.float32(target_sum)
-    divisor[divisor == 0] = 1
-    values = counts.data / np.repeat(divisor, np.diff(counts.indptr))
-    return sparse.csr_matrix((np.log1p(values, out=values), counts.indices, counts.indptr), shape=counts.shape)
+    values = log1p_as_scanpy(counts.data, np.diff(counts.indptr), _totals(counts), target_sum)
+    return with_values(counts, values)
 
 
 def _totals(cells: sparse.csr_matrix) -> np.ndarray:

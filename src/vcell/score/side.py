@@ -49,6 +49,13 @@ class Measured(NamedTuple):
     fold_PG: np.ndarray
     placed: list[np.ndarray]  # ``(cells, components)`` of some cells of each
 
+    @classmethod
+    def empty(cls, n_targets: int, n_genes: int, placed: bool, bulk_type: type = np.float64) -> Measured:
+        """Room for what is measured; `placed`: for cells in an embedding too."""
+        p_PG, fold_PG = (np.empty((n_targets, n_genes)) for _ in range(2))
+        places = [np.empty(0)] * n_targets if placed else []
+        return cls(np.empty((n_targets, n_genes), bulk_type), np.empty(n_targets), p_PG, fold_PG, places)
+
     def put(self, row: int, found: OfTarget) -> None:
         """What was measured of a target; any thread may."""
         self.bulk_PG[row], self.noise_P[row], self.p_PG[row], self.fold_PG[row] = found[:4]

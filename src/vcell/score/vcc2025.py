@@ -17,7 +17,8 @@ from scipy.spatial.distance import cdist
 from vcell.score.differential import Calls, Tests2025
 from vcell.score.embedding import CELLS_PER_SET, Embedding
 from vcell.score.grouped import GroupedCells, Lazy
-from vcell.score.side import Measured, Side, known_as
+from vcell.score.half_ranks import SplitControls, half_of
+from vcell.score.side import Measured, OfTarget, Side, known_as
 from vcell.score.sums import CellGroup
 from vcell.system import in_threads
 
@@ -63,24 +64,17 @@ class Fast2025:
 
     def score(self, pred: Side) -> pd.DataFrame:
         """DES, PDS and MAE of every target; same targets and genes as measured."""
-        real = self.real
-        return pd.DataFrame(
-            {
-                "DES": overlap(pred.calls, real.calls),
-                "PDS": discrimination_l1(pred.delta_PG, real.delta_PG, pred.cells.targets, pred.cells.genes),
-                "MAE": np.abs(pred.bulk_PG.astype(float) - real.bulk_PG).mean(1),
-            },
-            index=pd.Index(pred.cells.targets, name="perturbation"),
-        )
+        return score(pred, self.real)
 
     def replicates(self) -> Iterator[tuple[pd.DataFrame, Side, Side]]:
-        """One half of the measured cells scored as a prediction of the other, one row per target; and the sides of both."""
-        first, second = self.real.cells.halves(0)
-        inner = Fast2025(first, self.device)
-        if self.embedding is not None:
-            inner.place_in(self.embedding)
-        pred = inner.side(second)
-        yield inner.score(pred), pred, inner.real
+        """One half of the measured cells scored as a prediction of the other, one row per target; and the sides of both.
+
+        The measured cells as a whole are measured in the same pass.
+        """
+        _, tests, _ = self._tests[id(self.real.cells.controls)]
+        first, second, whole = halves(self.real, tests)
+        self.real = replace(self.real, known=whole)
+        yield score(second, first), second, first
 
     def floor(self) -> GroupedCells:
         """The official baseline: the mean of all groups' mean profiles, controls' included, as every cell of every target."""
@@ -95,7 +89,8 @@ class Fast2025:
     def _of_floor(self, floor: GroupedCells, tests: Tests2025, cell: sparse.csr_matrix) -> Measured:
         """What is measured of the official baseline, whose cells are all the same: once for each number of cells."""
         sizes = [floor.n_cells(t) for t in floor.targets]
-        measured = {n: (tests.p_of(cell, n), tests.fold(_tiled(cell, n))) for n in set(sizes)}
+        assert tests.p_of is not None
+        measured = {n: (tests.p_of(cell, n), tests.fold(CellGroup(cell, np.zeros(n, int)))) for n in set(sizes)}
         p_PG, fold_PG = (np.array([measured[n][part] for n in sizes]) for part in range(2))
         placed = [] if self.embedding is None else [
             np.repeat(self.embedding.place(CellGroup(cell)), min(n, CELLS_PER_SET), axis=0) for n in sizes
@@ -103,6 +98,57 @@ class Fast2025:
         return Measured(
             np.repeat(_profile(CellGroup(cell))[None], len(sizes), axis=0), np.zeros(len(sizes)), p_PG, fold_PG, placed
         )
+
+
+def score(pred: Side, real: Side) -> pd.DataFrame:
+    """DES, PDS and MAE of every target; same targets and genes as measured."""
+    return pd.DataFrame(
+        {
+            "DES": overlap(pred.calls, real.calls),
+            "PDS": discrimination_l1(pred.delta_PG, real.delta_PG, pred.cells.targets, pred.cells.genes),
+            "MAE": np.abs(pred.bulk_PG.astype(float) - real.bulk_PG).mean(1),
+        },
+        index=pd.Index(pred.cells.targets, name="perturbation"),
+    )
+
+
+def halves(real: Side, all_tests: Tests2025) -> tuple[Side, Side, Measured]:
+    """The sides of both halves of the measured cells, and what is measured of all of them, in one pass: each target's cells are sorted once,
+    and so are the controls (`vcell.score.half_ranks`)."""
+    cells, embedding, targets = real.cells, real.embedding, real.cells.targets
+    places, genes, controls = cells.half_places(0), len(cells.genes), cells.controls
+
+    def codes(label: str) -> np.ndarray:
+        n = cells.n_cells(label)  # as if of a second split, all of them are of the first half
+        return np.stack([half_of(n, [half[label] for half in places if label in half]), np.zeros(n, np.int8)])
+
+    split = SplitControls.of(all_tests.sorted_controls(controls), controls.indptr, codes(cells.control))
+    tests = [Tests2025.of_folds(CellGroup(controls, half[cells.control])) for half in places]
+    halved = {target: row for row, target in enumerate(t for t in targets if t in places[0])}
+    found = [
+        Measured.empty(n, genes, embedding is not None, np.float32) for n in (len(halved), len(halved), len(targets))
+    ]
+
+    def measured(group: CellGroup, test: Tests2025, p_G: np.ndarray) -> OfTarget:
+        placed = None if embedding is None else embedding.place(group, CELLS_PER_SET)
+        return OfTarget(_profile(group), 0.0, p_G, test.fold(group), placed)
+
+    def measure(row: int) -> None:
+        target = targets[row]
+        group = cells.group(target)
+        p = split.p_values(group.cells, codes(target))
+        found[2].put(row, measured(group, all_tests, p[1, 0]))
+        for half in range(2) if target in halved else ():
+            some = CellGroup(group.cells, places[half][target])
+            found[half].put(halved[target], measured(some, tests[half], p[0, half]))
+
+    for _ in in_threads(measure, range(len(targets))):
+        pass
+    sides = [
+        Side(cells.some(places[h]), tests[h], _profile(CellGroup(controls, places[h][cells.control])), embedding=embedding, known=found[h])
+        for h in range(2)
+    ]  # fmt: skip
+    return sides[0], sides[1], found[2]
 
 
 def _profile(group: CellGroup) -> np.ndarray:

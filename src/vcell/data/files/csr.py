@@ -20,7 +20,7 @@ def positions(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
 
 
-def row_of(indptr: np.ndarray, kind: type[np.signedinteger] = np.int64) -> np.ndarray:
+def row_of(indptr: np.ndarray, kind: type[np.integer] = np.int64) -> np.ndarray:
     """The row that each value lies in."""
     return np.repeat(np.arange(len(indptr) - 1, dtype=kind), np.diff(indptr))
 

@@ -58,6 +58,23 @@ def stored_to_log1p(counts: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return np.log1p(values, out=values)
 
 
+def log1p_as_scanpy(counts: np.ndarray, per_cell: np.ndarray, library_C: np.ndarray, target_sum: float) -> np.ndarray:
+    """`to_log1p` of stored counts, float32, to the last bit as `scanpy.pp.normalize_total` and `log1p` have them, whose numbers the official
+    scorers read.
+
+    Parameters
+    ----------
+    counts, per_cell
+        Of each cell in turn the stored counts, float32, and how many these are.
+    library_C
+        Counts of each cell.
+    """
+    divisor_C = library_C.astype(np.float32) / np.float32(target_sum)
+    divisor_C[divisor_C == 0] = 1
+    values = counts / np.repeat(divisor_C, per_cell)
+    return np.log1p(values, out=values)
+
+
 def counts_of_log1p(log1p: np.ndarray) -> np.ndarray:
     """Scaled counts from their log1p, in its own precision: the inverse of `scaled_log1p` before the division by the scale."""
     return np.expm1(log1p)
