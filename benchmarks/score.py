@@ -24,7 +24,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from tables import device_name, save
+from tables import device_name, processor, save
 
 from vcell.system import cores
 
@@ -168,7 +168,7 @@ def rank_tests(folder: Path) -> list[dict]:
 def table(rows: list[dict], n_cells: int, genes: int) -> str:
     """Markdown."""
     lines = [
-        f"{n_cells:,} cells x {genes:,} genes in each of the two files, {cores()} CPU cores. Times as often as the official command "
+        f"{n_cells:,} cells x {genes:,} genes in each of the two files, {processor()}. Times as often as the official command "
         "(of the rank tests: numba-mwu) could run while this runs once.",
         "",
         "| year | what | speed relative | peak memory | of the official |",

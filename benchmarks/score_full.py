@@ -1,17 +1,17 @@
-"""A whole evaluation at the full size of 2026: memory and time.
+"""A whole evaluation at the full size of a challenge: memory and time.
 
-    python benchmarks/score_full.py [--contexts 1] [--targets 300] [--cells 400] [--controls 18400] [--genes 18533] [--folder DIR]
+    python benchmarks/score_full.py [--year 2026] [--contexts 1] [--targets 300] [--cells 400] [--controls 18400] [--genes 18533] [--folder DIR]
 
-A screen is simulated, 400 cells of each of 300 targets and 18,400 control cells in each context, and predicted cells are drawn from its
-control cells, as many as measured. `vcell.evaluate challenge=vcc2026 engine=fast` then scores them with every reference that needs no run:
-copied controls, wrong targets, the official floor and the five split halves. Contexts are scored one after the other, so that memory is
-that of one, and time grows with their number. Prints a table and writes it to benchmarks/results/.
+A screen is simulated, 400 cells of each of 300 targets and 18,400 control cells in each context (2025: 1,000 cells of each of 100 targets and
+38,000 control cells), and predicted cells are drawn from its control cells, as many as measured; a prediction of 2025 holds the control
+cells too. `vcell.evaluate engine=fast` then scores them with every reference that needs no run: copied controls, wrong targets, the
+official floor and the split halves. Contexts are scored one after the other, so that memory is that of one, and time grows with their
+number. Prints a table and writes it to benchmarks/results/.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -22,23 +22,31 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 from score import timed
-from tables import device_name, save
+from tables import device_name, processor, save
 
 from vcell.data.files.writer import H5adWriter
 from vcell.data.simulation.screen import Screen
 from vcell.data.simulation.write import simulate
 
+SIZES = {
+    2025: (100, 1_000, 38_000, 18_080),
+    2026: (300, 400, 18_400, 18_533),
+}  # targets, cells of each, control cells, genes
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--contexts", type=int, default=1, help="[%(default)s]")
-    parser.add_argument("--targets", type=int, default=300, help="[%(default)s]")
-    parser.add_argument("--cells", type=int, default=400, help="of each target [%(default)s]")
-    parser.add_argument("--controls", type=int, default=18_400, help="of each context [%(default)s]")
-    parser.add_argument("--genes", type=int, default=18_533, help="[%(default)s]")
+    parser.add_argument("--year", type=int, default=2026, choices=list(SIZES), help="[%(default)s]")
+    parser.add_argument("--targets", type=int, help="[as of the year]")
+    parser.add_argument("--cells", type=int, help="of each target [as of the year]")
+    parser.add_argument("--controls", type=int, help="of each context [as of the year]")
+    parser.add_argument("--genes", type=int, help="[as of the year]")
     parser.add_argument("--folder", type=Path, help="where to work; 12 GB a context at full size [a temporary one]")
     parser.add_argument("--data", type=Path, help="where pred.h5ad and real.h5ad of a former time lie [made anew]")
     options = parser.parse_args()
+    for name, size in zip(("targets", "cells", "controls", "genes"), SIZES[options.year], strict=True):
+        setattr(options, name, getattr(options, name) or size)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         if options.data is None:
@@ -47,12 +55,12 @@ def main() -> None:
             for file in ("pred.h5ad", "real.h5ad"):
                 (folder / file).symlink_to((options.data / file).resolve())
         stored = sum(stored_values(folder / file) for file in ("pred.h5ad", "real.h5ad"))
-        command = [sys.executable, "-m", "vcell.evaluate", f"pred={folder}/pred.h5ad", f"real={folder}/real.h5ad", "challenge=vcc2026",
-                   "engine=fast", "pictures=false", f"out={folder}/scores"]  # fmt: skip
+        command = [sys.executable, "-m", "vcell.evaluate", f"pred={folder}/pred.h5ad", f"real={folder}/real.h5ad",
+                   f"challenge=vcc{options.year}", "engine=fast", "pictures=false", f"out={folder}/scores"]  # fmt: skip
         seconds, peak = timed(command)
-        sizes = f"--contexts {options.contexts} --targets {options.targets} --cells {options.cells} --controls {options.controls} --genes {options.genes}"
+        sizes = f"--year {options.year} --contexts {options.contexts} --targets {options.targets} --cells {options.cells} --controls {options.controls} --genes {options.genes}"
         save(
-            f"score_full_{device_name()}",
+            f"score_full_{device_name()}_{options.year}",
             f"python benchmarks/score_full.py {sizes}",
             report(options, stored, seconds, peak),
         )
@@ -76,7 +84,7 @@ def make(folder: Path, options: argparse.Namespace) -> None:
     labels = [part.obs["target_gene"].astype(str).to_numpy() for part in parts]
     for file, wanted in (
         ("real", lambda of: np.arange(len(of))),
-        ("pred", lambda of: np.flatnonzero(of != "non-targeting")),
+        ("pred", lambda of: np.flatnonzero((of != "non-targeting") | (options.year == 2025))),
     ):
         rows = [wanted(of) for of in labels]
         obs = pd.DataFrame(
@@ -92,10 +100,13 @@ def make(folder: Path, options: argparse.Namespace) -> None:
                     controls = np.flatnonzero(of == "non-targeting")
                     cells = part[np.sort(controls[:4000])].to_memory().X
                     drawn = np.random.default_rng(0).integers(0, cells.shape[0], len(r))
-                    blocks = (cells[drawn[i : i + 2000]] for i in range(0, len(r), 2000))
-                else:
-                    blocks = (part[r[i : i + 2000]].to_memory().X for i in range(0, len(r), 2000))
-                for block in blocks:
+                for i in range(0, len(r), 2000):
+                    some = r[i : i + 2000]
+                    block = part[some].to_memory().X
+                    if file == "pred":
+                        own = len(controls[:4000]) + np.arange(len(some))
+                        chosen = np.where(of[some] == "non-targeting", own, drawn[i : i + 2000])
+                        block = sparse.vstack([cells, block], format="csr")[chosen]
                     writer.write(sparse.csr_matrix(block).astype(np.float32))
     for name in names:
         (folder / "screen" / f"{name}.h5ad").unlink()
@@ -105,7 +116,7 @@ def report(options: argparse.Namespace, stored: int, seconds: float, peak: int) 
     predicted = options.contexts * options.targets * options.cells
     return "\n".join(
         [
-            f"{os.cpu_count()} cores. {predicted:,} predicted cells, about as many measured ones and {options.contexts * options.controls:,} control cells, "
+            f"{processor()}. {predicted:,} predicted cells, about as many measured ones and {options.contexts * options.controls:,} control cells, "
             f"{options.genes:,} genes, {stored / 1e9:.2f} billion stored values.\n",
             "| contexts | peak memory | of the cells as float32 CSR | minutes, of this machine |",
             "|---|---|---|---|",

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -25,7 +24,7 @@ from pathlib import Path
 import anndata as ad
 import scanpy
 import torch
-from tables import device_name, save
+from tables import device_name, processor, save
 
 from vcell.data.simulation.screen import Screen
 from vcell.data.simulation.write import simulate
@@ -41,7 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs=2, default=[100, 400] if gpu else [2, 12], help="[%(default)s]")
     parser.add_argument("--rounds", type=int, default=3, help="[%(default)s]")
     options = parser.parse_args()
-    command = Path(options.peer).with_name("state")
+    command = Path(options.peer).absolute().with_name("state")
     found = subprocess.run(
         [options.peer, "-c", "import importlib.metadata as m; print(m.version('arc-state'))"],
         capture_output=True,
@@ -125,7 +124,7 @@ def run(command: list, folder: Path) -> float:
 
 
 def report(seconds: dict[str, list[float]], options: argparse.Namespace, gpu: bool) -> str:
-    where = torch.cuda.get_device_name() if gpu else f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
+    where = torch.cuda.get_device_name() if gpu else processor()
     base = statistics.median(seconds[next(iter(seconds))])
     lines = [
         f"{where}; {options.genes:,} genes; state_sm, 16 sets of 128 cells; one-hot perturbations; median of {options.rounds} rounds.\n",
