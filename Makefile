@@ -74,7 +74,8 @@ bench-score: env
 	$(RUN) benchmarks/score.py --controls 1500 --targets 30 --cells 100 --genes 6000
 	$(RUN) benchmarks/score.py --controls 2500 --targets 50 --cells 150 --genes 12000
 	$(RUN) benchmarks/score.py
-	$(RUN) benchmarks/score_full.py
+	$(RUN) benchmarks/score_full.py --contexts 3
+	$(RUN) benchmarks/score_full.py --year 2025 --targets 40 --cells 500
 
 bench-growth: env
 	$(RUN) benchmarks/growth.py
