@@ -55,6 +55,14 @@ def test_a_cut_array_is_refused(copy: Path, name: str):
         CellStore.open(copy)
 
 
+@pytest.mark.parametrize("name", ["counts.values.npy", "var.parquet", "genes.csv", "labels.csv"])
+def test_a_file_that_is_gone_is_named(copy: Path, name: str):
+    """Also one without which the counts could be read."""
+    (copy / name).unlink()
+    with pytest.raises(VcellError, match=f"is damaged: it lacks {name}"):
+        CellStore.open(copy)
+
+
 def test_no_store_is_said_so(tmp_path: Path):
     with pytest.raises(VcellError, match="not a cell store"):
         CellStore.open(tmp_path)

@@ -217,6 +217,9 @@ class CellStore(Cells):
                 raise VcellError(
                     f"the store {path} has format version {version}; this vcell reads version {FORMAT_VERSION}. {again}"
                 )
+            # also those without which it could be opened: genes would count as measured that are not
+            if missing := [name for name in meta.get("checksums", {}) if not (path / name).exists()]:
+                raise VcellError(f"the store {path} is damaged: it lacks {shortlist(missing)}. {again}")
             arrays = {name: _mapped(path / f"counts.{name}.npy") for name in ARRAYS}
             obs = pd.read_parquet(path / "obs.parquet")
             obs = obs.assign(source=obs["source"].cat.set_categories(meta["sources"]))
