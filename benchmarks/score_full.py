@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import anndata as ad
@@ -28,10 +29,10 @@ from vcell.data.files.writer import H5adWriter
 from vcell.data.simulation.screen import Screen
 from vcell.data.simulation.write import simulate
 
-SIZES = {
-    2025: (100, 1_000, 38_000, 18_080),
-    2026: (300, 400, 18_400, 18_533),
-}  # targets, cells of each, control cells, genes
+CONTROL = "non-targeting"
+AT_ONCE = 2000  # cells
+# targets, cells of each, control cells, genes
+SIZES = {2025: (100, 1_000, 38_000, 18_080), 2026: (300, 400, 18_400, 18_533)}
 
 
 def main() -> None:
@@ -82,9 +83,9 @@ def make(folder: Path, options: argparse.Namespace) -> None:
     parts = [ad.read_h5ad(folder / "screen" / f"{name}.h5ad", backed="r") for name in names]
     genes = list(parts[0].var_names)
     labels = [part.obs["target_gene"].astype(str).to_numpy() for part in parts]
-    for file, wanted in (
-        ("real", lambda of: np.arange(len(of))),
-        ("pred", lambda of: np.flatnonzero((of != "non-targeting") | (options.year == 2025))),
+    for file, wanted, cells_of in (
+        ("real", lambda of: np.arange(len(of)), measured),
+        ("pred", lambda of: np.flatnonzero((of != CONTROL) | (options.year == 2025)), predicted),
     ):
         rows = [wanted(of) for of in labels]
         obs = pd.DataFrame(
@@ -96,20 +97,26 @@ def make(folder: Path, options: argparse.Namespace) -> None:
         obs.index = obs.index.astype(str)
         with H5adWriter(folder / f"{file}.h5ad", obs, genes) as writer:
             for part, of, r in zip(parts, labels, rows, strict=True):
-                if file == "pred":  # control cells under targets' labels
-                    controls = np.flatnonzero(of == "non-targeting")
-                    cells = part[np.sort(controls[:4000])].to_memory().X
-                    drawn = np.random.default_rng(0).integers(0, cells.shape[0], len(r))
-                for i in range(0, len(r), 2000):
-                    some = r[i : i + 2000]
-                    block = part[some].to_memory().X
-                    if file == "pred":
-                        own = len(controls[:4000]) + np.arange(len(some))
-                        chosen = np.where(of[some] == "non-targeting", own, drawn[i : i + 2000])
-                        block = sparse.vstack([cells, block], format="csr")[chosen]
+                for block in cells_of(part, of, r):
                     writer.write(sparse.csr_matrix(block).astype(np.float32))
     for name in names:
         (folder / "screen" / f"{name}.h5ad").unlink()
+
+
+def measured(part: ad.AnnData, labels: np.ndarray, rows: np.ndarray) -> Iterator[sparse.csr_matrix]:
+    """Cells as simulated, some at a time."""
+    for i in range(0, len(rows), AT_ONCE):
+        yield part[rows[i : i + AT_ONCE]].to_memory().X
+
+
+def predicted(part: ad.AnnData, labels: np.ndarray, rows: np.ndarray) -> Iterator[sparse.csr_matrix]:
+    """Control cells: under targets' labels drawn from the first 4,000, under their own as they are."""
+    controls = np.flatnonzero(labels == CONTROL)
+    drawn = np.random.default_rng(0).integers(0, min(4000, len(controls)), len(rows))
+    place = np.where(labels[rows] == CONTROL, np.searchsorted(controls, rows), drawn)
+    cells = part[controls[: place.max() + 1]].to_memory().X
+    for i in range(0, len(rows), AT_ONCE):
+        yield cells[place[i : i + AT_ONCE]]
 
 
 def report(options: argparse.Namespace, stored: int, seconds: float, peak: int) -> str:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 
 import torch
 
-from vcell.system import cores
+from vcell import system
 
 
 def device_name() -> str:
     """Of the GPU, as a part of a file's name; cpu where there is none, and cpu_amx where that has the units that multiply matrices in bf16."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name().replace(" ", "_")
-    return "cpu_amx" if "AMX" in processor() else "cpu"
+    return "cpu_amx" if "amx_bf16" in system.processor()[1] else "cpu"
 
 
 def processor() -> str:
     """Cores, and what of the processor matters: "2 cores (Intel(R) Xeon(R) Processor, AVX-512, bf16, AMX)"."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = about.get("flags", "").split()
+    name, flags = system.processor()
     units = {"avx512f": "AVX-512", "avx512_bf16": "bf16", "amx_bf16": "AMX"}
-    named = [about.get("model name", platform.machine()), *(word for flag, word in units.items() if flag in flags)]
-    return f"{cores()} cores ({', '.join(named)})"
+    return f"{system.cores()} cores ({', '.join([name, *(word for flag, word in units.items() if flag in flags)])})"
 
 
 def save(name: str, command: str, table: str) -> None:

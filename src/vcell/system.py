@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import sys
 import threading
@@ -152,6 +153,15 @@ def auto_precision(device: torch.device, weights: int) -> str:
     if device.type == "cuda":
         return "bf16-mixed" if gpu_has_bf16(device) else "16-mixed"
     return "bf16-mixed" if device.type == "cpu" and fast_bf16() and weights >= LARGE_NETWORK else "32-true"
+
+
+def processor() -> tuple[str, set[str]]:
+    """The processor's name, and the flags by which Linux tells what it can."""
+    about: dict[str, str] = {}
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return about.get("model name") or platform.processor() or platform.machine(), set(about.get("flags", "").split())
 
 
 def fast_bf16() -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vcell.errors import VcellError, install
 from vcell.records.provenance import PACKAGE, git_commit, versions
-from vcell.system import LARGE_NETWORK, cores, fast_bf16, free_memory, gpu_has_bf16
+from vcell.system import LARGE_NETWORK, cores, fast_bf16, free_memory, gpu_has_bf16, processor
 
 MEGABYTE, GIGABYTE = 1024**2, 1024**3
 PROBE = 256 * MEGABYTE
@@ -122,10 +122,7 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _processor() -> Iterator[Finding]:
-    name = platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    name, _ = processor()
     number, machine = cores(), os.cpu_count() or 1
     yield Finding(
         "processor",

@@ -60,7 +60,9 @@ def of_pair(pair: Pair) -> list[str]:
     """What is remarkable about predicted and measured cells, each of which is read once."""
     sides = pair.pred, pair.real
     columns = target_columns(pair.pred.targets, list(pair.pred.genes), pair.pred.control)
-    controls = [_mean_counts(cells.controls, pair.target_sum) for cells in sides]
+    pred, real = (cells.controls for cells in sides)
+    real_G = _mean_counts(real, pair.target_sum)
+    controls = real_G if pred is real else _mean_counts(pred, pair.target_sum), real_G
 
     def look(target: str, genes: np.ndarray) -> Looked:
         found = Looked([], [])
@@ -83,7 +85,7 @@ def control_note(pair: Pair) -> str | None:
         return None
     where = f"{pair.context}: " if pair.context else ""
     pred, real = (c.controls for c in (pair.pred, pair.real))
-    shift = _apart(pred, real)
+    shift = 0.0 if pred is real else _apart(pred, real)
     if pred.shape == real.shape and shift < SAME:
         return f"{where}control cells of the prediction are the measured ones"
     first, second = pair.real.halves(0)

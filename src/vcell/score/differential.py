@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,7 +74,7 @@ class Tests2025:
     Attributes
     ----------
     control_mean_G
-        Geometric mean of the controls, less 1.
+        `geometric_mean` of the controls.
     p_of
         None where p-values come from elsewhere.
     controls
@@ -87,12 +87,7 @@ class Tests2025:
 
     @classmethod
     def of(cls, controls: sparse.csr_matrix, device: torch.device | None = None) -> Tests2025:
-        return replace(cls.of_folds(CellGroup(controls)), p_of=rank_test(controls, device), controls=controls)
-
-    @classmethod
-    def of_folds(cls, controls: CellGroup) -> Tests2025:
-        """Of fold changes alone."""
-        return cls(counts_of_log1p(_mean(controls)))
+        return cls(geometric_mean(CellGroup(controls)), rank_test(controls, device), controls)
 
     def __call__(self, group: CellGroup) -> tuple[np.ndarray, np.ndarray]:
         """p-values and log2 fold changes of some cells, ``(genes)``."""
@@ -112,7 +107,7 @@ class Tests2025:
     def fold(self, group: CellGroup) -> np.ndarray:
         """log2 fold changes of the geometric means of some cells, ``(genes)``."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            fold_G = np.log2(counts_of_log1p(_mean(group)) / self.control_mean_G)
+            fold_G = np.log2(geometric_mean(group) / self.control_mean_G)
         return np.nan_to_num(fold_G, nan=0.0, posinf=np.inf, neginf=-np.inf)
 
     def calls(self, targets: list[str], p_PG: np.ndarray, fold_PG: np.ndarray) -> Calls:
@@ -289,6 +284,11 @@ def _log1p_cpm(starts, genes, counts, millions, table, n_genes):
                 larger[n] = k
                 n += 1
     return values, larger[:n].copy(), mean_G
+
+
+def geometric_mean(group: CellGroup) -> np.ndarray:
+    """Of one more than the counts of log1p cells, less 1, ``(genes)``."""
+    return counts_of_log1p(_mean(group))
 
 
 def _mean(group: CellGroup) -> np.ndarray:

@@ -8,7 +8,7 @@ Shape legend: S splits, P targets, G genes; 2 halves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,7 +76,7 @@ class Splits:
         self.places: list[Places] = [cells.half_places(seed) for seed in seeds]
         self.whole = Measured.empty(len(cells.targets), len(cells.genes), embedding is not None) if whole else None
         controls = cells.controls
-        millions, half_SC = millions_of(controls), self._half_codes(cells.control)
+        millions, half_SC = millions_of(controls), half_codes(cells, cells.control, self.places, whole)
         halves = [half for both in self._groups(CellGroup(controls), cells.control, half_SC) for half in both]
         means = list(in_threads(lambda half: mean_cpm(half, millions[half.rows]), halves))
         bulks, noises = zip(*in_threads(self._profile, halves), strict=True)
@@ -87,24 +87,7 @@ class Splits:
 
     def sides(self) -> list[tuple[Side, Side]]:
         """Of every split the sides of its halves, everything measured; fills `whole`."""
-        # the same in every split: those of two cells and more
-        targets = self.cells.targets
-        halved = {target: p for p, target in enumerate(t for t in targets if t in self.places[0][0])}
-        genes, placed = len(self.cells.genes), self.embedding is not None
-        measured = [
-            [Measured.empty(len(halved), genes, placed and s == 0) for _ in range(2)] for s in range(len(self.places))
-        ]
-
-        def measure(place: int) -> None:
-            target = targets[place]
-            found = self._of_target(target)
-            if self.whole is not None:
-                self.whole.put(place, found.pop())
-            for into, half in zip((half for both in measured for half in both), found, strict=False):
-                into.put(halved[target], half)
-
-        for _ in in_threads(measure, range(len(targets))):
-            pass
+        measured = measure_halves(self.cells, self.places, self._of_target, self.embedding is not None, self.whole)
         return [(self._side(s, 0, one), self._side(s, 1, other)) for s, (one, other) in enumerate(measured)]
 
     def _side(self, split: int, half: int, measured: Measured) -> Side:
@@ -113,13 +96,6 @@ class Splits:
             self.cells.some(self.places[split][half]), Tests2026(controls.mean[half], controls.tested(half)), controls.bulk[half],
             embedding=self.embedding if split == 0 else None, known=measured, control_noise=controls.noise[half],
         )  # fmt: skip
-
-    def _half_codes(self, label: str) -> np.ndarray:
-        """The half that each cell of a label is in, in each split, ``(splits, cells)``; where `whole` is wanted, a last split has all cells
-        in its first half."""
-        n = self.cells.n_cells(label)
-        codes = [half_of(n, [half[label] for half in places if label in half]) for places in self.places]
-        return np.stack(codes if self.whole is None else [*codes, np.zeros_like(codes[0])])
 
     def _groups(self, group: CellGroup, label: str, half_SC: np.ndarray) -> list[list[CellGroup]]:
         """The halves of a label's cells, summed, in each split; none of a single cell."""
@@ -146,7 +122,7 @@ class Splits:
 
     def _of_target(self, target: str) -> list[OfTarget]:
         """Of every split, both halves of a target's cells; where it is wanted, all of them last."""
-        group, half_SC = self.cells.group(target), self._half_codes(target)
+        group, half_SC = self.cells.group(target), half_codes(self.cells, target, self.places, self.whole is not None)
         millions = in_millions(group.sums[1])
         values, mean_G = log1p_cpm(group.cells, millions)
         p = self.split.p_values(values, half_SC)
@@ -169,6 +145,47 @@ class Splits:
 def at_once(cells: GroupedCells) -> int:
     """How many splits are measured together, so that memory stays small."""
     return max(1, MOST_BYTES // max(1, 2 * 3 * 8 * len(cells.targets) * len(cells.genes)))
+
+
+def half_codes(cells: GroupedCells, label: str, splits: Sequence[Places], whole: bool) -> np.ndarray:
+    """The half that each cell of a label is in, in each split, ``(splits, cells)``; where the `whole` is wanted, a last split has all cells
+    in its first half."""
+    n = cells.n_cells(label)
+    codes = [half_of(n, [half[label] for half in places if label in half]) for places in splits]
+    return np.stack([*codes, np.zeros_like(codes[0])] if whole else codes)
+
+
+def measure_halves(
+    cells: GroupedCells, splits: Sequence[Places], of_target: Callable[[str], list[OfTarget]], placed: bool, whole: Measured | None,
+    bulk_type: type = np.float64,
+) -> list[list[Measured]]:  # fmt: skip
+    """What is measured of both halves in each split, of the targets that have halves; fills `whole`.
+
+    Parameters
+    ----------
+    of_target
+        Measures both halves of every split, where a target has any, and all of its cells last where `whole` is wanted.
+    placed
+        Whether cells of the first split are placed in an embedding.
+    """
+    # the same in every split: those of two cells and more
+    targets, genes = cells.targets, len(cells.genes)
+    halved = {target: p for p, target in enumerate(t for t in targets if t in splits[0][0])}
+    measured = [
+        [Measured.empty(len(halved), genes, placed and s == 0, bulk_type) for _ in range(2)] for s in range(len(splits))
+    ]
+
+    def measure(place: int) -> None:
+        target = targets[place]
+        found = of_target(target)
+        if whole is not None:
+            whole.put(place, found.pop())
+        for into, half in zip((half for both in measured for half in both), found, strict=False):
+            into.put(halved[target], half)
+
+    for _ in in_threads(measure, range(len(targets))):
+        pass
+    return measured
 
 
 def first_sums(group: CellGroup, half_SC: np.ndarray) -> np.ndarray:

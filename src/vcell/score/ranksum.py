@@ -33,6 +33,11 @@ Tested = Callable[[sparse.csr_matrix], np.ndarray]  # the values that are tested
 KEYS = 8192  # of the first, coarse sort of a gene's values
 
 
+def as_stored(cells: sparse.csr_matrix) -> np.ndarray:
+    """What is tested is what is stored."""
+    return cells.data.astype(np.float64, copy=False)
+
+
 @dataclass(frozen=True)
 class ByGene:
     """Stored values of some cells, gene by gene, ascending.
@@ -65,7 +70,7 @@ class ByGene:
         entries
             Whether they are wanted.
         """
-        values = cells.data.astype(np.float64, copy=False)
+        values = as_stored(cells)
         n_genes = int(place.max(initial=-1)) + 1
         starts = gene_starts(cells.indices, values, place, n_genes)
         ordered = np.empty(starts[-1], np.float64)
@@ -111,12 +116,12 @@ class SortedControls:
 
     @classmethod
     def of(
-        cls, cells: sparse.csr_matrix, place: np.ndarray | None = None, tested: Tested | None = None
+        cls, cells: sparse.csr_matrix, place: np.ndarray | None = None, tested: Tested = as_stored
     ) -> SortedControls:
         """From cells of non-negative values, of which `tested` makes what is tested; all columns where `place` is not given."""
         if place is None:
             place = np.arange(cells.shape[1], dtype=np.int32)
-        by_gene = ByGene.of_many(cells, place, tested or as_stored)
+        by_gene = ByGene.of_many(cells, place, tested)
         return cls(by_gene, _ties(by_gene.starts, by_gene.values), place)
 
     def __call__(self, cells: sparse.csr_matrix, copies: int = 1) -> np.ndarray:
@@ -155,7 +160,7 @@ def rank_test(
     controls: sparse.csr_matrix,
     device: torch.device | None = None,
     tested_G: np.ndarray | None = None,
-    tested: Tested | None = None,
+    tested: Tested = as_stored,
 ) -> RankTest:
     """The test of groups of cells against `controls`, which are sorted once.
 
@@ -166,18 +171,13 @@ def rank_test(
     tested_G
         The genes that are, a mask; None: all.
     tested
-        Makes of the controls' values what is tested; None: that is what they are.
+        Makes of the controls' values what is tested.
     """
     if device is None:
         return SortedControls.of(controls, None if tested_G is None else numbered(tested_G), tested)
     from vcell.score.gpu import DenseRankTest  # here: torch takes a second to load
 
-    return DenseRankTest(controls if tested is None else with_values(controls, tested(controls)), device, tested_G)
-
-
-def as_stored(cells: sparse.csr_matrix) -> np.ndarray:
-    """What is tested is what is stored."""
-    return cells.data.astype(np.float64, copy=False)
+    return DenseRankTest(with_values(controls, tested(controls)), device, tested_G)
 
 
 def entry_type(cells: sparse.csr_matrix) -> np.dtype:

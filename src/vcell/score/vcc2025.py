@@ -14,10 +14,11 @@ import pandas as pd
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
-from vcell.score.differential import Calls, Tests2025
+from vcell.score.differential import Calls, Tests2025, geometric_mean
 from vcell.score.embedding import CELLS_PER_SET, Embedding
 from vcell.score.grouped import GroupedCells, Lazy
-from vcell.score.half_ranks import SplitControls, half_of
+from vcell.score.half_ranks import SplitControls
+from vcell.score.halves import half_codes, measure_halves
 from vcell.score.side import Measured, OfTarget, Side, known_as
 from vcell.score.sums import CellGroup
 from vcell.system import in_threads
@@ -112,43 +113,35 @@ def score(pred: Side, real: Side) -> pd.DataFrame:
     )
 
 
-def halves(real: Side, all_tests: Tests2025) -> tuple[Side, Side, Measured]:
-    """The sides of both halves of the measured cells, and what is measured of all of them, in one pass: each target's cells are sorted once,
-    and so are the controls (`vcell.score.half_ranks`)."""
-    cells, embedding, targets = real.cells, real.embedding, real.cells.targets
-    places, genes, controls = cells.half_places(0), len(cells.genes), cells.controls
+def halves(real: Side, tests: Tests2025) -> tuple[Side, Side, Measured]:
+    """The sides of both halves of the measured cells, and what is measured of all of them, in one pass (`vcell.score.halves`)."""
+    cells, embedding, controls = real.cells, real.embedding, real.cells.controls
+    places = cells.half_places(0)
+    split = SplitControls.of(
+        tests.sorted_controls(controls), controls.indptr, half_codes(cells, cells.control, [places], True)
+    )
+    own = [CellGroup(controls, half[cells.control]) for half in places]
+    tests_of = [*(Tests2025(geometric_mean(half)) for half in own), tests]
 
-    def codes(label: str) -> np.ndarray:
-        n = cells.n_cells(label)  # as if of a second split, all of them are of the first half
-        return np.stack([half_of(n, [half[label] for half in places if label in half]), np.zeros(n, np.int8)])
-
-    split = SplitControls.of(all_tests.sorted_controls(controls), controls.indptr, codes(cells.control))
-    tests = [Tests2025.of_folds(CellGroup(controls, half[cells.control])) for half in places]
-    halved = {target: row for row, target in enumerate(t for t in targets if t in places[0])}
-    found = [
-        Measured.empty(n, genes, embedding is not None, np.float32) for n in (len(halved), len(halved), len(targets))
-    ]
-
-    def measured(group: CellGroup, test: Tests2025, p_G: np.ndarray) -> OfTarget:
-        placed = None if embedding is None else embedding.place(group, CELLS_PER_SET)
-        return OfTarget(_profile(group), 0.0, p_G, test.fold(group), placed)
-
-    def measure(row: int) -> None:
-        target = targets[row]
+    def of_target(target: str) -> list[OfTarget]:
         group = cells.group(target)
-        p = split.p_values(group.cells, codes(target))
-        found[2].put(row, measured(group, all_tests, p[1, 0]))
-        for half in range(2) if target in halved else ():
-            some = CellGroup(group.cells, places[half][target])
-            found[half].put(halved[target], measured(some, tests[half], p[0, half]))
+        p = split.p_values(group.cells, half_codes(cells, target, [places], True))
+        some = [CellGroup(group.cells, half[target]) for half in places if target in half]
+        parts = zip([*some, group], [*p[0, : len(some)], p[1, 0]], tests_of[2 - len(some) :], strict=True)
+        return [of_part(*part) for part in parts]
 
-    for _ in in_threads(measure, range(len(targets))):
-        pass
+    def of_part(part: CellGroup, p_G: np.ndarray, test: Tests2025) -> OfTarget:
+        placed = None if embedding is None else embedding.place(part, CELLS_PER_SET)
+        return OfTarget(_profile(part), 0.0, p_G, test.fold(part), placed)
+
+    placed = embedding is not None
+    whole = Measured.empty(len(cells.targets), len(cells.genes), placed, np.float32)
+    [found] = measure_halves(cells, [places], of_target, placed, whole, np.float32)
     sides = [
-        Side(cells.some(places[h]), tests[h], _profile(CellGroup(controls, places[h][cells.control])), embedding=embedding, known=found[h])
+        Side(cells.some(places[h]), tests_of[h], _profile(own[h]), embedding=embedding, known=found[h])
         for h in range(2)
-    ]  # fmt: skip
-    return sides[0], sides[1], found[2]
+    ]
+    return sides[0], sides[1], whole
 
 
 def _profile(group: CellGroup) -> np.ndarray:
