@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -27,6 +28,9 @@ CGROUPS = Path("/sys/fs/cgroup")
 VARIABLES = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 LARGE_NETWORK = 10_000_000  # weights
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
+MADV_HUGEPAGE = 14  # of Linux
+HEAP = 2**30  # bytes that a heap which keeps its memory grows by
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -185,6 +189,28 @@ def matrix_products(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def keep_freed_memory() -> None:
+    """Memory that is freed stays with this process for what it needs next, and lies in pages of 2 MB: where Linux and glibc have such.
+
+    A training step on a CPU frees hundreds of megabytes; to have them again from the system, page by page and zeroed, takes a tenth of its
+    time, and to look up small pages another tenth.
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mallopt(M_MMAP_THRESHOLD, HEAP)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_TOP_PAD, HEAP)
+        libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+        libc.free.argtypes = [ctypes.c_void_p]
+        libc.free(
+            libc.malloc(HEAP // 4)
+        )  # more than lies free: the heap grows now, by all of HEAP; nothing of it is in memory before it is used
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            if line.endswith("[heap]"):
+                first, last = (int(address, 16) for address in line.split()[0].split("-"))
+                libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), MADV_HUGEPAGE)
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -1,6 +1,7 @@
 """Steps of network and loss that pass over all cells and genes, each as one kernel on a GPU with Triton, and as plain torch elsewhere.
 
 Such passes are bound by memory: a step at full size has 37 million numbers a tensor. `torch.compile` fuses them by itself, and gets the plain form.
+Those of activations in bf16 are loops of our own on processors too (`fused_cpu`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from vcell.data.gather import has_kernel
+from vcell.model import fused_cpu
 
 
 def changed(base_SCG: Tensor, change_SCG: Tensor) -> Tensor:
@@ -23,6 +25,8 @@ def changed(base_SCG: Tensor, change_SCG: Tensor) -> Tensor:
 
 def gated(gate_up: Tensor) -> Tensor:
     """``silu(gate) * up``, where gate and up are the halves of the last axis (SwiGLU)."""
+    if fused_cpu.fuses(gate_up):
+        return fused_cpu.Gated.apply(gate_up)
     if not fuses(gate_up):
         gate, up = gate_up.chunk(2, dim=-1)
         return silu(gate) * up

@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention
 
 from vcell.errors import VcellError
+from vcell.model import fused_cpu
 from vcell.model.fused import float32_product, gated
 
 ENCODERS = ("joint", "each")
@@ -87,8 +88,17 @@ def mlp(width_in: int, hidden: int, width_out: int, layers: int, dropout: float)
     for i in range(layers):
         parts.append(Linear(widths[i], widths[i + 1]))
         if i < layers - 1:
-            parts += [nn.GELU(), nn.Dropout(dropout)]
+            parts += [nn.GELU(), Dropout(dropout)]
     return nn.Sequential(*parts)
+
+
+class Dropout(nn.Dropout):
+    """Sets a share of its input to 0 in training; in bf16 on processors without a mask in memory, and without drawing on one core alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and 0 < self.p < 1 and fused_cpu.fuses(x):
+            return fused_cpu.Dropped.apply(x, self.p)
+        return super().forward(x)
 
 
 class SeveralEncoders(nn.Module):
@@ -133,9 +143,11 @@ class RMSNorm(nn.RMSNorm):
     """
 
     def __init__(self, hidden: int) -> None:
-        super().__init__(hidden, eps=1e-6)
+        super().__init__(hidden, eps=fused_cpu.NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
+        if fused_cpu.fuses(x, self.weight):
+            return fused_cpu.Normed.apply(x, self.weight)
         with torch.autocast(x.device.type, enabled=False) if x.device.type in ("cpu", "cuda") else nullcontext():
             return rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
@@ -155,6 +167,8 @@ class Attention(nn.Module):
         # a GPU's kernels take heads of certain widths, and would copy others to pad them, forward and backward; projections are much smaller
         more = -self.head_width % ALIGNED if plain and in_half_precision(x_SCD) else 0
         qkv = self._into_heads(x_SCD, more).view(sets, cells, 3, self.heads, self.head_width + more)
+        if not more and torch.is_grad_enabled() and fused_cpu.fuses(qkv) and fused_cpu.keeps_shares(qkv):
+            return self.out(fused_cpu.Attended.apply(qkv))
         query_SHCK, key_SHCK, value_SHCK = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed_SHCK = scaled_dot_product_attention(query_SHCK, key_SHCK, value_SHCK, scale=self.head_width**-0.5)
         return self._out_of_heads(mixed_SHCK.transpose(1, 2).reshape(sets, cells, -1), more)

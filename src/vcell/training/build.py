@@ -83,6 +83,7 @@ class RunSettings:
     input: str | int | None  # what the model sees of a control cell
     bank: Path | None  # where measured effects are kept
     matmul_precision: str  # of float32 matrix products
+    on_cpu: bool
     plain: dict[str, Any]  # all of the configuration
 
     @classmethod
@@ -121,6 +122,7 @@ class RunSettings:
             input=config.data.input,
             bank=None if config.bank is None else Path(str(config.bank)),
             matmul_precision=config.matmul_precision,
+            on_cpu=_on_cpu(trainer),
             plain=plain(config),
         )
 
@@ -352,8 +354,12 @@ def precision(options: DictConfig, model: nn.Module) -> str:
     """As configured; ``auto`` is `auto_precision` of the accelerator and the network."""
     if options.precision != "auto":
         return str(options.precision)
-    kind = "cpu" if options.accelerator == "cpu" or not torch.cuda.is_available() else "cuda"
+    kind = "cpu" if _on_cpu(options) else "cuda"
     return auto_precision(torch.device(kind), sum(weight.numel() for weight in model.parameters()))
+
+
+def _on_cpu(options: DictConfig) -> bool:
+    return bool(options.accelerator == "cpu" or not torch.cuda.is_available())
 
 
 def make_logger(config: DictConfig, name: str, logger: DictConfig) -> Any:

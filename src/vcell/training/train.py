@@ -31,7 +31,7 @@ from vcell.model.table import decision_lines
 from vcell.process.lock import locked
 from vcell.records.journal import Journal, kept
 from vcell.records.metrics import read_metrics
-from vcell.system import matrix_products
+from vcell.system import keep_freed_memory, matrix_products
 from vcell.training import effects
 from vcell.training.build import (
     Own,
@@ -100,6 +100,8 @@ def _train(
         if rank == 0:
             _fit_effects(config, run, data, folder, checkpoint, notes, journal)
         return
+    if run.on_cpu:
+        keep_freed_memory()
     module = make_module(config, run.plain, data, own)
     about_prior = effects.fit_prior(run, data, module.trained, rank)
     if rank == 0 and about_prior:
