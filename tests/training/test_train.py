@@ -8,8 +8,10 @@ import re
 import shutil
 import signal
 import time
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -51,9 +53,15 @@ def test_a_run_leaves_what_it_promises(in_trained: Path):
     assert losses[-1] < losses[0]
 
 
-def test_resume_equals_no_interruption(fresh: Path):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_resume_equals_no_interruption(fresh: Path, precision: str):
     # dropout, so that random numbers count
-    options = ["model.dropout=0.2", "model.decoder_layers=2", "trainer.val_check_interval=7"]
+    options = [
+        "model.dropout=0.2",
+        "model.decoder_layers=2",
+        "trainer.val_check_interval=7",
+        f"trainer.precision={precision}",
+    ]
     train_here(*options, "trainer.max_steps=16", "schedule.decay=constant")
     whole = weights()
     shutil.rmtree("runs")
@@ -390,6 +398,45 @@ def test_a_damaged_last_checkpoint_falls_back_on_a_sound_one(fresh: Path, capsys
     said = capsys.readouterr().out
     assert "damaged" in said and "best.ckpt at step 4" in said
     assert read_checkpoint(LAST)["global_step"] == 6
+
+
+def test_a_checkpoint_of_weights_alone_is_not_continued_from(fresh: Path, capsys: pytest.CaptureFixture[str]):
+    train_here("trainer.max_steps=4", "trainer.val_check_interval=4")
+    best = LAST.with_name("best.ckpt")
+    sound = read_checkpoint(LAST)
+
+    def save(path: Path, **changed: Any) -> None:
+        torch.save({**sound, **changed}, path)
+
+    for part in ("optimizer_states", "loops", "global_step"):
+        save(LAST, **{part: None})
+        train_here("trainer.max_steps=4", "trainer.val_check_interval=4")
+        said = capsys.readouterr().out
+        assert f"its {part} is missing or damaged" in said and "best.ckpt" in said
+    save(LAST, optimizer_states=[])
+    save(best, optimizer_states=[])
+    with pytest.raises(VcellError, match="no checkpoint of runs/demo can be continued from"):
+        train_here("trainer.max_steps=8", "trainer.val_check_interval=4")
+
+
+def test_what_does_not_fit_the_network_is_said_before_a_step(fresh: Path):
+    train_here("trainer.max_steps=4", "trainer.val_check_interval=4")
+    sound = read_checkpoint(LAST)
+    first = next(iter(sound["state_dict"]))
+    small = torch.zeros(3)
+    for path, words in (
+        (("state_dict", first), "size mismatch"),
+        (("optimizer_states", 0, "state", 0, "exp_avg"), "exp_avg of"),
+        (("optimizer_states", 0, "param_groups"), "parameter groups"),
+    ):
+        damaged = deepcopy(sound)
+        inner: Any = damaged
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = [] if path[-1] == "param_groups" else small
+        torch.save(damaged, LAST)
+        with pytest.raises(VcellError, match=f"training cannot continue from .*{words}"):
+            train_here("trainer.max_steps=8", "trainer.val_check_interval=4")
 
 
 def test_bad_data_leaves_no_run_behind(fresh: Path):

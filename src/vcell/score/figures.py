@@ -251,11 +251,11 @@ def called_genes(shown: Shown) -> Picture:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     axis = figure.subplots()
     x = np.arange(len(table))
-    axis.bar(x, table["both"], 0.85, color=PREDICTED, label="called in both")
-    axis.bar(
-        x, table["real"] - table["both"], 0.85, bottom=table["both"], color=MEASURED, label="missed: measured only"
-    )
-    axis.bar(x, -(table["pred"] - table["both"]), 0.85, color=GREY, label="wrong: predicted only (downwards)")
+    both, missed, wrong = table["both"], table["real"] - table["both"], table["pred"] - table["both"]
+    _bars(axis, 0 * both, both, PREDICTED, "called in both")
+    _bars(axis, both, both + missed, MEASURED, "missed: measured only")
+    _bars(axis, -wrong, 0 * wrong, GREY, "wrong: predicted only (downwards)")
+    axis.autoscale_view()
     axis.axhline(0, color=DARK, linewidth=0.7)
     axis.set_ylabel("genes")
     if len(table) <= 40:
@@ -264,6 +264,15 @@ def called_genes(shown: Shown) -> Picture:
         axis.set_xlabel(f"{len(table):,} targets")
     axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3)
     return _tidy(figure)
+
+
+def _bars(axis: Any, low: pd.Series, high: pd.Series, colour: str, label: str) -> None:
+    """A bar for each row, all as one object: `Axes.bar` makes one of each, which takes a millisecond."""
+    from matplotlib.collections import PolyCollection
+
+    x = np.arange(len(low))
+    corners = np.array([[x - 0.425, low], [x - 0.425, high], [x + 0.425, high], [x + 0.425, low]], float)
+    axis.add_collection(PolyCollection(list(corners.transpose(2, 0, 1)), facecolor=colour, label=label))
 
 
 def knock_down(shown: Shown) -> Picture | None:

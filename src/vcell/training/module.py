@@ -22,6 +22,7 @@ from vcell.model.table import PerturbationTable
 from vcell.model.trained import TrainedModel
 from vcell.training.cuda_graph import Step, StepGraph, capturable, clip, may_be_recorded, rates_on
 from vcell.training.guard import Guard
+from vcell.training.resuming import check_states
 from vcell.training.validation import ValidationScores
 
 DROPOUT = 100  # first word of the random keys of a step, distinct from those of the sampler
@@ -119,6 +120,7 @@ class TransitionModule(LightningModule):
     def on_train_start(self) -> None:
         assert self.loss is not None
         loss, optimizer, trainer = self.loss, self.trainer.optimizers[0], self.trainer
+        check_states(optimizer)
         if may_be_recorded(self.cuda_graph, trainer, optimizer, self.model, loss, self.compiled):
             trained = [weight for weight in self.parameters() if weight.requires_grad]
             largest = float(trainer.gradient_clip_val or inf)

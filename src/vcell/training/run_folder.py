@@ -14,6 +14,7 @@ from vcell.config import RECORD, differences, may_change
 from vcell.errors import VcellError, shortlist
 from vcell.model.checkpoint import read_checkpoint
 from vcell.records.listing import read_config
+from vcell.training.resuming import INSTEAD, check_resumable
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def checkpoint_to_continue(self, config: dict[str, Any], resume: str, overwrite: bool) -> Path | None:
+    def checkpoint_to_continue(
+        self, config: dict[str, Any], resume: str, overwrite: bool, trains: bool = True
+    ) -> Path | None:
         """The checkpoint to continue from, or None for a run that starts. Changes nothing.
 
         Parameters
@@ -37,6 +40,8 @@ class RunFolder:
             ``auto`` continues a run that is there; ``never`` refuses to.
         overwrite
             The run that is there will make way for a new one.
+        trains
+            Steps will be taken from there; False for what is fitted, and has no steps.
 
         Raises
         ------
@@ -53,7 +58,7 @@ class RunFolder:
                 "overwrite=true to remove it"
             )
         self._check_same(config)
-        return self._newest_sound()
+        return self._newest_sound(trains)
 
     def begin(self, config: dict[str, Any], overwrite: bool) -> None:
         """Makes the folder of a run that starts, and writes its configuration there."""
@@ -114,12 +119,14 @@ class RunFolder:
         best = sorted(self.checkpoints.glob("best*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True)
         return [*([last] if last.is_file() else []), *best]
 
-    def _newest_sound(self) -> Path:
+    def _newest_sound(self, trains: bool) -> Path:
         """last.ckpt, or where that is damaged the newest that is not."""
         for path in self._to_continue():
             try:
-                read_checkpoint(path)
+                checkpoint = read_checkpoint(path)
+                if trains:
+                    check_resumable(checkpoint, path)
                 return path
             except VcellError as error:
                 print(f"{error}; trying the next", flush=True)
-        raise VcellError(f"no checkpoint of {self.path} can be read; overwrite=true restarts the run")
+        raise VcellError(f"no checkpoint of {self.path} can be continued from. {INSTEAD}")

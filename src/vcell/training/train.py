@@ -50,6 +50,7 @@ from vcell.training.estimate import STEPS, Stopwatch, estimate, out_of_memory
 from vcell.training.guard import NotFiniteError
 from vcell.training.guidance import guidance
 from vcell.training.module import TransitionModule
+from vcell.training.resuming import restoring
 from vcell.training.run_folder import RunFolder
 from vcell.training.waiting import wait_for
 from vcell.training.warmstart import carry_over
@@ -90,13 +91,16 @@ def _train(
 ) -> None:
     if rank == 0 and not run.check:
         folder.clear_leftovers()
-    checkpoint = None if run.check else folder.checkpoint_to_continue(run.plain, run.resume, run.overwrite)
+    fitted = is_fitted(config) and not (own and own.model)
+    checkpoint = (
+        None if run.check else folder.checkpoint_to_continue(run.plain, run.resume, run.overwrite, trains=not fitted)
+    )
     seed_everything(run.seed, workers=True, verbose=False)
     store = make_store(config) if rank == 0 else wait_for_store(run.plain["data"])
     store.check_one_scale(run.reconcile)
     assigned, notes = split_of(config, store)
     data = make_data(config, store, assigned, own)
-    if is_fitted(config) and not (own and own.model):
+    if fitted:
         if rank == 0:
             _fit_effects(config, run, data, folder, checkpoint, notes, journal)
         return
@@ -212,7 +216,8 @@ def fit(
 ) -> None:
     """Trains; what ends training before its time is said in one message."""
     try:
-        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        with restoring(checkpoint):
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     except NotFiniteError as error:
         rescued = folder.checkpoints / "before_nonfinite.ckpt"
         before = rescued if rescued.is_file() else folder.checkpoints / "last.ckpt"
