@@ -202,7 +202,6 @@ def _defaults(group: str) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> Any:
     """A file of settings as it is written: lists and dicts, nothing resolved."""
-    """A file of settings as it is written, as lists and dicts."""
     return OmegaConf.to_container(OmegaConf.load(path))
 
 

@@ -121,6 +121,19 @@ def test_runs_of_a_sweep_need_names_of_their_own():
     check_overrides("train", ["-m", "experiment=demo", "callbacks=[default,average]"])
 
 
+def test_settings_are_composed_once(monkeypatch: pytest.MonkeyPatch):
+    composed: list[list[str]] = []
+
+    def counted(verb: str, overrides: list[str]):
+        composed.append(overrides)
+        return compose(verb, overrides)
+
+    monkeypatch.setattr("vcell.cli.arguments.compose", counted)
+    given = ["experiment=demo", "name=mine", "run_dir=elsewhere", "trainer.max_steps=3"]
+    assert check_overrides("train", given) is not None and composed == [given]
+    assert check_overrides("train", ["-m", "experiment=demo", "name=a,b"]) is None  # Hydra's to run
+
+
 @pytest.mark.parametrize(
     ("verb", "arguments", "words"),
     [

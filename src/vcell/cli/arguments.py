@@ -243,8 +243,8 @@ def check_types(verb: str, overrides: list[str], config: DictConfig) -> None:
     """Refuses text where a number, or true or false, is expected."""
     keys = [o.lstrip("+").split("=")[0] for o in overrides]
     given = [key for key in keys if not (CONFIG_DIR / key.split("@")[0]).is_dir()]
-    own = read_yaml(CONFIG_DIR / f"{verb}.yaml")
-    given = [key for key in given if not _is_text(own.get(key, 0))]  # most are: files, names
+    own = _own_settings(verb)
+    given = [key for key in given if not _is_text(own.get(key, 0), config)]  # most are: files, names
     texts = {
         key: value for key in given if isinstance(value := OmegaConf.select(config, key, throw_on_missing=False), str)
     }
@@ -261,9 +261,19 @@ def check_types(verb: str, overrides: list[str], config: DictConfig) -> None:
             raise VcellError(f"{key}={value} must be {kind}, such as {default}")
 
 
-def _is_text(default: Any) -> bool:
-    """Whether a default is text, or nothing, and not a reference to another key."""
-    return default is None or (isinstance(default, str) and "${" not in default)
+def _own_settings(verb: str) -> dict[str, Any]:
+    """Settings of a command, without those of groups: of its own file, and of the files beside it that it begins with."""
+    own = read_yaml(CONFIG_DIR / f"{verb}.yaml")
+    beside = [name for name in own.get("defaults", ()) if isinstance(name, str) and name != "_self_"]
+    return {key: value for name in beside for key, value in read_yaml(CONFIG_DIR / f"{name}.yaml").items()} | own
+
+
+def _is_text(default: Any, config: DictConfig) -> bool:
+    """Whether a default is text, or nothing; one that refers to another key is what that key is."""
+    if not isinstance(default, str):
+        return default is None
+    whole = re.fullmatch(r"\$\{(.+)\}", default)
+    return whole is None or (":" not in whole[1] and isinstance(OmegaConf.select(config, whole[1]), str))
 
 
 def _check_sweep(arguments: list[str]) -> None:

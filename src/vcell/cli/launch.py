@@ -12,7 +12,7 @@ import hydra
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from vcell.cli.arguments import SWEPT, check_overrides, readable
+from vcell.cli.arguments import check_overrides, readable
 from vcell.cli.lookup import look_up
 from vcell.config import CONFIG_DIR, with_trainer
 from vcell.errors import NO_ROOM, VcellError
@@ -69,7 +69,7 @@ def launch(verb: str, run: Callable[[DictConfig], None]) -> None:
                 )
             )
 
-    if plain is not None and verb not in SWEPT:  # composed already: Hydra would do that twice more
+    if plain is not None:  # composed already: Hydra would do that twice more
         guarded(plain)
     else:
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=verb)(guarded)()
