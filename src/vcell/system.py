@@ -204,9 +204,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TOP_PAD, HEAP)
         libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
         libc.free.argtypes = [ctypes.c_void_p]
-        libc.free(
-            libc.malloc(HEAP // 4)
-        )  # more than lies free: the heap grows now, by all of HEAP; nothing of it is in memory before it is used
+        # more than lies free, so that the heap grows now, by all of HEAP; nothing of that is in memory before it is used
+        libc.free(libc.malloc(HEAP // 4))
         for line in Path("/proc/self/maps").read_text().splitlines():
             if line.endswith("[heap]"):
                 first, last = (int(address, 16) for address in line.split()[0].split("-"))

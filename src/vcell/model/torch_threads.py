@@ -87,8 +87,8 @@ def _pointer(typing: Any, address: Any) -> Any:
 def next_rows(given):
     """First and last (not included) of rows that no thread has done; no rows when all are."""
     told = carray(given, (TOLD,), np.int64)
-    block, number, rows = _take(given), told[NUMBER], told[ROWS]
-    return min(block, number) * rows // number, min(block + 1, number) * rows // number
+    block, blocks, rows = _take(given), told[NUMBER], told[ROWS]
+    return min(block, blocks) * rows // blocks, min(block + 1, blocks) * rows // blocks
 
 
 @njit(nogil=True)

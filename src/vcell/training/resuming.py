@@ -39,13 +39,17 @@ def check_resumable(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 
 def check_states(optimizer: torch.optim.Optimizer) -> None:
-    """Refuses what an optimizer was given to continue from, where that is not of its weights' shapes: torch's kernels would write beyond it.
+    """Refuses what Adam was given to continue from, where that is not of its weights' shapes: torch's kernels would write beyond it.
+
+    Other optimizers may keep states of other shapes, such as sums of rows.
 
     Raises
     ------
     VcellError
         If a state has another shape than its weight.
     """
+    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        return
     for weight, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.dim() and value.shape != weight.shape:
