@@ -1,5 +1,8 @@
-"""Work on all cores of the job."""
+"""Work on all cores of the job, and memory that is kept for it."""
 
+import platform
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -50,3 +53,27 @@ def test_work_within_work_shares_the_cores(monkeypatch: pytest.MonkeyPatch):
     assert all(own)
     nested = in_threads(lambda x: sum(in_threads(lambda y: x * y, range(10))), range(5))
     assert list(nested) == [45 * x for x in range(5)]
+
+
+KEPT = """
+import numpy as np
+from pathlib import Path
+from vcell.system import freed_memory_kept
+
+def megabytes():
+    return int(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))) / 1024
+
+before = megabytes()
+with freed_memory_kept():
+    some = [np.ones(25_000_000) for _ in range(2)]  # 400 MB
+    del some
+    within = megabytes()
+print(within - before, megabytes() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs Linux with glibc")
+def test_freed_memory_stays_and_goes_back_afterwards():
+    done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
+    within, afterwards = map(float, done.stdout.split())
+    assert within > 300 and afterwards < 100

@@ -191,25 +191,35 @@ def matrix_products(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def keep_freed_memory() -> None:
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
     """Memory that is freed stays with this process for what it needs next, and lies in pages of 2 MB: where Linux and glibc have such.
 
     A training step on a CPU frees hundreds of megabytes; to have them again from the system, page by page and zeroed, takes a tenth of its
-    time, and to look up small pages another tenth.
+    time, and to look up small pages another tenth. Afterwards what lies free goes back.
     """
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.mallopt(M_MMAP_THRESHOLD, HEAP)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(M_TOP_PAD, HEAP)
-        libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-        libc.free.argtypes = [ctypes.c_void_p]
-        # more than lies free, so that the heap grows now, by all of HEAP; nothing of that is in memory before it is used
-        libc.free(libc.malloc(HEAP // 4))
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "mallopt"):
+        yield
+        return
+    for setting, value in ((M_MMAP_THRESHOLD, HEAP), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, HEAP)):
+        libc.mallopt(setting, value)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes, libc.madvise.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    # more than lies free, so that the heap grows now, by all of HEAP; nothing of that is in memory before it is used
+    libc.free(libc.malloc(HEAP // 4))
+    with suppress(OSError):
         for line in Path("/proc/self/maps").read_text().splitlines():
             if line.endswith("[heap]"):
                 first, last = (int(address, 16) for address in line.split()[0].split("-"))
-                libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), MADV_HUGEPAGE)
+                libc.madvise(first, last - first, MADV_HUGEPAGE)
+    try:
+        yield
+    finally:
+        # what glibc comes to by itself, at most
+        for setting, value in ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**26), (M_TOP_PAD, 0)):
+            libc.mallopt(setting, value)
+        libc.malloc_trim(0)
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

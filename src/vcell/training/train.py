@@ -31,7 +31,7 @@ from vcell.model.table import decision_lines
 from vcell.process.lock import locked
 from vcell.records.journal import Journal, kept
 from vcell.records.metrics import read_metrics
-from vcell.system import keep_freed_memory, matrix_products
+from vcell.system import freed_memory_kept, matrix_products
 from vcell.training import effects
 from vcell.training.build import (
     Own,
@@ -80,6 +80,7 @@ def train(config: DictConfig, own: Own | None = None) -> RunFolder:
     with (
         locked(folder.path, "the run") if rank == 0 and not run.check else nullcontext(),
         matrix_products(run.matmul_precision),
+        freed_memory_kept() if run.on_cpu else nullcontext(),
         kept(rank == 0 and not run.check) as journal,
     ):
         _train(config, run, own, folder, rank, journal)
@@ -104,8 +105,6 @@ def _train(
         if rank == 0:
             _fit_effects(config, run, data, folder, checkpoint, notes, journal)
         return
-    if run.on_cpu:
-        keep_freed_memory()
     module = make_module(config, run.plain, data, own)
     about_prior = effects.fit_prior(run, data, module.trained, rank)
     if rank == 0 and about_prior:
