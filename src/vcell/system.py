@@ -202,8 +202,7 @@ def freed_memory_kept() -> Iterator[None]:
     if libc is None or not hasattr(libc, "mallopt"):
         yield
         return
-    for setting, value in ((M_MMAP_THRESHOLD, HEAP), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, HEAP)):
-        libc.mallopt(setting, value)
+    _allocate(libc, separate=HEAP, kept=2**31 - 1, more=HEAP)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes, libc.madvise.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     # more than lies free, so that the heap grows now, by all of HEAP; nothing of that is in memory before it is used
@@ -216,10 +215,15 @@ def freed_memory_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        # what glibc comes to by itself, at most
-        for setting, value in ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**26), (M_TOP_PAD, 0)):
-            libc.mallopt(setting, value)
+        _allocate(libc, separate=2**25, kept=2**26, more=0)  # what glibc comes to by itself, at most
         libc.malloc_trim(0)
+
+
+def _allocate(libc: ctypes.CDLL, separate: int, kept: int, more: int) -> None:
+    """From how many bytes on memory comes from the system by itself, how many may lie free at the heap's end, and by how many more it grows."""
+    libc.mallopt(M_MMAP_THRESHOLD, separate)
+    libc.mallopt(M_TRIM_THRESHOLD, kept)
+    libc.mallopt(M_TOP_PAD, more)
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

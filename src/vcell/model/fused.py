@@ -25,9 +25,7 @@ def changed(base_SCG: Tensor, change_SCG: Tensor) -> Tensor:
 
 def gated(gate_up: Tensor) -> Tensor:
     """``silu(gate) * up``, where gate and up are the halves of the last axis (SwiGLU)."""
-    if fused_cpu.fuses(gate_up):
-        return fused_cpu.Gated.apply(gate_up)
-    if not fuses(gate_up):
+    if not (fuses(gate_up) or fused_cpu.fuses(gate_up)):
         gate, up = gate_up.chunk(2, dim=-1)
         return silu(gate) * up
     return _Gated.apply(gate_up)
@@ -99,20 +97,27 @@ class _Changed(torch.autograd.Function):
 class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        from vcell.model.triton_kernels import gated
-
         gate_up = gate_up.contiguous()
         width = gate_up.shape[-1] // 2
         out = gate_up.new_empty(*gate_up.shape[:-1], width)
-        gated(gate_up.view(-1, 2 * width), out.view(-1, width))
+        ctx.kernels = _kernels(gate_up)
+        ctx.kernels.gated(gate_up.view(-1, 2 * width), out.view(-1, width))
         ctx.save_for_backward(gate_up)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        from vcell.model.triton_kernels import gated_gradient
-
         (gate_up,) = ctx.saved_tensors
         into, width = torch.empty_like(gate_up), gate_up.shape[-1] // 2
-        gated_gradient(gradient.contiguous().view(-1, width), gate_up.view(-1, 2 * width), into.view(-1, 2 * width))
+        gradient_NH = gradient.contiguous().view(-1, width)
+        ctx.kernels.gated_gradient(gradient_NH, gate_up.view(-1, 2 * width), into.view(-1, 2 * width))
         return into
+
+
+def _kernels(x: Tensor) -> Any:
+    """What has `gated` and its gradient for tensors like `x`."""
+    if fused_cpu.fuses(x):
+        return fused_cpu
+    from vcell.model import triton_kernels
+
+    return triton_kernels

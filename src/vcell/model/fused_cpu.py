@@ -46,24 +46,14 @@ def _run(loop: str, rows: int, *told: Tensor | int) -> None:
     torch_threads.run(getattr(cpu_kernels, loop), rows, *told)
 
 
-class Gated(torch.autograd.Function):
-    """``silu(gate) * up``, where gate and up are the halves of the last axis."""
+def gated(gate_up_NF: Tensor, out_NH: Tensor) -> None:
+    """``out = silu(gate) * up`` of rows that hold gate and up one after the other."""
+    _run("gated", *out_NH.shape, gate_up_NF, out_NH)
 
-    @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        gate_up = gate_up.contiguous()
-        width = gate_up.shape[-1] // 2
-        out = gate_up.new_empty(*gate_up.shape[:-1], width)
-        _run("gated", out.numel() // width, width, gate_up, out)
-        ctx.save_for_backward(gate_up)
-        return out
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (gate_up,) = ctx.saved_tensors
-        into, width = torch.empty_like(gate_up), gate_up.shape[-1] // 2
-        _run("gated_gradient", into.numel() // (2 * width), width, gate_up, gradient.contiguous(), into)
-        return into
+def gated_gradient(gradient_NH: Tensor, gate_up_NF: Tensor, into_NF: Tensor) -> None:
+    """The gradient of `gated` by its rows, from that by its result."""
+    _run("gated_gradient", *gradient_NH.shape, gate_up_NF, gradient_NH, into_NF)
 
 
 class Normed(torch.autograd.Function):
@@ -107,6 +97,12 @@ def _dropped(x: Tensor, told: tuple[int, ...]) -> Tensor:
     return out
 
 
+def attends(qkv_SC3HK: Tensor) -> bool:
+    """Whether attention goes the way of `Attended`: to train, where its shares are few enough to be kept."""
+    sets, cells, _, heads, _ = qkv_SC3HK.shape
+    return torch.is_grad_enabled() and fuses(qkv_SC3HK) and 2 * sets * heads * cells**2 <= LARGEST_SHARES
+
+
 class Attended(torch.autograd.Function):
     """Attention of each cell of a set to all, from ``(sets, cells, 3, heads, width of a head)`` to ``(sets, cells, heads x width)``.
 
@@ -144,9 +140,3 @@ def _beside(heads_NCK: Tensor, sets: int) -> Tensor:
     """Heads side by side, ``(sets, cells, heads x width)``."""
     n, cells, width = heads_NCK.shape
     return heads_NCK.view(sets, n // sets, cells, width).transpose(1, 2).reshape(sets, cells, -1)
-
-
-def keeps_shares(qkv_SC3HK: Tensor) -> bool:
-    """Whether attention's shares are few enough to be kept."""
-    sets, cells, _, heads, _ = qkv_SC3HK.shape
-    return 2 * sets * heads * cells**2 <= LARGEST_SHARES

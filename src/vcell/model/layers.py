@@ -167,7 +167,7 @@ class Attention(nn.Module):
         # a GPU's kernels take heads of certain widths, and would copy others to pad them, forward and backward; projections are much smaller
         more = -self.head_width % ALIGNED if plain and in_half_precision(x_SCD) else 0
         qkv = self._into_heads(x_SCD, more).view(sets, cells, 3, self.heads, self.head_width + more)
-        if not more and torch.is_grad_enabled() and fused_cpu.fuses(qkv) and fused_cpu.keeps_shares(qkv):
+        if not more and fused_cpu.attends(qkv):
             return self.out(fused_cpu.Attended.apply(qkv))
         query_SHCK, key_SHCK, value_SHCK = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed_SHCK = scaled_dot_product_attention(query_SHCK, key_SHCK, value_SHCK, scale=self.head_width**-0.5)

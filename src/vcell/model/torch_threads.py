@@ -20,12 +20,12 @@ from numba.extending import intrinsic
 from threadpoolctl import threadpool_info
 from torch import Tensor
 
-BLOCKS = 256  # that the rows of a loop are dealt out in, whatever the number of threads
+BLOCKS = 256  # that the rows of a loop are dealt out in, at most, whatever the number of threads
 # places in what a loop is given: the next block, their number, the rows, and what it is told besides
 NEXT, NUMBER, ROWS, TOLD = range(4)
 
 
-def run(loop: Any, rows: int, *told: Tensor | int, blocks: int = BLOCKS) -> None:
+def run(loop: Any, rows: int, *told: Tensor | int) -> None:
     """Runs `loop` on torch's threads, and returns when all rows are done.
 
     Parameters
@@ -36,12 +36,10 @@ def run(loop: Any, rows: int, *told: Tensor | int, blocks: int = BLOCKS) -> None
         How many there are; at least one.
     told
         Whole numbers, and tensors without gaps, which are passed by their address.
-    blocks
-        That the rows are dealt out in, at most.
     """
     assert all(t.is_contiguous() for t in told if isinstance(t, Tensor))
     numbers = [t.data_ptr() if isinstance(t, Tensor) else t for t in told]
-    given = np.array([0, min(rows, blocks), rows, *numbers], np.int64)
+    given = np.array([0, min(rows, BLOCKS), rows, *numbers], np.int64)
     start = team()
     assert start is not None
     start(loop.address, given.ctypes.data, torch.get_num_threads(), 0)
