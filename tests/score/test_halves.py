@@ -41,7 +41,7 @@ def test_halves_are_those_of_their_own_cells(controls: int):
             tests = differential.Tests2026.of(half.controls)
             assert side.cells.targets == half.targets
             for row, target in enumerate(half.targets):
-                p_G, fold_G = tests(half.group(target))
+                [(p_G, fold_G)] = tests([half.group(target)])
                 np.testing.assert_array_equal(side.measured.p_PG[row], p_G)  # whole ranks: not a bit may differ
                 np.testing.assert_array_equal(side.measured.fold_PG[row], fold_G)
                 np.testing.assert_array_equal(side.bulk_PG[row], pseudobulk(half.group(target)))

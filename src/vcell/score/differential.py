@@ -18,7 +18,7 @@ Shape legend: P targets, G genes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,7 @@ PER_MILLION = 1e6
 LEAST_CPM = 5.0
 EPSILON = 1e-9
 LOOKED_UP = 32  # counts below
+PAndFold = tuple[np.ndarray, np.ndarray]  # p-values and log2 fold changes
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,17 @@ class Tests2025:
     def of(cls, controls: sparse.csr_matrix, device: torch.device | None = None) -> Tests2025:
         return cls(geometric_mean(CellGroup(controls)), rank_test(controls, device), controls)
 
-    def __call__(self, group: CellGroup) -> tuple[np.ndarray, np.ndarray]:
-        """p-values and log2 fold changes of some cells, ``(genes)``."""
+    def __call__(self, groups: Sequence[CellGroup]) -> list[PAndFold]:
+        """p-values and log2 fold changes of groups of cells, ``(genes)`` of each."""
         assert self.p_of is not None
-        return self.p_of(group.cells), self.fold(group)
+        p_TG = self.p_of([group.cells for group in groups])
+        return [(p_G, self.fold(group)) for p_G, group in zip(p_TG, groups, strict=True)]
 
-    def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[CellGroup], tuple[np.ndarray, np.ndarray]]:
+    def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[Sequence[CellGroup]], list[PAndFold]]:
         """The same of groups that are rows of `pool`, which is analysed once."""
         assert self.p_of is not None
         p_of = rows_test(self.p_of, pool, self.controls, as_stored)
-        return lambda group: (p_of(group.rows), self.fold(group))
+        return lambda groups: [(p_of(group.rows), self.fold(group)) for group in groups]
 
     def sorted_controls(self, controls: sparse.csr_matrix) -> SortedControls:
         """The controls by gene, with their entries."""
@@ -151,22 +153,24 @@ class Tests2026:
             mean_G, mean_G > LEAST_CPM, sorted_G, rank_test(controls, device, sorted_G, tested_with(millions)), controls
         )
 
-    def __call__(self, group: CellGroup) -> tuple[np.ndarray, np.ndarray]:
-        """p-values, NaN for genes that are not tested, and log2 fold changes of some cells, ``(genes)``."""
+    def __call__(self, groups: Sequence[CellGroup]) -> list[PAndFold]:
+        """p-values, NaN for genes that are not tested, and log2 fold changes of groups of cells, ``(genes)`` of each."""
         assert self.p_of is not None
-        values, mean_G = log1p_cpm(group.cells, in_millions(group.sums[1]))
-        return self.of_all_genes(self.p_of(values)), fold_of_cpm(mean_G, self.control_mean_G)
+        values, means = zip(*(log1p_cpm(group.cells, in_millions(group.sums[1])) for group in groups), strict=True)
+        return [self._of_target(p_T, mean_G) for p_T, mean_G in zip(self.p_of(values), means, strict=True)]
 
-    def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[CellGroup], tuple[np.ndarray, np.ndarray]]:
+    def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[Sequence[CellGroup]], list[PAndFold]]:
         """The same of groups that are rows of `pool`, which is analysed once."""
         assert self.p_of is not None
         p_of = rows_test(self.p_of, pool, self.controls, tested_with(millions_of(pool)))
 
-        def test(group: CellGroup) -> tuple[np.ndarray, np.ndarray]:
-            mean_G = mean_cpm(group, in_millions(group.sums[1]))
-            return self.of_all_genes(p_of(group.rows)), fold_of_cpm(mean_G, self.control_mean_G)
+        def test(group: CellGroup) -> PAndFold:
+            return self._of_target(p_of(group.rows), mean_cpm(group, in_millions(group.sums[1])))
 
-        return test
+        return lambda groups: list(map(test, groups))
+
+    def _of_target(self, p_T: np.ndarray, mean_G: np.ndarray) -> PAndFold:
+        return self.of_all_genes(p_T), fold_of_cpm(mean_G, self.control_mean_G)
 
     def sorted_controls(self, controls: sparse.csr_matrix) -> SortedControls:
         """The controls by gene, with their entries."""

@@ -8,7 +8,7 @@ Shape legend: C cells, G genes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -37,14 +37,17 @@ class DenseRankTest:
         self.device, self.tested_G = device, tested_G
         self.references = [Reference.of(part_GC) for part_GC in self._parts(controls)]
 
-    def __call__(self, cells: sparse.csr_matrix, copies: int = 1) -> np.ndarray:
+    def __call__(self, groups: Sequence[sparse.csr_matrix], copies: int = 1) -> np.ndarray:
+        return np.stack([self._p_of(cells, copies) for cells in groups])
+
+    def _p_of(self, cells: sparse.csr_matrix, copies: int = 1) -> np.ndarray:
         parts = zip(self.references, self._parts(cells), strict=True)
         found = [reference.rank_sum_p(part_GC.repeat(1, copies)) for reference, part_GC in parts]
         return torch.cat(found).cpu().numpy()
 
     def drawn_from(self, pool: sparse.csr_matrix, tested: Tested) -> Callable[[np.ndarray], np.ndarray]:
         values = with_values(pool, tested(pool))
-        return lambda rows: self(values[rows])
+        return lambda rows: self._p_of(values[rows])
 
     def _parts(self, cells: sparse.csr_matrix) -> tuple[Tensor, ...]:
         tested = cells if self.tested_G is None else cells[:, self.tested_G]

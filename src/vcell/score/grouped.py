@@ -14,11 +14,13 @@ from scipy import sparse
 from vcell.errors import VcellError
 from vcell.score.rows import InMemory, LabelledCells
 from vcell.score.sums import CellGroup
+from vcell.system import cores
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
+CELLS_TOGETHER = 600  # of targets that a thread measures at a time
 OFTEN = 1.5  # times that each cell is drawn, from which it pays to analyse those drawn from: measured
 
 
@@ -148,6 +150,19 @@ class GroupedCells:
     def targets(self) -> list[str]:
         """Labels but the control's."""
         return [label for label in self.cells if label != self.control]
+
+    def batches(self) -> list[list[str]]:
+        """The targets, some at a time, which a thread measures together: no more cells than take little memory, and some batches for each
+        thread."""
+        most, found, together = max(1, len(self.targets) // (4 * cores())), list[list[str]](), 0
+        for target in self.targets:
+            n = self.n_cells(target)
+            if not found or len(found[-1]) == most or together + n > CELLS_TOGETHER:
+                found.append([])
+                together = 0
+            found[-1].append(target)
+            together += n
+        return found
 
     @property
     def controls(self) -> sparse.csr_matrix:

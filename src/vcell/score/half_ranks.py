@@ -16,7 +16,7 @@ from numba import njit
 from scipy import sparse
 
 from vcell.data.files.csr import row_of
-from vcell.score.ranksum import ByGene, SortedControls, cubed, not_below, past_equal, two_sided
+from vcell.score.ranksum import GroupsByGene, SortedControls, cubed, not_below, past_equal, two_sided
 from vcell.system import in_threads
 
 NEITHER = 2  # of a cell: it is the odd one of its label, or the only one
@@ -69,15 +69,19 @@ class SplitControls:
         firsts, before, odd, ties = (np.stack(parts) for parts in zip(*split, strict=True))
         return cls(sorted, firsts, before, odd, ties, sizes_of(half_SC))
 
-    def p_values(self, cells: sparse.csr_matrix, half_SC: np.ndarray) -> np.ndarray:
-        """Two-sided p-values of both halves of some cells in each split, ``(splits, 2, sorted genes)``; 1 where a half has no cells."""
-        own, controls = ByGene.of(cells, self.sorted.place, entries=True), self.sorted.cells
-        cell_of = row_of(cells.indptr, np.int32)[own.entries]
+    def p_values(self, groups: Sequence[sparse.csr_matrix], halves: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Two-sided p-values of both halves of groups of cells in each split, ``(splits, 2, sorted genes)`` of each; 1 where a half has no
+        cells. `halves` are the groups' `half_codes`."""
+        own, controls = GroupsByGene.of(groups, self.sorted.place, entries=True), self.sorted.cells
         low, high = _places(own.starts, own.values, controls.starts, controls.values)
-        return _half_p(
-            own.starts, own.values, low, high, cell_of, half_SC, controls.starts, self.firsts, self.before, self.odd, self.ties,
-            sizes_of(half_SC), self.sizes,
-        )  # fmt: skip
+        found = []
+        for cells, half_SC, starts in zip(groups, halves, own.starts, strict=True):
+            cell_of = row_of(cells.indptr, np.int32)[own.entries[starts[0] : starts[-1]]]
+            found.append(_half_p(
+                starts, own.values, low, high, cell_of, half_SC, controls.starts, self.firsts, self.before, self.odd, self.ties,
+                sizes_of(half_SC), self.sizes,
+            ))  # fmt: skip
+        return found
 
 
 def sizes_of(half_SC: np.ndarray) -> np.ndarray:
@@ -139,16 +143,17 @@ def _firsts(firsts, before, place):
 
 
 @njit(nogil=True, cache=True)
-def _places(starts, values, control_starts, control_values):
+def _places(starts_TG, values, control_starts, control_values):
     """Of each value, how many of its gene's control values lie below it, and how many not above."""
     low, high = np.empty(len(values), np.int32), np.empty(len(values), np.int32)
-    for g in range(len(starts) - 1):
+    for g in range(starts_TG.shape[1] - 1):
         begin, end = control_starts[g], control_starts[g + 1]
-        at = begin
-        for i in range(starts[g], starts[g + 1]):
-            at = not_below(control_values, at, end, values[i])
-            low[i] = at - begin
-            high[i] = past_equal(control_values, at, end, values[i]) - begin
+        for t in range(len(starts_TG)):  # what is read of a gene is at hand for all groups
+            at = begin
+            for i in range(starts_TG[t, g], starts_TG[t, g + 1]):
+                at = not_below(control_values, at, end, values[i])
+                low[i] = at - begin
+                high[i] = past_equal(control_values, at, end, values[i]) - begin
     return low, high
 
 
@@ -159,9 +164,9 @@ def _half_p(
     """p-values of both halves of each split against their controls, ``(splits, 2, sorted genes)``.
 
     As `vcell.score.drawn` has it, ranks are those of the own values, whatever these are, plus the controls below each and half of those
-    equal to it. What is counted of cells of neither half is not used.
+    equal to it. What is counted of cells of neither half is not used. `cell_of` begins with the group's first value.
     """
-    p = np.ones((len(half_SC), 2, len(starts) - 1), np.float64)
+    p, first_of = np.ones((len(half_SC), 2, len(starts) - 1), np.float64), starts[0]
     for g in range(len(starts) - 1):
         begin, stored = control_starts[g], control_starts[g + 1] - control_starts[g]
         for s in range(len(p)):  # what is read of a gene is at hand for all splits
@@ -172,11 +177,11 @@ def _half_p(
             earlier = _firsts(firsts, before, begin)
             i = starts[g]
             while i < starts[g + 1]:
-                half = half_C[cell_of[i]]
+                half = half_C[cell_of[i - first_of]]
                 equal_0, equal_1 = np.int64(half == 0), np.int64(half == 1)
                 j = i + 1
                 while j < starts[g + 1] and values[j] == values[i]:
-                    half = half_C[cell_of[j]]
+                    half = half_C[cell_of[j - first_of]]
                     equal_0 += half == 0
                     equal_1 += half == 1
                     j += 1

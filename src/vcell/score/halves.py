@@ -87,7 +87,7 @@ class Splits:
 
     def sides(self) -> list[tuple[Side, Side]]:
         """Of every split the sides of its halves, everything measured; fills `whole`."""
-        measured = measure_halves(self.cells, self.places, self._of_target, self.embedding is not None, self.whole)
+        measured = measure_halves(self.cells, self.places, self._of_targets, self.embedding is not None, self.whole)
         return [(self._side(s, 0, one), self._side(s, 1, other)) for s, (one, other) in enumerate(measured)]
 
     def _side(self, split: int, half: int, measured: Measured) -> Side:
@@ -120,12 +120,17 @@ class Splits:
         """Pseudobulk of some cells, and its sampling variance."""
         return pseudobulk_log1p(group.sums[0], self.target), jackknife(group, self.target)
 
-    def _of_target(self, target: str) -> list[OfTarget]:
-        """Of every split, both halves of a target's cells; where it is wanted, all of them last."""
-        group, half_SC = self.cells.group(target), half_codes(self.cells, target, self.places, self.whole is not None)
-        millions = in_millions(group.sums[1])
-        values, mean_G = log1p_cpm(group.cells, millions)
-        p = self.split.p_values(values, half_SC)
+    def _of_targets(self, targets: Sequence[str]) -> list[list[OfTarget]]:
+        """Of every split, both halves of each target's cells; where it is wanted, all of them last."""
+        groups = [self.cells.group(target) for target in targets]
+        codes = [half_codes(self.cells, target, self.places, self.whole is not None) for target in targets]
+        millions = [in_millions(group.sums[1]) for group in groups]
+        values, means = zip(*(log1p_cpm(g.cells, m) for g, m in zip(groups, millions, strict=True)), strict=True)
+        return list(map(self._of_target, targets, groups, codes, millions, means, self.split.p_values(values, codes)))
+
+    def _of_target(
+        self, target: str, group: CellGroup, half_SC: np.ndarray, millions: np.ndarray, mean_G: np.ndarray, p: np.ndarray
+    ) -> list[OfTarget]:  # fmt: skip
         found = []
         for s, both in enumerate(self._groups(group, target, half_SC)):
             for h, half in enumerate(both):
@@ -156,34 +161,34 @@ def half_codes(cells: GroupedCells, label: str, splits: Sequence[Places], whole:
 
 
 def measure_halves(
-    cells: GroupedCells, splits: Sequence[Places], of_target: Callable[[str], list[OfTarget]], placed: bool, whole: Measured | None,
+    cells: GroupedCells, splits: Sequence[Places], of_targets: Callable[[Sequence[str]], list[list[OfTarget]]], placed: bool, whole: Measured | None,
     bulk_type: type = np.float64,
 ) -> list[list[Measured]]:  # fmt: skip
     """What is measured of both halves in each split, of the targets that have halves; fills `whole`.
 
     Parameters
     ----------
-    of_target
-        Measures both halves of every split, where a target has any, and all of its cells last where `whole` is wanted.
+    of_targets
+        Measures both halves of every split, where a target has any, and all of its cells last where `whole` is wanted, of some targets.
     placed
         Whether cells of the first split are placed in an embedding.
     """
     # the same in every split: those of two cells and more
     targets, genes = cells.targets, len(cells.genes)
+    place = {target: p for p, target in enumerate(targets)}
     halved = {target: p for p, target in enumerate(t for t in targets if t in splits[0][0])}
     measured = [
         [Measured.empty(len(halved), genes, placed and s == 0, bulk_type) for _ in range(2)] for s in range(len(splits))
     ]
 
-    def measure(place: int) -> None:
-        target = targets[place]
-        found = of_target(target)
-        if whole is not None:
-            whole.put(place, found.pop())
-        for into, half in zip((half for both in measured for half in both), found, strict=False):
-            into.put(halved[target], half)
+    def measure(some: Sequence[str]) -> None:
+        for target, found in zip(some, of_targets(some), strict=True):
+            if whole is not None:
+                whole.put(place[target], found.pop())
+            for into, half in zip((half for both in measured for half in both), found, strict=False):
+                into.put(halved[target], half)
 
-    for _ in in_threads(measure, range(len(targets))):
+    for _ in in_threads(measure, cells.batches()):
         pass
     return measured
 

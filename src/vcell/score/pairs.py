@@ -74,8 +74,8 @@ def pair_in(
     predicted, measured = (c.where(np.isin(c.labels, [*targets, columns.control])) for c in (predicted, measured))
     target_sum, total = None, 0.0
     if counts:
-        predicted = whole_counts(predicted, pred.path, "the prediction")
-        measured = whole_counts(measured, real.path, "the measured cells")
+        both = (predicted, pred.path, "the prediction"), (measured, real.path, "the measured cells")
+        predicted, measured = in_threads(lambda one: whole_counts(*one), both)
     else:
         predicted, measured, target_sum, total = same_scale(predicted, measured, pred.about, columns)
     real_cells = GroupedCells.of_labelled(measured, columns.control)

@@ -5,15 +5,16 @@ Shape legend: P targets, G genes, K components.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from scipy import sparse
 
-from vcell.score.differential import Calls
+from vcell.score.differential import Calls, PAndFold
 from vcell.score.embedding import CELLS_PER_SET, Embedding
 from vcell.score.grouped import GroupedCells
 from vcell.score.sums import CellGroup
@@ -23,9 +24,9 @@ from vcell.system import in_threads
 class Tests(Protocol):
     """Differential expression of a year, against controls."""
 
-    def __call__(self, group: CellGroup) -> tuple[np.ndarray, np.ndarray]: ...
+    def __call__(self, groups: Sequence[CellGroup]) -> list[PAndFold]: ...
 
-    def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[CellGroup], tuple[np.ndarray, np.ndarray]]: ...
+    def drawn_from(self, pool: sparse.csr_matrix) -> Callable[[Sequence[CellGroup]], list[PAndFold]]: ...
 
     def calls(self, targets: list[str], p_PG: np.ndarray, fold_PG: np.ndarray) -> Calls: ...
 
@@ -119,19 +120,23 @@ class Side:
         test = self.tests if pool is None or not pool.is_drawn_often else self.tests.drawn_from(pool.cells)
         p_PG, fold_PG = (np.empty((len(targets), len(self.cells.genes))) for _ in range(2))
         noise_P, bulks, placed = np.zeros(len(targets)), [], []
-        for p, found in enumerate(in_threads(partial(self._measure, test), targets)):
+        measured = in_threads(partial(self._measure, test), self.cells.batches())
+        for p, found in enumerate(chain.from_iterable(measured)):
             noise_P[p], p_PG[p], fold_PG[p] = found.noise, found.p_G, found.fold_G
             bulks.append(found.bulk_G)
             if found.placed is not None:
                 placed.append(found.placed)
         return Measured(np.array(bulks), noise_P, p_PG, fold_PG, placed)  # bulks in the precision that they come in
 
-    def _measure(self, test: Callable[[CellGroup], tuple[np.ndarray, np.ndarray]], target: str) -> OfTarget:
+    def _measure(self, test: Callable[[Sequence[CellGroup]], list[PAndFold]], targets: Sequence[str]) -> list[OfTarget]:
+        groups = [self.cells.group(target) for target in targets]
+        return [self._of_group(group, *tested) for group, tested in zip(groups, test(groups), strict=True)]
+
+    def _of_group(self, group: CellGroup, p_G: np.ndarray, fold_G: np.ndarray) -> OfTarget:
         assert self.bulk is not None
-        group = self.cells.group(target)
         noise = 0.0 if self.noise is None else self.noise(group)
         placed = None if self.embedding is None else self.embedding.place(group, CELLS_PER_SET)
-        return OfTarget(self.bulk(group), noise, *test(group), placed)
+        return OfTarget(self.bulk(group), noise, p_G, fold_G, placed)
 
     @cached_property
     def calls(self) -> Calls:

@@ -91,7 +91,7 @@ class Fast2025:
         """What is measured of the official baseline, whose cells are all the same: once for each number of cells."""
         sizes = [floor.n_cells(t) for t in floor.targets]
         assert tests.p_of is not None
-        measured = {n: (tests.p_of(cell, n), tests.fold(CellGroup(cell, np.zeros(n, int)))) for n in set(sizes)}
+        measured = {n: (tests.p_of([cell], n)[0], tests.fold(CellGroup(cell, np.zeros(n, int)))) for n in set(sizes)}
         p_PG, fold_PG = (np.array([measured[n][part] for n in sizes]) for part in range(2))
         placed = [] if self.embedding is None else [
             np.repeat(self.embedding.place(CellGroup(cell)), min(n, CELLS_PER_SET), axis=0) for n in sizes
@@ -123,9 +123,12 @@ def halves(real: Side, tests: Tests2025) -> tuple[Side, Side, Measured]:
     own = [CellGroup(controls, half[cells.control]) for half in places]
     tests_of = [*(Tests2025(geometric_mean(half)) for half in own), tests]
 
-    def of_target(target: str) -> list[OfTarget]:
-        group = cells.group(target)
-        p = split.p_values(group.cells, half_codes(cells, target, [places], True))
+    def of_targets(targets: Sequence[str]) -> list[list[OfTarget]]:
+        groups = [cells.group(target) for target in targets]
+        codes = [half_codes(cells, target, [places], True) for target in targets]
+        return list(map(of_target, targets, groups, split.p_values([group.cells for group in groups], codes)))
+
+    def of_target(target: str, group: CellGroup, p: np.ndarray) -> list[OfTarget]:
         some = [CellGroup(group.cells, half[target]) for half in places if target in half]
         parts = zip([*some, group], [*p[0, : len(some)], p[1, 0]], tests_of[2 - len(some) :], strict=True)
         return [of_part(*part) for part in parts]
@@ -136,7 +139,7 @@ def halves(real: Side, tests: Tests2025) -> tuple[Side, Side, Measured]:
 
     placed = embedding is not None
     whole = Measured.empty(len(cells.targets), len(cells.genes), placed, np.float32)
-    [found] = measure_halves(cells, [places], of_target, placed, whole, np.float32)
+    [found] = measure_halves(cells, [places], of_targets, placed, whole, np.float32)
     sides = [
         Side(cells.some(places[h]), tests_of[h], _profile(own[h]), embedding=embedding, known=found[h])
         for h in range(2)
