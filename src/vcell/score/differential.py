@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,10 +28,10 @@ from numba import njit
 from scipy import sparse
 
 from vcell.data.files.normalize import counts_of_log1p
+from vcell.score.blocks import by_targets
 from vcell.score.ranksum import RankTest, SortedControls, Tested, as_stored, numbered, rank_test
 from vcell.score.rows import with_values
 from vcell.score.sums import CellGroup, totals
-from vcell.system import cores, in_threads
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +66,16 @@ class Calls:
 
     def of(self, target: str) -> int:
         """Row of a target."""
-        return self.targets.index(target)
+        return self._rows[target]
+
+    def rows(self, rows: slice | np.ndarray) -> Calls:
+        """Of some targets."""
+        targets = self.targets[rows] if isinstance(rows, slice) else [self.targets[row] for row in rows]
+        return Calls(targets, self.p_PG[rows], self.adjusted_PG[rows], self.fold_PG[rows], self.called_PG[rows])
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {target: row for row, target in enumerate(self.targets)}
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ class Tests2025:
         return np.nan_to_num(fold_G, nan=0.0, posinf=np.inf, neginf=-np.inf)
 
     def calls(self, targets: list[str], p_PG: np.ndarray, fold_PG: np.ndarray) -> Calls:
-        adjusted_PG = false_discovery_rate(p_PG)
+        adjusted_PG = false_discovery_rate(p_PG, np.full(p_PG.shape[1], True))
         # cell-eval reads the table as single precision before it compares
         called_PG = adjusted_PG.astype(np.float32) < np.float32(SIGNIFICANT)
         return Calls(targets, p_PG, adjusted_PG, fold_PG, called_PG)
@@ -188,9 +198,7 @@ class Tests2026:
         return p_G
 
     def calls(self, targets: list[str], p_PG: np.ndarray, fold_PG: np.ndarray) -> Calls:
-        adjusted_PG = np.full_like(p_PG, np.nan)
-        if self.tested_G.any():
-            adjusted_PG[:, self.tested_G] = false_discovery_rate(p_PG[:, self.tested_G])
+        adjusted_PG = false_discovery_rate(p_PG, self.tested_G)
         return Calls(targets, p_PG, adjusted_PG, fold_PG, adjusted_PG < SIGNIFICANT)
 
 
@@ -203,10 +211,17 @@ def rows_test(
     return test.drawn_from(pool, tested)
 
 
-def false_discovery_rate(p_PG: np.ndarray) -> np.ndarray:
-    """`vcell.model.scores.false_discovery_rate` without torch: p-values adjusted by Benjamini and Hochberg (1995), each row by itself."""
-    parts = [part for part in np.array_split(p_PG, 2 * cores()) if len(part)]
-    return np.concatenate(list(in_threads(_adjusted, parts))) if parts else p_PG
+def false_discovery_rate(p_PG: np.ndarray, tested_G: np.ndarray) -> np.ndarray:
+    """`vcell.model.scores.false_discovery_rate` without torch: p-values of the genes tested, a mask, adjusted by Benjamini and Hochberg
+    (1995), each row by itself; NaN for other genes."""
+    adjusted_PG = np.full_like(p_PG, np.nan)
+
+    def adjust(rows: slice) -> None:
+        adjusted_PG[rows, tested_G] = _adjusted(p_PG[rows, tested_G])
+
+    if tested_G.any():
+        by_targets(adjust, *p_PG.shape)
+    return adjusted_PG
 
 
 def _adjusted(p_PG: np.ndarray) -> np.ndarray:

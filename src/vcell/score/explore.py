@@ -116,7 +116,7 @@ def target_table(pair: Pair, pred: Side, real: Side) -> pd.DataFrame:
         rows.append(
             {
                 "perturbation": target, "pred": int(called.sum()), "real": int(true.sum()), "both": int((called & true).sum()),
-                "right": int(right.sum()), "effect": float(np.sqrt(np.square(real.delta_PG[r]).sum())),
+                "right": int(right.sum()), "effect": float(np.sqrt(np.square(real.delta_of(r)).sum())),
                 "cells": pair.real.n_cells(target),
                 "own_pred": np.nan if own is None else pred.calls.fold_PG[p, own],
                 "own_real": np.nan if own is None else fold[own],

@@ -101,10 +101,9 @@ def collect(pair: Pair, pred: Side, judge: ContextScorer, show: Sequence[str] | 
     targets = pred.cells.targets
     genes = target_table(pair, pred, real)
     chosen = chosen_targets(genes, show)
-    pred_PG, real_PG = pred.delta_PG, real.delta_PG
     deltas = {
-        t: (pred_PG[targets.index(t)], real_PG[real.calls.of(t)], real.calls.called_PG[real.calls.of(t)])
-        for t in chosen
+        t: (pred.delta_of(targets.index(t)), real.delta_of(r), real.calls.called_PG[r])
+        for t, r in ((t, real.calls.of(t)) for t in chosen)
     }
     return Shown(pair.context, deltas, genes, _cells(pair, judge), effects(pred, real))
 

@@ -12,7 +12,7 @@ from numba import njit
 
 from vcell.score.sums import CellGroup
 
-SMALL = 0.1  # mass of a cell relative to that of the others, for its terms to be summed as power series
+SMALL = 0.6  # mass of a cell relative to that of the others, for its terms to be summed as power series
 SMALLER = 0.02  # for five terms to be enough where they are multiplied by another small number: the error is below 1e-11 of that
 PRECISION = 1e-16  # of what a series leaves out
 NEAR_ONE = 0.003  # s² in log((1 + s) / (1 - s)) = 2 (s + s³/3 + s⁵/5 ...), for terms to s¹³ to be enough: the next is below 1e-16 of the first
@@ -28,12 +28,12 @@ def jackknife(group: CellGroup, target: float) -> float:
     excess_C = np.divide(mass_C, others_C, out=np.full(n, np.inf), where=others_C > 0)
     largest = excess_C[excess_C < SMALL].max(initial=0.0)
     terms = math.ceil(math.log(PRECISION) / math.log(largest)) if largest > 0 else 0
-    left_out = _left_out(counts.indptr, counts.indices, counts.data, group.rows, mass_C, sum_G, target, terms)
+    left_out = _left_out(counts.indptr, counts.indices, counts.data, group.rows, mass_C, sum_G, target, terms, largest)
     return max((n - 1) / n * left_out, 0.0)
 
 
 @njit(nogil=True, cache=True)
-def _left_out(starts, genes, counts, rows, mass_C, sum_G, target, terms):
+def _left_out(starts, genes, counts, rows, mass_C, sum_G, target, terms, largest):
     """Sum over genes of the squared deviations of the pseudobulks without one cell from their mean.
 
     Every such pseudobulk is close to that of all cells, so what is summed is its difference from that one. For a gene of which the cell
@@ -74,7 +74,7 @@ def _left_out(starts, genes, counts, rows, mass_C, sum_G, target, terms):
                 of_G[g, 3] += d * d
         begin, end = starts[rows[c]], starts[rows[c] + 1]
         _held(of_G, genes[begin:end], counts[begin:end], excess, rest, target, held)
-    return _deviations(of_G, powers, n)
+    return _deviations(of_G, powers, n, largest)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")  # a check of each division would keep it from doing several
@@ -106,8 +106,9 @@ def _held(of_G, genes, counts, excess, rest, target, held):
 
 
 @njit(nogil=True, cache=True)
-def _deviations(of_G, powers, n):
-    """Sum over genes of the squared deviations, once the series of `powers` in q are added to each gene's two sums."""
+def _deviations(of_G, powers, n, largest):
+    """Sum over genes of the squared deviations, once the series of `powers` in q are added to each gene's two sums: of as many terms as it
+    takes where `largest` is the largest e."""
     terms = len(powers) - 1
     first_terms, second_terms, harmonic, sign = np.zeros(terms + 1), np.zeros(terms + 1), 0.0, 1.0
     for k in range(1, terms + 1):
@@ -117,10 +118,13 @@ def _deviations(of_G, powers, n):
         sign = -sign
     found = 0.0
     for g in range(len(of_G)):
-        first, second, power = of_G[g, 2], of_G[g, 3], 1.0
+        first, second, power, left = of_G[g, 2], of_G[g, 3], 1.0, 1.0
         for k in range(1, terms + 1):
             power *= of_G[g, 0]
+            left *= of_G[g, 0] * largest
             first += first_terms[k] * power
             second += second_terms[k] * power
+            if left < PRECISION:
+                break
         found += second - first * first / n
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from vcell.score.blocks import by_targets
 from vcell.score.differential import Calls
 from vcell.score.embedding import Embedding, energy_distance_unbiased
 from vcell.score.side import Side
@@ -27,16 +28,22 @@ def extra_scores(pred: Side, real: Side, embedding: Embedding) -> pd.DataFrame:
         Of the measured cells.
     """
     targets = pred.cells.targets
-    real_P = [real.calls.of(t) for t in targets]
-    table = {
-        "PEARSON": correlation(pred.delta_PG, real.delta_PG[real_P]),
-        "TOP50": [top_recovery(pred.calls, p, real.calls, r) for p, r in enumerate(real_P)],
-        "LFC": [fold_correlation(pred.calls, p, real.calls, r) for p, r in enumerate(real_P)],
-        "ENERGY": [
-            energy_distance_unbiased(pred.placed(p, embedding), real.placed(r, embedding)) for p, r in enumerate(real_P)
-        ],
-    }
-    return pd.DataFrame(table, index=pd.Index(targets, name="perturbation"))
+    real_P = np.array([real.calls.of(t) for t in targets])
+    calls, measured = pred.calls, real.calls  # before several threads ask for them
+
+    def of_some(rows: slice) -> pd.DataFrame:
+        pairs = list(zip(range(len(targets))[rows], real_P[rows].tolist(), strict=True))
+        table = {
+            "PEARSON": correlation(pred.delta_of(rows), real.delta_of(real_P[rows])),
+            "TOP50": [top_recovery(calls, p, measured, r) for p, r in pairs],
+            "LFC": [fold_correlation(calls, p, measured, r) for p, r in pairs],
+            "ENERGY": [
+                energy_distance_unbiased(pred.placed(p, embedding), real.placed(r, embedding)) for p, r in pairs
+            ],
+        }
+        return pd.DataFrame(table, index=pd.Index(targets[rows], name="perturbation"))
+
+    return pd.concat(by_targets(of_some, len(targets), len(pred.cells.genes)))
 
 
 def correlation(x_PG: np.ndarray, y_PG: np.ndarray) -> np.ndarray:

@@ -155,8 +155,12 @@ class Side:
 
     @property
     def delta_PG(self) -> np.ndarray:
-        """Effects on the pseudobulk."""
+        """Effects on the pseudobulk, worked out anew each time."""
         return self.bulk_PG - self.control_G
+
+    def delta_of(self, rows: int | slice | np.ndarray) -> np.ndarray:
+        """Those of a target, or of some."""
+        return self.bulk_PG[rows] - self.control_G
 
     def placed(self, row: int, embedding: Embedding) -> np.ndarray:
         """Some cells of a target in `embedding`, ``(cells, components)``."""

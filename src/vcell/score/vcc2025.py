@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
+from vcell.score.blocks import blocks, by_targets, one_array
 from vcell.score.differential import Calls, Tests2025, geometric_mean
 from vcell.score.embedding import CELLS_PER_SET, Embedding
 from vcell.score.grouped import GroupedCells, Lazy
@@ -21,7 +23,6 @@ from vcell.score.half_ranks import SplitControls
 from vcell.score.halves import half_codes, measure_halves
 from vcell.score.side import Measured, OfTarget, Side, known_as
 from vcell.score.sums import CellGroup
-from vcell.system import in_threads
 
 if TYPE_CHECKING:
     import torch
@@ -103,11 +104,15 @@ class Fast2025:
 
 def score(pred: Side, real: Side) -> pd.DataFrame:
     """DES, PDS and MAE of every target; same targets and genes as measured."""
+
+    def error(rows: slice) -> np.ndarray:
+        return np.abs(pred.bulk_PG[rows].astype(float) - real.bulk_PG[rows]).mean(1)
+
     return pd.DataFrame(
         {
             "DES": overlap(pred.calls, real.calls),
             "PDS": discrimination_l1(pred.delta_PG, real.delta_PG, pred.cells.targets, pred.cells.genes),
-            "MAE": np.abs(pred.bulk_PG.astype(float) - real.bulk_PG).mean(1),
+            "MAE": one_array(by_targets(error, *pred.bulk_PG.shape)),
         },
         index=pd.Index(pred.cells.targets, name="perturbation"),
     )
@@ -188,16 +193,19 @@ def discrimination_l1(
     place = {gene: i for i, gene in enumerate(genes)}
     pred_PG, real_PG = pred_PG.astype(float), real_PG.astype(float)
 
-    def rank(row: int) -> float:
-        gene = place.get(targets[row])
-        predicted = pred_PG[row : row + 1]
-        distance = cdist(predicted, real_PG, "cityblock")[0]
-        if gene is not None:
-            distance = distance - np.abs(predicted[0, gene] - real_PG[:, gene])
-        return float(np.flatnonzero(np.argsort(distance) == row)[0])
+    others = blocks(*real_PG.shape)
 
-    ranks = np.fromiter(in_threads(rank, range(len(targets))), float, len(targets))
-    return 1 - ranks / len(targets)
+    def ranks(rows: slice) -> list[int]:
+        distance = np.hstack([cdist(pred_PG[rows], real_PG[some], "cityblock") for some in others])
+        return [rank(row, distance_P) for row, distance_P in zip(range(rows.start, rows.stop), distance, strict=True)]
+
+    def rank(row: int, distance_P: np.ndarray) -> int:
+        gene = place.get(targets[row])
+        if gene is not None:
+            distance_P = distance_P - np.abs(pred_PG[row, gene] - real_PG[:, gene])
+        return int(np.flatnonzero(np.argsort(distance_P) == row)[0])
+
+    return 1 - np.array(list(chain.from_iterable(by_targets(ranks, *pred_PG.shape)))) / len(targets)
 
 
 def _tiled(cell: sparse.csr_matrix, n: int) -> sparse.csr_matrix:

@@ -19,6 +19,7 @@ from numba import njit
 from scipy import sparse
 
 from vcell.data.files.normalize import pseudobulk_log1p
+from vcell.score.blocks import by_targets, one_array
 from vcell.score.differential import Calls, Tests2026
 from vcell.score.embedding import Embedding
 from vcell.score.grouped import GroupedCells, Pool
@@ -99,12 +100,17 @@ class Fast2026:
     def _replicate(self, first: Side, second: Side) -> tuple[pd.DataFrame, Side, Side]:
         """Fold changes are judged on the genes that all cells call; every other member on those of one half."""
         table = score(second, first)
-        rows = [self.real.calls.of(t) for t in table.index]
+        real, row_of = self.real.calls, np.array([self.real.calls.of(t) for t in table.index])
         own_P = own_genes(list(table.index), self.real.cells.genes)
-        called = without_own(self.real.calls.called_PG[rows], own_P)
-        # a gene too rare in a half's controls to be tested there counts as unchanged
-        one_PG, other_PG = (np.where(np.isnan(c.p_PG), 0.0, c.fold_PG) for c in (first.calls, second.calls))
-        table["NMAE"] = fold_error(called, one_PG, other_PG, self.real.calls.fold_PG[rows])
+
+        def error(rows: slice) -> np.ndarray:
+            called = without_own(real.called_PG[row_of[rows]], own_P[rows])
+            # a gene too rare in a half's controls to be tested there counts as unchanged
+            halves = (half.calls.rows(rows) for half in (first, second))
+            one_PG, other_PG = (np.where(np.isnan(calls.p_PG), 0.0, calls.fold_PG) for calls in halves)
+            return fold_error(called, one_PG, other_PG, real.fold_PG[row_of[rows]])
+
+        table["NMAE"] = one_array(by_targets(error, *first.calls.fold_PG.shape))
         return table, second, first
 
     def floor(self) -> GroupedCells:
@@ -153,19 +159,24 @@ def _multiply(genes, values, scale_G, into):
 def score(pred: Side, real: Side) -> pd.DataFrame:
     """The six members for every target, NaN where one is not defined; same targets and genes as measured."""
     targets, genes = pred.cells.targets, pred.cells.genes
-    own_P = own_genes(targets, genes)
+    own_P, name_G = own_genes(targets, genes), np.argsort(np.argsort(np.asarray(genes, dtype=object)))
+    calls, measured = pred.calls, real.calls  # before several threads ask for them
+
+    def of_calls(rows: slice) -> pd.DataFrame:
+        own, one, other = own_P[rows], calls.rows(rows), measured.rows(rows)
+        pred_PG, real_PG = without_own(one.called_PG, own), without_own(other.called_PG, own)
+        return pd.DataFrame({
+            "FIDELITY": fidelity(pred_PG, real_PG, one, other),
+            "REACH": reach(real_PG, one, other, name_G),
+            "JACCARD": jaccard(pred_PG, real_PG),
+            "NMAE": fold_error(real_PG, other.fold_PG, one.fold_PG, other.fold_PG),
+        })  # fmt: skip
+
     part, whole = squared_error(pred, real, own_P)
-    called = {"pred": without_own(pred.calls.called_PG, own_P), "real": without_own(real.calls.called_PG, own_P)}
-    table = {
-        "PDS": discrimination_cosine(pred.delta_PG, real.delta_PG, own_P),
-        "MSE_part": part,
-        "MSE_whole": whole,
-        "FIDELITY": fidelity(called["pred"], called["real"], pred.calls, real.calls),
-        "REACH": reach(called["real"], pred.calls, real.calls, genes),
-        "JACCARD": jaccard(called["pred"], called["real"]),
-        "NMAE": fold_error(called["real"], real.calls.fold_PG, pred.calls.fold_PG, real.calls.fold_PG),
-    }
-    return pd.DataFrame(table, index=pd.Index(targets, name="perturbation"))
+    of_bulk = {"PDS": discrimination_cosine(pred, real, own_P), "MSE_part": part, "MSE_whole": whole}
+    parts = by_targets(of_calls, len(targets), len(genes))
+    table = pd.concat([pd.DataFrame(of_bulk), pd.concat(parts, ignore_index=True)], axis=1)
+    return table.set_index(pd.Index(targets, name="perturbation"))
 
 
 def sampling_variance(group: CellGroup, device: torch.device | None = None) -> float:
@@ -195,12 +206,22 @@ def without_own(called_PG: np.ndarray, own_P: np.ndarray) -> np.ndarray:
     return called_PG
 
 
-def discrimination_cosine(pred_PG: np.ndarray, real_PG: np.ndarray, own_P: np.ndarray) -> np.ndarray:
+def discrimination_cosine(pred: Side, real: Side, own_P: np.ndarray) -> np.ndarray:
     """`pds_cosine` ``(targets)``: genes of all targets left out, equals share their places, over the number of others."""
-    kept = np.ones(pred_PG.shape[1], bool)
-    kept[own_P[own_P >= 0]] = False
-    pred_PG, real_PG = pred_PG[:, kept], real_PG[:, kept]
-    sizes = np.outer(np.sqrt((pred_PG**2).sum(1)), np.sqrt((real_PG**2).sum(1)))
+    n_targets, n_genes = pred.bulk_PG.shape
+    kept = np.delete(np.arange(n_genes), own_P[own_P >= 0])
+
+    def effects(side: Side) -> tuple[np.ndarray, np.ndarray]:
+        delta_PG = np.empty((n_targets, len(kept)))
+
+        def fill(rows: slice) -> np.ndarray:
+            delta_PG[rows] = side.delta_of(rows)[:, kept]
+            return (delta_PG[rows] ** 2).sum(1)
+
+        return delta_PG, np.sqrt(one_array(by_targets(fill, n_targets, n_genes)))
+
+    (pred_PG, pred_P), (real_PG, real_P) = effects(pred), effects(real)
+    sizes = np.outer(pred_P, real_P)
     likeness = np.divide(pred_PG @ real_PG.T, sizes, out=np.zeros_like(sizes), where=sizes != 0)
     distance_PP = np.clip(1.0 - likeness, 0.0, 2.0)
     own = np.diag(distance_PP)[:, None]
@@ -219,25 +240,44 @@ def squared_error(pred: Side, real: Side, own_P: np.ndarray) -> tuple[np.ndarray
     claim = float((noise_P * weight_P).sum())
     if claim > 0:
         noise_P = noise_P * min(1.0, spread(pred.bulk_PG, own_P, weight_P) / claim)
-    error_PG, effect_PG = pred.bulk_PG - real.bulk_PG, real.bulk_PG - real.control_G
-    rows = np.flatnonzero(own_P >= 0)
-    error_P, effect_P = (error_PG**2).sum(1), (effect_PG**2).sum(1)
-    error_P[rows] -= error_PG[rows, own_P[rows]] ** 2
-    effect_P[rows] -= effect_PG[rows, own_P[rows]] ** 2
+
+    def squares(rows: slice) -> np.ndarray:
+        return np.stack([
+            _without_own_square(d_PG, own_P[rows]) for d_PG in (pred.bulk_PG[rows] - real.bulk_PG[rows], real.delta_of(rows))
+        ], axis=1)  # fmt: skip
+
+    error_P, effect_P = np.reshape(one_array(by_targets(squares, *pred.bulk_PG.shape)), (-1, 2)).T
     return (error_P - noise_P - real.noise_P) * weight_P, (effect_P - real.noise_P - real.control_noise) * weight_P
+
+
+def _without_own_square(delta_PG: np.ndarray, own_P: np.ndarray) -> np.ndarray:
+    square_P, rows = (delta_PG**2).sum(1), np.flatnonzero(own_P >= 0)
+    square_P[rows] -= delta_PG[rows, own_P[rows]] ** 2
+    return square_P
 
 
 def spread(bulk_PG: np.ndarray, own_P: np.ndarray, weight_P: np.ndarray) -> float:
     """Weighted sum of squared differences of the predicted pseudobulks from their mean, own genes left out."""
-    deviation_PG = bulk_PG - bulk_PG.mean(0)
-    weight_PG = np.repeat(weight_P[:, None], bulk_PG.shape[1], 1)
-    rows = np.flatnonzero(own_P >= 0)
-    weight_PG[rows, own_P[rows]] = 0.0
-    weight_G = weight_PG.sum(0)
-    enough_G = ((weight_PG > 0).sum(0) >= 2) & (weight_G > 0)
-    first_G, second_G = (weight_PG * deviation_PG).sum(0), (weight_PG * deviation_PG**2).sum(0)
+    number_G, weight_G, first_G, second_G = _moments(bulk_PG, bulk_PG.mean(0), own_P, weight_P)
+    enough_G = (number_G >= 2) & (weight_G > 0)
     variance_G = second_G[enough_G] - first_G[enough_G] ** 2 / weight_G[enough_G]
     return float(np.maximum(variance_G, 0).sum())
+
+
+@njit(nogil=True, cache=True)
+def _moments(bulk_PG, mean_G, own_P, weight_P):
+    """Of each gene, how many targets count, the sum of their weights, and the weighted sums of deviations and of their squares."""
+    sums = np.zeros((4, bulk_PG.shape[1]), np.float64)
+    for p in range(len(bulk_PG)):
+        if weight_P[p] > 0:
+            for g in range(bulk_PG.shape[1]):
+                if g != own_P[p]:
+                    deviation = bulk_PG[p, g] - mean_G[g]
+                    sums[0, g] += 1.0
+                    sums[1, g] += weight_P[p]
+                    sums[2, g] += weight_P[p] * deviation
+                    sums[3, g] += weight_P[p] * (deviation * deviation)
+    return sums
 
 
 def fidelity(pred_PG: np.ndarray, real_PG: np.ndarray, pred: Calls, real: Calls) -> np.ndarray:
@@ -248,10 +288,9 @@ def fidelity(pred_PG: np.ndarray, real_PG: np.ndarray, pred: Calls, real: Calls)
     return np.divide(right_PG.sum(1), number_P, out=np.full(len(number_P), np.nan), where=number_P > 0)
 
 
-def reach(real_PG: np.ndarray, pred: Calls, real: Calls, genes: Sequence[str]) -> np.ndarray:
+def reach(real_PG: np.ndarray, pred: Calls, real: Calls, name_G: np.ndarray) -> np.ndarray:
     """`direction_reach_raw` ``(targets)``: of the truly changed genes in the prediction's order, the longest beginning of which
-    nine in ten have the right direction; NaN where none is truly changed."""
-    name_G = np.argsort(np.argsort(np.asarray(genes, dtype=object)))
+    nine in ten have the right direction; NaN where none is truly changed. `name_G` are the places of the genes by name."""
     found = np.full(len(real.targets), np.nan)
     for row in range(len(found)):
         number_changed = int(real_PG[row].sum())
