@@ -1,13 +1,21 @@
 """Halves of the measured cells: what is counted in one pass over all cells is what each half gives by itself."""
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 
 from vcell.score import differential
+from vcell.score.embedding import Embedding
+from vcell.score.explore import target_table
 from vcell.score.grouped import GroupedCells
 from vcell.score.halves import Splits
 from vcell.score.jackknife import jackknife
+from vcell.score.own import extra_scores
+from vcell.score.pairs import Pair
+from vcell.score.side import Side
 from vcell.score.sums import CellGroup
 from vcell.score.vcc2025 import Fast2025
 from vcell.score.vcc2026 import BULK_SUM, Fast2026, pseudobulk, sampling_variance
@@ -94,7 +102,37 @@ def test_splits_may_be_measured_some_at_a_time(monkeypatch: pytest.MonkeyPatch):
         assert table.equals(part)
 
 
-@pytest.mark.parametrize("n", [2, 3, 10, 30, 200])
+@pytest.mark.parametrize("year", [2025, 2026])
+def test_scores_do_not_depend_on_how_many_targets_are_taken_at_a_time(monkeypatch: pytest.MonkeyPatch, year: int):
+    """Not a bit: measured by themselves or all together, scored one by one or all at once."""
+    found = []
+    for alone in (True, False):
+        monkeypatch.setattr(GroupedCells, "batches", lambda c: [[t] for t in c.targets] if alone else [c.targets])  # noqa: B023
+        monkeypatch.setattr("vcell.score.blocks.VALUES", 1 if alone else 10**9)
+        pred, real = (screen(n, [8, 12, 2, 40, 11, 9], seed=n) for n in (31, 40))
+        if year == 2025:
+            pred, real = (replace(c, cells={k: x.log1p() for k, x in c.cells.items()}) for c in (pred, real))
+        scorer = (Fast2025 if year == 2025 else Fast2026)(real)
+        scorer.place_in(embedding := Embedding.of(real, None))
+        side, tables = scorer.side(pred), [table for table, _, _ in scorer.replicates()]
+        found.append([scorer.score(side), extra_scores(side, scorer.real, embedding), *tables])
+        assert not found[-1][0].isna().all(axis=None)
+    for one, other in zip(*found, strict=True):
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
+
+
+def test_the_table_of_targets_works_out_each_effect_once(monkeypatch: pytest.MonkeyPatch):
+    """All effects for each target took time in the square of the targets."""
+    real = screen(40, [8, 12, 2, 40])
+    scorer = Fast2026(real)
+    side = scorer.side(screen(31, [8, 12, 2, 40], seed=1))
+    effect = np.sqrt((scorer.real.delta_PG**2).sum(1))
+    monkeypatch.delattr(Side, "delta_PG")
+    table = target_table(Pair("", side.cells, real, None, True, 1.0), side, scorer.real)
+    np.testing.assert_allclose(table["effect"], effect, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [2, 3, 6, 10, 30, 200])
 def test_the_jackknife_is_that_of_leaving_out_each_cell(n: int):
     counts = screen(n, [2], seed=n).controls
     dense = counts.toarray().astype(np.float64)

@@ -68,10 +68,10 @@ class Calls:
         """Row of a target."""
         return self._rows[target]
 
-    def rows(self, rows: slice | np.ndarray) -> Calls:
+    def rows(self, rows: slice) -> Calls:
         """Of some targets."""
-        targets = self.targets[rows] if isinstance(rows, slice) else [self.targets[row] for row in rows]
-        return Calls(targets, self.p_PG[rows], self.adjusted_PG[rows], self.fold_PG[rows], self.called_PG[rows])
+        parts = (self.p_PG, self.adjusted_PG, self.fold_PG, self.called_PG)
+        return Calls(self.targets[rows], *(part[rows] for part in parts))
 
     @cached_property
     def _rows(self) -> dict[str, int]:
