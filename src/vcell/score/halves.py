@@ -8,7 +8,7 @@ Shape legend: S splits, P targets, G genes; 2 halves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,13 +120,13 @@ class Splits:
         """Pseudobulk of some cells, and its sampling variance."""
         return pseudobulk_log1p(group.sums[0], self.target), jackknife(group, self.target)
 
-    def _of_targets(self, targets: Sequence[str]) -> list[list[OfTarget]]:
+    def _of_targets(self, targets: Sequence[str]) -> Iterator[list[OfTarget]]:
         """Of every split, both halves of each target's cells; where it is wanted, all of them last."""
         groups = [self.cells.group(target) for target in targets]
         codes = [half_codes(self.cells, target, self.places, self.whole is not None) for target in targets]
         millions = [in_millions(group.sums[1]) for group in groups]
         values, means = zip(*(log1p_cpm(g.cells, m) for g, m in zip(groups, millions, strict=True)), strict=True)
-        return list(map(self._of_target, targets, groups, codes, millions, means, self.split.p_values(values, codes)))
+        return map(self._of_target, targets, groups, codes, millions, means, self.split.p_values(values, codes))
 
     def _of_target(
         self, target: str, group: CellGroup, half_SC: np.ndarray, millions: np.ndarray, mean_G: np.ndarray, p: np.ndarray
@@ -161,7 +161,7 @@ def half_codes(cells: GroupedCells, label: str, splits: Sequence[Places], whole:
 
 
 def measure_halves(
-    cells: GroupedCells, splits: Sequence[Places], of_targets: Callable[[Sequence[str]], list[list[OfTarget]]], placed: bool, whole: Measured | None,
+    cells: GroupedCells, splits: Sequence[Places], of_targets: Callable[[Sequence[str]], Iterator[list[OfTarget]]], placed: bool, whole: Measured | None,
     bulk_type: type = np.float64,
 ) -> list[list[Measured]]:  # fmt: skip
     """What is measured of both halves in each split, of the targets that have halves; fills `whole`.
@@ -169,7 +169,8 @@ def measure_halves(
     Parameters
     ----------
     of_targets
-        Measures both halves of every split, where a target has any, and all of its cells last where `whole` is wanted, of some targets.
+        Measures both halves of every split, where a target has any, and all of its cells last where `whole` is wanted: of some targets, one
+        after the other, as all of it is much.
     placed
         Whether cells of the first split are placed in an embedding.
     """

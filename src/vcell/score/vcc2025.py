@@ -128,10 +128,10 @@ def halves(real: Side, tests: Tests2025) -> tuple[Side, Side, Measured]:
     own = [CellGroup(controls, half[cells.control]) for half in places]
     tests_of = [*(Tests2025(geometric_mean(half)) for half in own), tests]
 
-    def of_targets(targets: Sequence[str]) -> list[list[OfTarget]]:
+    def of_targets(targets: Sequence[str]) -> Iterator[list[OfTarget]]:
         groups = [cells.group(target) for target in targets]
         codes = [half_codes(cells, target, [places], True) for target in targets]
-        return list(map(of_target, targets, groups, split.p_values([group.cells for group in groups], codes)))
+        return map(of_target, targets, groups, split.p_values([group.cells for group in groups], codes))
 
     def of_target(target: str, group: CellGroup, p: np.ndarray) -> list[OfTarget]:
         some = [CellGroup(group.cells, half[target]) for half in places if target in half]
