@@ -2,9 +2,9 @@
 
 The controls are sorted once. A group's few stored values of a gene, sorted too, then find their places among them in one walk, where
 numba-mwu (in `pdex`) sorts both again for every group. Several groups walk one after the other while a gene's controls are in the
-processor's cache: to fetch them from memory takes longer than the walk. illico's p-values near 1 lie below 1 where the official ones are 1, and the
-order of such genes counts in a score of 2026. ``benchmarks/score.py`` has the figures. Statistic, tie and continuity correction are
-those of `scipy.stats.mannwhitneyu` (asymptotic, two-sided).
+processor's cache: to fetch them from memory takes longer than the walk. illico's p-values near 1 lie below 1 where the official ones
+are 1, and the order of such genes counts in a score of 2026. ``benchmarks/score.py`` has the figures. Statistic, tie and continuity
+correction are those of `scipy.stats.mannwhitneyu` (asymptotic, two-sided).
 
 Shape legend: T groups, C cells, G genes.
 """

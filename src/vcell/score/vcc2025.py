@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -195,9 +194,9 @@ def discrimination_l1(
 
     others = blocks(*real_PG.shape)
 
-    def ranks(rows: slice) -> list[int]:
+    def ranks(rows: slice) -> np.ndarray:
         distance = np.hstack([cdist(pred_PG[rows], real_PG[some], "cityblock") for some in others])
-        return [rank(row, distance_P) for row, distance_P in zip(range(rows.start, rows.stop), distance, strict=True)]
+        return np.array([rank(row, distance_P) for row, distance_P in enumerate(distance, rows.start)])
 
     def rank(row: int, distance_P: np.ndarray) -> int:
         gene = place.get(targets[row])
@@ -205,7 +204,7 @@ def discrimination_l1(
             distance_P = distance_P - np.abs(pred_PG[row, gene] - real_PG[:, gene])
         return int(np.flatnonzero(np.argsort(distance_P) == row)[0])
 
-    return 1 - np.array(list(chain.from_iterable(by_targets(ranks, *pred_PG.shape)))) / len(targets)
+    return 1 - one_array(by_targets(ranks, *pred_PG.shape)) / len(targets)
 
 
 def _tiled(cell: sparse.csr_matrix, n: int) -> sparse.csr_matrix:

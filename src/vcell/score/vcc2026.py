@@ -8,7 +8,7 @@ Shape legend: P targets, G genes, C cells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -241,16 +241,17 @@ def squared_error(pred: Side, real: Side, own_P: np.ndarray) -> tuple[np.ndarray
     if claim > 0:
         noise_P = noise_P * min(1.0, spread(pred.bulk_PG, own_P, weight_P) / claim)
 
-    def squares(rows: slice) -> np.ndarray:
-        return np.stack([
-            _without_own_square(d_PG, own_P[rows]) for d_PG in (pred.bulk_PG[rows] - real.bulk_PG[rows], real.delta_of(rows))
-        ], axis=1)  # fmt: skip
+    def squares(difference: Callable[[slice], np.ndarray]) -> np.ndarray:
+        def of_some(rows: slice) -> np.ndarray:
+            return _square_without_own(difference(rows), own_P[rows])
 
-    error_P, effect_P = np.reshape(one_array(by_targets(squares, *pred.bulk_PG.shape)), (-1, 2)).T
+        return one_array(by_targets(of_some, *pred.bulk_PG.shape))
+
+    error_P, effect_P = squares(lambda rows: pred.bulk_PG[rows] - real.bulk_PG[rows]), squares(real.delta_of)
     return (error_P - noise_P - real.noise_P) * weight_P, (effect_P - real.noise_P - real.control_noise) * weight_P
 
 
-def _without_own_square(delta_PG: np.ndarray, own_P: np.ndarray) -> np.ndarray:
+def _square_without_own(delta_PG: np.ndarray, own_P: np.ndarray) -> np.ndarray:
     square_P, rows = (delta_PG**2).sum(1), np.flatnonzero(own_P >= 0)
     square_P[rows] -= delta_PG[rows, own_P[rows]] ** 2
     return square_P
