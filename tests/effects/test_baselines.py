@@ -7,10 +7,11 @@ import torch
 from vcell.data.batch import CellSetBatch
 from vcell.data.gather import Gather
 from vcell.data.store.store import CellStore
-from vcell.effects.bank import SPACES, EffectBank
+from vcell.effects.bank import SPACES, EffectBank, StreamedBank
+from vcell.effects.baselines import _most_alike
 from vcell.effects.controls import ContextControls
 from vcell.effects.evidence import Evidence
-from vcell.effects.features import Spans, leave_one_out, predicted, ridge_of
+from vcell.effects.features import Applied, Spans, leave_one_out, ridge_of
 from vcell.effects.make import BASELINES, fallbacks, make_baselines
 from vcell.effects.model import EffectModel
 
@@ -211,9 +212,29 @@ def test_errors_of_left_out_targets_are_those_of_leaving_them_out(features: int)
     spans = Spans.of(left, values, y @ y.T)
     for penalty in (0.1, 3.0):
         inverse = np.linalg.inv(x @ x.T + penalty * np.eye(12))
-        np.testing.assert_allclose(spans.inverse(penalty), inverse, atol=1e-9)
         expected = ((y - leave_one_out(inverse, y)) ** 2).sum(1)
         np.testing.assert_allclose(spans.left_out_errors(penalty), expected, rtol=1e-4)
+        some = np.array([2, 7, 11])
+        np.testing.assert_allclose(spans.left_out_errors(penalty, some), expected[some], rtol=1e-4)
+
+
+@pytest.mark.parametrize("features", [5, 12, 40])
+def test_a_ridge_regression_predicts_by_the_effects_it_was_fitted_to(features: int):
+    """By the smaller of two matrices of products, with the penalty that it chose: as solved directly."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((12, features)).astype(np.float32)
+    y = (x[:, :2] @ rng.standard_normal((2, 30)) + 0.1 * rng.standard_normal((12, 30))).astype(np.float32)
+    fit = ridge_of(x, y)
+    assert fit is not None and fit.regression.kernel is None
+    inverse = np.linalg.inv(x.astype(np.float64) @ x.T + fit.penalty * np.eye(12))
+    np.testing.assert_allclose(fit.inverse(), inverse, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(fit.inverse([3, 1]), inverse[[3, 1]], rtol=1e-4, atol=1e-6)
+    new = rng.standard_normal((4, features)).astype(np.float32)
+    expected = new @ x.T @ inverse @ y
+    np.testing.assert_allclose(fit.regression.predict(new, y), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        Applied(fit.regression, lambda _: y).predict("bulk", new), expected, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_effects_shrink_by_how_much_of_them_is_noise(bank: EffectBank):
@@ -232,21 +253,58 @@ def test_where_effects_are_linear_in_the_vectors_no_kernel_is_taken():
     vectors = rng.standard_normal((90, 9)).astype(np.float32)
     vectors[5] = 0  # nothing is known of it
     truth = vectors @ rng.standard_normal((9, 40)) + 0.3 * rng.standard_normal((90, 40))
-    fit = ridge_of(vectors, dict.fromkeys(SPACES, (truth - truth.mean(0)).astype(np.float32)))
-    assert fit is not None and fit.kernel is None and fit.explained > 0.5
-    np.testing.assert_array_equal(predicted(fit.plain(), "bulk", vectors), fit.predict("bulk", vectors))
+    effects = (truth - truth.mean(0)).astype(np.float32)
+    fit = ridge_of(vectors, effects)
+    assert fit is not None and fit.regression.kernel is None and fit.explained > 0.5
 
 
 def test_likeness_on_a_circle_needs_a_kernel():
     """Effects that depend on the angle between vectors in no linear way."""
     angle = np.random.default_rng(0).uniform(0, 2 * np.pi, 120)
     vectors = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
-    effects = dict.fromkeys(SPACES, np.stack([np.cos(3 * angle + k) for k in range(6)], 1).astype(np.float32))
+    effects = np.stack([np.cos(3 * angle + k) for k in range(6)], 1).astype(np.float32)
     fit = ridge_of(vectors, effects)
-    assert fit is not None and fit.kernel is not None and fit.explained > 0.8
+    assert fit is not None and fit.regression.kernel is not None and fit.explained > 0.8
     nothing = np.zeros((1, 2), np.float32)
-    assert (fit.predict("bulk", nothing) == 0).all()
-    np.testing.assert_array_equal(predicted(fit.plain(), "bulk", vectors), fit.predict("bulk", vectors))
+    assert (fit.regression.predict(nothing, effects) == 0).all()
+
+
+def test_checkpoints_from_before_keep_the_effects_of_directions():
+    """The first kept those of the features alone."""
+    rng = np.random.default_rng(2)
+    x, effects = rng.standard_normal((30, 4)).astype(np.float32), rng.standard_normal((30, 6)).astype(np.float32)
+    fit = ridge_of(x, effects)
+    assert fit is not None
+    kept = fit.regression.plain()
+    again = Applied.of_plain(kept, lambda _: effects).predict("bulk", x)
+    former = {k: kept[k] for k in ("kernel", "basis")} | {
+        "weights": dict.fromkeys(SPACES, fit.regression.weights(effects))
+    }
+    none_left = Applied.of_plain(former, lambda _: pytest.fail("it has its weights"))
+    np.testing.assert_array_equal(none_left.predict("bulk", x), again)
+    if kept["kernel"] is None:
+        first = {"weights": dict.fromkeys(SPACES, kept["basis"] @ fit.regression.weights(effects))}
+        np.testing.assert_allclose(Applied.of_plain(first, list).predict("bulk", x), again, rtol=1e-4, atol=1e-5)
+
+
+def test_effects_do_not_depend_on_how_many_groups_are_measured_at_a_time(
+    bank: EffectBank, gather: Gather, assigned: dict, monkeypatch: pytest.MonkeyPatch
+):
+    groups = [g for g, split in assigned.items() if split == "train"]
+    whole = Evidence.of(bank)
+    monkeypatch.setattr("vcell.effects.evidence.MEASURED", 3)
+    some = Evidence.of(StreamedBank.of(gather, groups))
+    assert (some.targets, some.contexts, some.studies) == (whole.targets, whole.contexts, whole.studies)
+    for space in SPACES:
+        np.testing.assert_allclose(some.centred[space], whole.centred[space], atol=1e-5)  # float32 sums over batches
+    np.testing.assert_allclose(some.noise, whole.noise, rtol=1e-4)
+
+
+def test_nearest_takes_the_first_of_equally_like_targets():
+    likeness = np.array([[0.5, 0.9, 0.5, 0.5, 0.1], [0.2, 0.2, 0.2, 0.2, 0.2]], np.float32)
+    np.testing.assert_array_equal(_most_alike(likeness, 3), [[1, 0, 2], [0, 1, 2]])
+    many = np.random.default_rng(0).integers(0, 9, (40, 300)).astype(np.float32)
+    np.testing.assert_array_equal(_most_alike(many, 20), np.argsort(-many, axis=1, kind="stable")[:, :20])
 
 
 @pytest.mark.filterwarnings("error")

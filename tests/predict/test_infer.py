@@ -26,7 +26,7 @@ from vcell.errors import VcellError
 from vcell.model.trained import TrainedModel
 from vcell.predict.cells import CountModels, rates_by
 from vcell.predict.infer import make_source
-from vcell.predict.predictors import prior_kept
+from vcell.predict.predictors import transfer_kept
 from vcell.predict.request import Wanted
 
 REQUEST = "data/demo/screen/pert_counts_Test.csv"
@@ -114,19 +114,20 @@ def test_the_prior_that_a_run_has_fitted_equals_the_baseline_fitted_anew(in_trai
     fit_model(fitted, evidence, observed(gather, evidence.context_names), model.table)  # as training does
     config = {**model.identity.config, "model": {"prior": "transfer"}}
     identity = replace(model.identity, prior=fitted.get_extra_state(), config=config)
-    kept = prior_kept(identity, Path(LAST))
+    kept = transfer_kept(identity, Path(LAST))
     anew, again = (
         make_baselines(gather, assigned, model.table, None, store.control_contexts, kept=one) for one in (None, kept)
     )
     assert kept is not None and again["transfer"] is kept and list(anew) == list(again)
+    assert all(set(again[name].controls) == set(kept.controls) for name in anew if name != "copied_controls")
     targets = [*[p for c, p in store.groups if c == "simA" and p != store.control][:5], store.genes[-1]]
     for name in anew:
         for space in SPACES:
             np.testing.assert_array_equal(*(some[name].effect(space, "simC", targets) for some in (anew, again)))
     joined = replace(identity, config={**config, "effects": {"elsewhere": "table.csv"}})
-    assert prior_kept(joined, Path(LAST)) is None and prior_kept(model.identity, Path(LAST)) is None
+    assert transfer_kept(joined, Path(LAST)) is None and transfer_kept(model.identity, Path(LAST)) is None
     with pytest.raises(VcellError, match="damaged prior"):
-        prior_kept(replace(identity, prior={"evidence": {}}), Path(LAST))
+        transfer_kept(replace(identity, prior={"evidence": {}}), Path(LAST))
 
 
 def test_target_sum_changes_the_scale_only(in_trained: Path, tmp_path: Path):

@@ -23,7 +23,7 @@ import numpy as np
 
 from vcell.atomic import written_folder
 from vcell.data.files.normalize import scaled_log1p
-from vcell.data.gather import BLOCK_CELLS, Gather
+from vcell.data.gather import Gather
 from vcell.data.sampler import ControlPool
 from vcell.data.splits import Group
 from vcell.data.store.store import Cells
@@ -37,6 +37,7 @@ PSEUDOCOUNT = 10.0  # counts per million
 BULK_SUM = 50_000.0
 MILLION = 1e6
 ALL = slice(None)
+BLOCK_CELLS = 512  # that a thread sums up at a time
 GIVEN_CELLS = 1_000_000  # that effects from elsewhere count as: none of them is too few
 
 
@@ -67,8 +68,8 @@ class Profiles:
         return cls(np.zeros(groups, np.int64), *(np.full((groups, genes), np.nan, np.float32) for _ in range(4)))
 
     @classmethod
-    def measure(cls, gather: Gather, groups: Sequence[np.ndarray], what: str = "effects") -> Profiles:
-        """Of the `groups` of cells of a store."""
+    def measure(cls, gather: Gather, groups: Sequence[np.ndarray], what: str | None = None) -> Profiles:
+        """Of the `groups` of cells of a store, with a progress bar where it is said what they are."""
         found = cls.empty(len(groups), gather.store.n_genes)
 
         def one(number: int) -> int:
@@ -78,7 +79,7 @@ class Profiles:
                 array[number] = row
             return number
 
-        with progress_bar(len(groups), what, "groups") as progress:
+        with progress_bar(len(groups), what or "", "groups", disable=what is None) as progress:
             for _ in in_threads(one, range(len(groups))):
                 progress.update()
         return found
@@ -172,28 +173,11 @@ class EffectBank:
     @classmethod
     def measure(cls, gather: Gather, groups: Iterable[Group]) -> EffectBank:
         """Streams the cells of `groups` and their controls out of a store."""
-        store = gather.store
-        measured = _by_study(store, groups)
-        pool = ControlPool(store, {context for _, context, _, _ in measured})
-        batches = list(pool.of_batch)
-        places = {batch: i for i, batch in enumerate(batches)} | {
-            context: len(batches) + i for i, context in enumerate(pool.of_context)
-        }
-        controls = Profiles.measure(gather, [*pool.of_batch.values(), *pool.of_context.values()], "controls by batch")
-        weights = np.zeros((len(measured), len(places)), np.float32)
-        for number, (_, context, _, cells) in enumerate(measured):
-            found, counts = np.unique(pool.batch_of_cell[cells], return_counts=True)
-            for batch, count in zip(found.tolist(), counts.tolist(), strict=True):
-                weights[number, places.get(batch, places[context])] += count / counts.sum()
-        profiles = Profiles.measure(gather, [cells for _, _, _, cells in measured])
-        studies, contexts, perturbations = [g[0] for g in measured], [g[1] for g in measured], [g[2] for g in measured]
-        return cls(
-            list(store.genes), float(gather.target_sum), studies, contexts, perturbations, profiles, controls, weights,
-            store=store.fingerprint,
-        )  # fmt: skip
+        bank = StreamedBank.of(gather, groups)
+        return bank.only(range(len(bank)), "effects")
 
     @classmethod
-    def kept(cls, folder: Path, gather: Gather, groups: Sequence[Group]) -> EffectBank:
+    def kept(cls, folder: Path, gather: Gather, groups: Sequence[Group]) -> ChosenGroups:
         """That of some groups out of the bank in a folder, which is measured over all groups of the store where it is not there yet.
 
         Raises
@@ -216,10 +200,15 @@ class EffectBank:
                 )
         wanted = set(groups)
         rows = [i for i, g in enumerate(zip(bank.contexts, bank.perturbations, strict=True)) if g in wanted]
-        return bank if len(rows) == len(bank) else bank.only(rows)  # the whole stays on the disk
+        return ChosenGroups(bank, np.array(rows, np.int64))
 
     def __len__(self) -> int:
         return len(self.perturbations)
+
+    @property
+    def cells(self) -> np.ndarray:
+        """How many each group has, ``(N)``."""
+        return self.profiles.cells
 
     @cached_property
     def own_gene(self) -> np.ndarray:
@@ -286,8 +275,8 @@ class EffectBank:
             given={space: array[chosen] for space, array in self.given.items()},
         )
 
-    def joined(self, study: str, targets: Sequence[str], genes: Sequence[str], fold_TG: np.ndarray) -> EffectBank:
-        """The same bank with effects from elsewhere as a study, and a context, of their own.
+    def elsewhere(self, study: str, targets: Sequence[str], genes: Sequence[str], fold_TG: np.ndarray) -> EffectBank:
+        """Effects from elsewhere in the genes of this bank, as a study and a context of their own.
 
         Parameters
         ----------
@@ -304,28 +293,19 @@ class EffectBank:
             raise VcellError(
                 f"the effects of {study} share {len(columns)} genes with the cells: none of them can be used"
             )
-        fold = np.full((len(targets), len(self.genes)), np.nan, np.float32)
+        rows = len(targets)
+        fold = np.full((rows, len(self.genes)), np.nan, np.float32)
         fold[:, [to for to, _ in columns]] = fold_TG[:, [i for _, i in columns]]
         cpm_G, log1p_G = (np.nan_to_num(mean_known(array)) for array in (self.controls.cpm, self.controls.log1p))
         level_G = cpm_G * (BULK_SUM / MILLION)
         bulk = np.log1p(level_G * np.exp2(fold)) - np.log1p(level_G)
         slope_G = np.divide(log1p_G, np.log1p(level_G), out=np.zeros_like(level_G), where=level_G > 0)
-        news = {"fold": fold, "bulk": bulk, "cell": bulk * slope_G}
-        rows, unknown = len(targets), len(self.genes)
-        given = {}
-        for space in SPACES:
-            before = self.given.get(space, np.full((len(self), unknown), np.nan, np.float32))
-            given[space] = np.concatenate([before, news[space].astype(np.float32)])
-        empty = Profiles.empty(rows, unknown)
-        empty.cells[:] = GIVEN_CELLS
-        profiles = Profiles(
-            np.concatenate([self.profiles.cells, empty.cells]),
-            *(np.concatenate([a, b]) for a, b in zip(self.profiles.arrays, empty.arrays, strict=True)),
-        )
-        weights = np.concatenate([self.weights, np.zeros((rows, self.weights.shape[1]), np.float32)])
+        profiles = Profiles.empty(rows, len(self.genes))
+        profiles.cells[:] = GIVEN_CELLS
         return replace(
-            self, studies=[*self.studies, *[study] * rows], contexts=[*self.contexts, *[study] * rows],
-            perturbations=[*self.perturbations, *targets], profiles=profiles, weights=weights, given=given,
+            self, studies=[study] * rows, contexts=[study] * rows, perturbations=list(targets), profiles=profiles,
+            weights=np.zeros((rows, self.weights.shape[1]), np.float32),
+            given={"fold": fold, "bulk": bulk.astype(np.float32), "cell": (bulk * slope_G).astype(np.float32)},
         )  # fmt: skip
 
     def save(self, folder: Path) -> None:
@@ -379,6 +359,87 @@ class EffectBank:
             profiles("groups", rows), profiles("controls", batches), array("weights", (rows, batches)),
             {space: array(f"given.{space}", (rows, len(about["genes"]))) for space in about["given"]}, str(about.get("store", "")),
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ChosenGroups:
+    """Some groups of a bank, by number, which stay on the disk until they are asked for."""
+
+    bank: EffectBank
+    rows: np.ndarray
+
+    @property
+    def cells(self) -> np.ndarray:
+        """How many each group has, ``(N)``."""
+        return self.bank.cells[self.rows]
+
+    def only(self, chosen: np.ndarray | Sequence[int]) -> EffectBank:
+        """A bank of some of them."""
+        return self.bank.only(self.rows[np.asarray(chosen, np.int64)])
+
+
+@dataclass(frozen=True)
+class StreamedBank:
+    """An effect bank whose groups are measured when they are asked for, some at a time: whole, it is four arrays of groups by genes.
+
+    Parameters
+    ----------
+    gather
+        The store, and its scale.
+    groups
+        Study, context, perturbation and cells of each.
+    pool
+        The control cells.
+    controls
+        Of the control cells of each batch, then of each context as a whole, ``(B)``.
+    """
+
+    gather: Gather
+    groups: list[tuple[str, str, str, np.ndarray]]
+    pool: ControlPool
+    controls: Profiles
+
+    @classmethod
+    def of(cls, gather: Gather, groups: Iterable[Group]) -> StreamedBank:
+        """Of some groups of a store; only control cells are measured now."""
+        found = _by_study(gather.store, groups)
+        pool = ControlPool(gather.store, {context for _, context, _, _ in found})
+        cells = [*pool.of_batch.values(), *pool.of_context.values()]
+        return cls(gather, found, pool, Profiles.measure(gather, cells, "controls by batch"))
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def cells(self) -> np.ndarray:
+        """How many each group has, ``(N)``."""
+        return np.array([len(cells) for _, _, _, cells in self.groups], np.int64)
+
+    def only(self, chosen: np.ndarray | Sequence[int], what: str | None = None) -> EffectBank:
+        """A bank of some of the groups, by number, which are measured now, with a progress bar where it is said what they are."""
+        studies, contexts, perturbations, cells = (
+            zip(*(self.groups[i] for i in chosen), strict=True) if len(chosen) else ((),) * 4
+        )
+        profiles = Profiles.measure(self.gather, cells, what)
+        store = self.gather.store
+        return EffectBank(
+            list(store.genes), float(self.gather.target_sum), list(studies), list(contexts), list(perturbations), profiles, self.controls,
+            self._weights(contexts, cells), store=store.fingerprint,
+        )  # fmt: skip
+
+    def _weights(self, contexts: Sequence[str], groups: Sequence[np.ndarray]) -> np.ndarray:
+        """Shares of each group's cells by batch, ``(N, B)``."""
+        names = [*self.pool.of_batch, *self.pool.of_context]
+        places = {name: i for i, name in enumerate(names)}
+        weights = np.zeros((len(groups), len(names)), np.float32)
+        for number, (context, cells) in enumerate(zip(contexts, groups, strict=True)):
+            found, counts = np.unique(self.pool.batch_of_cell[cells], return_counts=True)
+            for batch, count in zip(found.tolist(), counts.tolist(), strict=True):
+                weights[number, places.get(batch, places[context])] += count / counts.sum()
+        return weights
+
+
+AnyBank = EffectBank | ChosenGroups | StreamedBank
 
 
 def _by_study(store: Cells, groups: Iterable[Group]) -> list[tuple[str, str, str, np.ndarray]]:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 from vcell.data.files.genes import gene_names
 from vcell.effects.bank import SPACES, mean_known
-from vcell.effects.evidence import Evidence
-from vcell.effects.features import Features, LeftOut, predicted, ridge_of
-from vcell.effects.linear import likeness
+from vcell.effects.evidence import BLOCK, Evidence
+from vcell.effects.features import Applied, Features, LeftOut, ridge_of
+from vcell.effects.linear import lengths, likeness, products
 from vcell.effects.model import EffectModel
 
 FEWEST_TARGETS = 3  # of a context, for a fit of its own
@@ -114,17 +115,18 @@ class Featured(EffectModel):
         self.fitted = {"features": self._features.plain(), "contexts": {}}
         lines = []
         for context in [*evidence.context_names, ""]:
-            targets, effects = training_effects(evidence, context)
+            targets = list(evidence.rows_in(context) if context else evidence.rows_of)
             matrix = self.features.matrix(context, targets, self.vectors)
             if len(targets) >= FEWEST_TARGETS and matrix.any():
-                self.fitted["contexts"][context], line = self.fit_context(context, targets, matrix, effects)
+                truth = effects_in(evidence, context, targets, "bulk")
+                self.fitted["contexts"][context], line = self.fit_context(context, targets, matrix, truth)
                 lines.append(line)
         return lines
 
     def fit_context(
-        self, context: str, targets: list[str], matrix_TF: np.ndarray, effects: Mapping[str, np.ndarray]
+        self, context: str, targets: list[str], matrix_TF: np.ndarray, truth_TG: np.ndarray
     ) -> tuple[dict[str, Any], str]:
-        """What is learnt of the targets of a context, and a line for the log."""
+        """What is learnt of the targets of a context from their bulk effects, and a line for the log."""
         raise NotImplementedError
 
     def forget(self) -> None:
@@ -153,17 +155,22 @@ class Ridge(Featured):
     def __init__(self, n_genes: int) -> None:
         super().__init__(n_genes)
         self.left_out: dict[str, LeftOut] = {}  # only after `fit`
+        self._applied: dict[str, Applied] = {}
+
+    def forget(self) -> None:
+        super().forget()
+        self._applied = {}
 
     def fit_context(
-        self, context: str, targets: list[str], matrix_TF: np.ndarray, effects: Mapping[str, np.ndarray]
+        self, context: str, targets: list[str], matrix_TF: np.ndarray, truth_TG: np.ndarray
     ) -> tuple[dict[str, Any], str]:
-        found = ridge_of(matrix_TF, effects)
+        found = ridge_of(matrix_TF, truth_TG)
         assert found is not None  # for some feature says something
         rows = {target: row for row, target in enumerate(targets)}
-        self.left_out[context] = LeftOut(rows, found.inverse_TT, partial(effects_in, self.known, context, targets))
+        self.left_out[context] = LeftOut(rows, found, partial(effects_in, self.known, context, targets))
         name = context or "new contexts"
-        by = "linear" if found.kernel is None else "by a kernel"
-        return found.plain(), (
+        by = "linear" if found.regression.kernel is None else "by a kernel"
+        return found.regression.plain() | {"targets": targets}, (
             f"ridge        {name}: {len(targets):,} targets, explains {found.explained:.3f} of left-out ones, {by}"
         )
 
@@ -172,15 +179,21 @@ class Ridge(Featured):
         known = self.fitted_for(context)
         if known is None:
             return np.zeros((len(targets), self.n_genes), np.float32)
-        return predicted(self.fitted["contexts"][known], space, self.features.matrix(known, targets, self.vectors))
+        if known not in self._applied:
+            fitted = self.fitted["contexts"][known]
+            effects = partial(effects_in, self.known, known, fitted.get("targets", []))
+            self._applied[known] = Applied.of_plain(fitted, effects)
+        return self._applied[known].predict(space, self.features.matrix(known, targets, self.vectors))
 
     def beyond_mean_without(self, space: str, context: str, targets: Sequence[str]) -> np.ndarray:
         """The same where each target that the regression was fitted to is left out of it, ``(T, G)``; only after `fit`."""
-        found = self.beyond_mean(space, context, targets)
         left_out = self.left_out.get(self.fitted_for(context) or "")
-        own = [] if left_out is None else [(i, left_out.rows[t]) for i, t in enumerate(targets) if t in left_out.rows]
-        if left_out is not None and own:
-            found[[i for i, _ in own]] = left_out.of(space, [row for _, row in own])
+        rows = np.array([-1 if left_out is None else left_out.rows.get(t, -1) for t in targets], np.int64)
+        found, own = np.zeros((len(targets), self.n_genes), np.float32), rows >= 0
+        if not own.all():
+            found[~own] = self.beyond_mean(space, context, [targets[i] for i in np.flatnonzero(~own).tolist()])
+        if left_out is not None and own.any():
+            found[own] = left_out.of(space, rows[own].tolist())
         return found
 
     def effect(self, space: str, context: str, targets: Sequence[str]) -> np.ndarray:
@@ -190,17 +203,30 @@ class Ridge(Featured):
 class Nearest(Featured):
     """The mean effect of the targets most like a target; how many, and their scale, by leaving out one at a time."""
 
+    def __init__(self, n_genes: int) -> None:
+        super().__init__(n_genes)
+        self._fitted_to: dict[str, _Seen] = {}
+
+    def forget(self) -> None:
+        super().forget()
+        self._fitted_to = {}
+
     def fit_context(
-        self, context: str, targets: list[str], matrix_TF: np.ndarray, effects: Mapping[str, np.ndarray]
+        self, context: str, targets: list[str], matrix_TF: np.ndarray, truth_TG: np.ndarray
     ) -> tuple[dict[str, Any], str]:
         alike = likeness(matrix_TF, matrix_TF)
         np.fill_diagonal(alike, -2.0)
-        truth = effects["bulk"]
+        numbers = [n for n in NEIGHBOURS if n < len(targets)]
+        order = _most_alike(alike, numbers[-1])
         errors, scales = {}, {}
-        for number in (n for n in NEIGHBOURS if n < len(targets)):
-            predicted = _top(alike, number) @ truth
-            scales[number] = float(np.clip((predicted * truth).sum() / max((predicted**2).sum(), 1e-12), 0, 1))
-            errors[number] = float(((scales[number] * predicted - truth) ** 2).sum())
+        for number in numbers:
+            predicted = _mean_of(order[:, :number], truth_TG)
+            scales[number] = float(
+                np.clip(products(predicted, truth_TG).sum() / max(products(predicted, predicted).sum(), 1e-12), 0, 1)
+            )
+            predicted *= np.float32(scales[number])
+            predicted -= truth_TG
+            errors[number] = float(products(predicted, predicted).sum(dtype=np.float64))
         best = min(errors, key=errors.__getitem__)
         name = context or "new contexts"
         return {"number": best, "scale": scales[best], "targets": targets}, (
@@ -212,14 +238,32 @@ class Nearest(Featured):
         known = self.fitted_for(context)
         if known is None:
             return np.repeat(mean[None], len(targets), 0)
-        here = self.fitted["contexts"][known]
-        alike = likeness(*(self.features.matrix(known, names, self.vectors) for names in (targets, here["targets"])))
+        here, fitted = self.fitted["contexts"][known], self._seen(known)
+        alike = likeness(self.features.matrix(known, targets, self.vectors), fitted.features_TF, fitted.lengths)
         for row, target in enumerate(targets):  # a target is no neighbour of itself
-            if target in here["targets"]:
-                alike[row, here["targets"].index(target)] = -2.0
-        effects = effects_in(self.known, known, here["targets"], space)
-        found: np.ndarray = here["scale"] * (_top(alike, here["number"]) @ effects) + mean
+            if target in fitted.place:
+                alike[row, fitted.place[target]] = -2.0
+        chosen, neighbours = np.unique(_most_alike(alike, here["number"]), return_inverse=True)
+        effects = effects_in(self.known, known, [here["targets"][i] for i in chosen], space)
+        found: np.ndarray = here["scale"] * _mean_of(neighbours.reshape(len(targets), -1), effects) + mean
         return found
+
+    def _seen(self, context: str) -> _Seen:
+        """The targets that a context's fit may take neighbours from; looked up once."""
+        if context not in self._fitted_to:
+            targets = self.fitted["contexts"][context]["targets"]
+            features_TF = self.features.matrix(context, targets, self.vectors)
+            place = {target: number for number, target in enumerate(targets)}
+            self._fitted_to[context] = _Seen(place, features_TF, lengths(features_TF))
+        return self._fitted_to[context]
+
+
+class _Seen(NamedTuple):
+    """Targets: the place of each, their features ``(T, F)``, and the lengths of these ``(T)``."""
+
+    place: Mapping[str, int]
+    features_TF: np.ndarray
+    lengths: np.ndarray
 
 
 class Covariance(EffectModel):
@@ -261,27 +305,34 @@ class Covariance(EffectModel):
         return np.float32(self.fitted["amplitude"][space]) * self._rows(context, targets)
 
 
-def training_effects(evidence: Evidence, context: str) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Targets and their centred effects by space: of a context, or for "" the means over all contexts."""
-    chosen = list(dict.fromkeys(evidence.targets_in(context))) if context else list(evidence.rows_of)
-    return chosen, {space: effects_in(evidence, context, chosen, space) for space in SPACES}
-
-
 def effects_in(evidence: Evidence, context: str, targets: Sequence[str], space: str) -> np.ndarray:
     """Centred effects of targets in a space, in a context where they were measured, or for "" their means over all, ``(T, G)``."""
     if not context:
         return evidence.fused(space, targets)
-    place: dict[str, int] = {}
-    for number, (target, where) in enumerate(zip(evidence.targets, evidence.contexts, strict=True)):
-        if where == context:
-            place.setdefault(target, number)
-    found: np.ndarray = evidence.centred[space][np.array([place[t] for t in targets], np.int64)]
+    rows = evidence.rows_in(context)
+    found: np.ndarray = evidence.centred[space][np.array([rows[t] for t in targets], np.int64)]
     return found
 
 
-def _top(likeness_TU: np.ndarray, number: int) -> np.ndarray:
-    """Equal weights on the most alike of each row, ``(T, U)``."""
-    order = np.argsort(-likeness_TU, axis=1, kind="stable")[:, :number]
-    weights = np.zeros(likeness_TU.shape, np.float32)
-    np.put_along_axis(weights, order, np.float32(1 / number), 1)
-    return weights
+def _most_alike(likeness_TU: np.ndarray, number: int) -> np.ndarray:
+    """The most alike of each row, the first of equals first, ``(T, number)``."""
+    found = np.empty((len(likeness_TU), number), np.int64)
+    for start in range(0, len(found), BLOCK):
+        some = likeness_TU[start : start + BLOCK]
+        least = np.partition(some, -number, axis=1)[:, -number, None]
+        above, equal = some > least, some == least
+        chosen = above | (equal & (equal.cumsum(1) <= number - above.sum(1, keepdims=True)))
+        columns = np.nonzero(chosen)[1].reshape(len(some), number)
+        order = np.argsort(-np.take_along_axis(some, columns, 1), axis=1, kind="stable")
+        found[start : start + BLOCK] = np.take_along_axis(columns, order, 1)
+    return found
+
+
+def _mean_of(rows_TN: np.ndarray, effects_UG: np.ndarray) -> np.ndarray:
+    """Of some rows of effects for each target, ``(T, G)``."""
+    targets, number = rows_TN.shape
+    weights = np.full(rows_TN.size, 1 / number, np.float32)
+    starts = np.arange(0, rows_TN.size + 1, number)
+    chosen = sparse.csr_matrix((weights, rows_TN.ravel(), starts), (targets, len(effects_UG)))
+    found: np.ndarray = chosen @ effects_UG
+    return found

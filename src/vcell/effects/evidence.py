@@ -6,7 +6,7 @@ Shape legend: N groups, T targets, G genes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -14,11 +14,40 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from vcell.effects.bank import SPACES, EffectBank, mean_known
+from vcell.effects.bank import SPACES, AnyBank, StreamedBank, mean_known
+from vcell.effects.linear import main_directions
+from vcell.process.progress import progress_bar
+from vcell.system import in_threads
 
 CALLED = 3.5  # standard errors by which a fold change stands out: about what a false discovery rate of 5 % asks for
 BLOCK = 256  # groups worked on at a time
+MEASURED = 64  # groups measured at a time by a thread
+FEWEST_DIRECTIONS, MOST_DIRECTIONS = 32, 100  # of effects elsewhere; a fifth of the targets between
 FEWEST_CELLS = 5  # of a group that counts as evidence, where there are groups with more
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Targets measured outside a context, in the main directions of their mean bulk effects there.
+
+    Parameters
+    ----------
+    targets
+        Their names, ``(T)``.
+    vectors, values
+        The directions in the space of targets, ``(T, K)``, and their squared sizes ``(K)``, largest first.
+    """
+
+    targets: list[str]
+    vectors: np.ndarray
+    values: np.ndarray
+
+    def scores(self, number: int) -> np.ndarray:
+        """Places of the targets in the first directions, ``(T, at most number)``; signs fixed by the largest entry."""
+        vectors, values = self.vectors[:, :number], self.values[:number]
+        signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(vectors.shape[1])])
+        found: np.ndarray = vectors * signs * np.sqrt(values)
+        return found
 
 
 @dataclass(frozen=True)
@@ -55,10 +84,11 @@ class Evidence:
     gene_noise: Mapping[str, np.ndarray]
     known: np.ndarray | None = None
     called: np.ndarray | None = None
+    _elsewhere: dict[str | None, Elsewhere] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, bank: EffectBank, shrunk: bool = False) -> Evidence:
-        """From a bank; groups of very few cells are left out where there are others.
+    def of(cls, *banks: AnyBank, shrunk: bool = False) -> Evidence:
+        """From one bank or several with the same genes, some groups at a time; those of very few cells are left out where there are others.
 
         Parameters
         ----------
@@ -66,37 +96,28 @@ class Evidence:
             Whether each effect is multiplied by the part of its size that is no sampling noise: signal / (signal + standard error²),
             the signal being the group's mean over genes.
         """
-        enough = np.flatnonzero(bank.profiles.cells >= FEWEST_CELLS)
-        if 0 < len(enough) < len(bank):
-            bank = bank.only(enough)
-        shape, studies = (len(bank), len(bank.genes)), np.asarray(bank.studies)
-        apart = {space: np.empty(shape, np.float32) for space in SPACES}
-        called, known = np.zeros(shape, bool), np.ones(shape, bool)
-        noise, noise_of = (
-            np.zeros(len(bank)),
-            {study: np.zeros(len(bank.genes)) for study in dict.fromkeys(bank.studies)},
-        )
-        for start in range(0, len(bank), BLOCK):
-            rows = slice(start, start + BLOCK)
-            for space in SPACES:
-                apart[space][rows] = bank.effects(space, rows)
-            error = bank.standard_errors("fold", rows)
-            with np.errstate(invalid="ignore"):
-                called[rows] = (np.abs(apart["fold"][rows]) > CALLED * error) & (error > 0)
-            known[rows] = ~np.isnan(apart[SPACES[0]][rows])
-            variance = np.nan_to_num(bank.standard_errors("bulk", rows)) ** 2
-            noise[rows] = variance.sum(1)
-            for study, sum_G in noise_of.items():
-                sum_G += variance[studies[rows] == study].sum(0)
-        means = {space: _centre(effect_NG, bank.studies) for space, effect_NG in apart.items()}
+        blocks = _blocks(banks)
+        groups, genes = sum(len(chosen) for _, _, chosen in blocks), banks[0].only([]).genes
+        found = _Arrays.empty(groups, len(genes))
+        names: list[tuple[str, str, str]] = []
+        noise_of: dict[str, np.ndarray] = {}
+        with progress_bar(
+            groups, "effects", "groups", disable=not any(isinstance(b, StreamedBank) for b in banks)
+        ) as bar:
+            for block, noise_G_of in in_threads(found.take, blocks):
+                names += block
+                for study, noise_G in noise_G_of.items():
+                    noise_of[study] = noise_of.get(study, 0.0) + noise_G
+                bar.update(len(block))
+        studies = [study for study, _, _ in names]
+        means = {space: _centre(effect_NG, studies) for space, effect_NG in found.effects.items()}
         if shrunk:
-            _shrink(apart, bank)
-        gene_noise = {
-            study: (sum_G / bank.studies.count(study)).astype(np.float32) for study, sum_G in noise_of.items()
-        }
+            for _ in in_threads(found.shrink, blocks):
+                pass
+        gene_noise = {study: (sum_G / studies.count(study)).astype(np.float32) for study, sum_G in noise_of.items()}
         return cls(
-            list(bank.genes), list(bank.studies), list(bank.contexts), list(bank.perturbations), apart, means, noise, gene_noise,
-            None if known.all() else known, called,
+            genes, studies, [context for _, context, _ in names], [target for _, _, target in names], found.effects, means,
+            found.noise, gene_noise, None if found.known.all() else found.known, found.called,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -113,6 +134,17 @@ class Evidence:
     @cached_property
     def context_names(self) -> list[str]:
         return list(dict.fromkeys(self.contexts))
+
+    @cached_property
+    def _places(self) -> dict[str, dict[str, int]]:
+        places: dict[str, dict[str, int]] = {}
+        for number, (context, target) in enumerate(zip(self.contexts, self.targets, strict=True)):
+            places.setdefault(context, {}).setdefault(target, number)
+        return places
+
+    def rows_in(self, context: str) -> dict[str, int]:
+        """Number of the group of each target of a context; of several studies there, that of the first."""
+        return self._places.get(context, {})
 
     def targets_in(self, context: str) -> list[str]:
         """Targets measured in a context."""
@@ -167,6 +199,14 @@ class Evidence:
             sparse.vstack(blocks, format="csr") if blocks else sparse.csr_matrix((0, len(self.genes)), dtype=np.float32)
         )
 
+    def elsewhere(self, context: str | None) -> Elsewhere:
+        """What was measured outside a context, in its main directions; worked out once."""
+        if context not in self._elsewhere:
+            names = [t for t in self.rows_of if len(self.usable(t, context))]
+            number = min(MOST_DIRECTIONS, max(FEWEST_DIRECTIONS, len(names) // 5))
+            self._elsewhere[context] = Elsewhere(names, *main_directions(self.fused("bulk", names, context), number))
+        return self._elsewhere[context]
+
     def noise_of_mean(self, without: str | None = None) -> np.ndarray:
         """Sampling variance of a gene in the mean over the studies outside a context, ``(G)``."""
         where = dict(zip(self.studies, self.contexts, strict=True))
@@ -177,7 +217,7 @@ class Evidence:
     def largest_cell(self) -> np.ndarray:
         """Of each gene, the largest centred effect measured in the space ``cell``, ``(G)``."""
         centred = self.centred["cell"]
-        return np.abs(centred).max(0) if len(centred) else np.zeros(centred.shape[1], np.float32)
+        return np.maximum(centred.max(0), -centred.min(0)) if len(centred) else np.zeros(centred.shape[1], np.float32)
 
     @cached_property
     def means(self) -> dict[str, dict[str, np.ndarray]]:
@@ -244,6 +284,63 @@ class Evidence:
         )  # fmt: skip
 
 
+Block = tuple[AnyBank, slice, np.ndarray]  # a bank, rows among all groups that are used, and their numbers in the bank
+
+
+def _blocks(banks: Sequence[AnyBank]) -> list[Block]:
+    """Some groups at a time of all that have cells enough, or of all where none has."""
+    fewest = FEWEST_CELLS if any((bank.cells >= FEWEST_CELLS).any() for bank in banks) else 0
+    found: list[Block] = []
+    first = 0
+    for bank in banks:
+        chosen = np.flatnonzero(bank.cells >= fewest)
+        for start in range(0, len(chosen), MEASURED):
+            some = chosen[start : start + MEASURED]
+            found.append((bank, slice(first, first + len(some)), some))
+            first += len(some)
+    return found
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """What is kept of the groups of a bank: as in `Evidence`, effects not centred."""
+
+    effects: dict[str, np.ndarray]
+    called: np.ndarray
+    known: np.ndarray
+    noise: np.ndarray
+
+    @classmethod
+    def empty(cls, groups: int, genes: int) -> _Arrays:
+        effects = {space: np.empty((groups, genes), np.float32) for space in SPACES}
+        return cls(effects, np.empty((groups, genes), bool), np.empty((groups, genes), bool), np.zeros(groups))
+
+    def take(self, block: Block) -> tuple[list[tuple[str, str, str]], dict[str, np.ndarray]]:
+        """Study, context and target of each group, and the sampling variance of a gene summed over the groups of each study, ``(G)``."""
+        bank, rows, chosen = block
+        some = bank.only(chosen)
+        for space in SPACES:
+            self.effects[space][rows] = some.effects(space)
+        fold, error = self.effects["fold"][rows], some.standard_errors("fold")
+        with np.errstate(invalid="ignore"):
+            self.called[rows] = (np.abs(fold) > CALLED * error) & (error > 0)
+        self.known[rows] = ~np.isnan(fold)
+        variance = np.nan_to_num(some.standard_errors("bulk")) ** 2
+        self.noise[rows] = variance.sum(1)
+        studies = np.array(some.studies)
+        noise_of = {study: variance[studies == study].sum(0, dtype=np.float64) for study in dict.fromkeys(some.studies)}
+        return list(zip(some.studies, some.contexts, some.perturbations, strict=True)), noise_of
+
+    def shrink(self, block: Block) -> None:
+        """Multiplies centred effects by how much of them is signal, in place."""
+        bank, rows, chosen = block
+        some = bank.only(chosen)
+        for space, effect_NG in self.effects.items():
+            noise = np.nan_to_num(some.standard_errors(space)) ** 2
+            signal_N1 = np.maximum((effect_NG[rows] ** 2 - noise).mean(1, keepdims=True), 0)
+            effect_NG[rows] *= np.divide(signal_N1, signal_N1 + noise, out=np.ones_like(noise), where=noise > 0)
+
+
 def _centre(effect_NG: np.ndarray, studies: Sequence[str]) -> dict[str, np.ndarray]:
     """Takes the mean over each study's targets out, in place, and gives it; genes that were not measured become 0."""
     label = np.asarray(studies)
@@ -256,16 +353,6 @@ def _centre(effect_NG: np.ndarray, studies: Sequence[str]) -> dict[str, np.ndarr
         for rows in some:
             effect_NG[rows] = np.nan_to_num(effect_NG[rows] - means[study])
     return means
-
-
-def _shrink(apart: Mapping[str, np.ndarray], bank: EffectBank) -> None:
-    """Multiplies centred effects by how much of them is signal, in place."""
-    for space, effect_NG in apart.items():
-        for start in range(0, len(bank), BLOCK):
-            rows = slice(start, start + BLOCK)
-            noise = np.nan_to_num(bank.standard_errors(space, rows)) ** 2
-            signal_N1 = np.maximum((effect_NG[rows] ** 2 - noise).mean(1, keepdims=True), 0)
-            effect_NG[rows] *= np.divide(signal_N1, signal_N1 + noise, out=np.ones_like(noise), where=noise > 0)
 
 
 def _mean_over(effect_NG: np.ndarray, blocks: Sequence[np.ndarray]) -> np.ndarray:

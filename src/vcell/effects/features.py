@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from vcell.effects.bank import SPACES
+from vcell.effects.bank import ALL, SPACES
 from vcell.effects.evidence import Evidence
-from vcell.effects.linear import main_directions, products
+from vcell.effects.linear import products, singular_directions, spread
 from vcell.effects.model import Vectors
 
 COMPONENTS = 32  # of the effects elsewhere
 MOST_LANDMARKS = 3000  # targets of a kernel: their likenesses are a square matrix
+MOST_LEFT_OUT = 1000  # targets, evenly spread, whose errors when they are left out choose a penalty
 SHARPNESS = 2.0  # at the median distance, likeness is exp(-2)
 SMALLEST_DIRECTION = 1e-6  # of the largest singular value, below which float32 features say nothing
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)  # relative to the features' mean square
@@ -44,13 +45,13 @@ class Features:
         scores: dict[str, dict[str, np.ndarray]] = {}
         components: dict[str, int] = {}
         for context in evidence.context_names:
-            names = [t for t in evidence.rows_of if len(evidence.usable(t, context))]
-            if len(names) < 3:
+            elsewhere = evidence.elsewhere(context)
+            if len(elsewhere.targets) < 3:
                 scores[context], components[context] = {}, 0
                 continue
-            place = principal_scores(evidence.fused("bulk", names, context), COMPONENTS)
+            place = elsewhere.scores(COMPONENTS)
             place /= np.sqrt(max(float((place**2).sum(1).mean()), 1e-12))
-            scores[context] = dict(zip(names, place.astype(np.float32), strict=True))
+            scores[context] = dict(zip(elsewhere.targets, place.astype(np.float32), strict=True))
             components[context] = place.shape[1]
         return cls(scores, components)
 
@@ -80,8 +81,9 @@ class Features:
 
 
 @dataclass(frozen=True)
-class RidgeFit:
-    """A ridge regression, and the part of left-out targets' effects that it explains.
+class Regression:
+    """A ridge regression on features, or on their likenesses with those of the targets fitted to. It knows no gene: what it predicts is a sum of
+    these targets' effects, whose weights go by the features.
 
     Parameters
     ----------
@@ -89,38 +91,105 @@ class RidgeFit:
         What the features are compared with first; None: the regression is linear in them.
     basis
         Directions of the features, or of their likenesses, that the targets span, ``(F, K)``; no more than there are targets.
-    weights
-        Effect of each by space, ``(K, G)``.
-    explained
-        Of left-out targets' bulk effects.
-    inverse_TT
-        Of the targets' products with the penalty on their diagonal.
+    left_TK, gain
+        Of each direction, the weights of the targets, and their scale, ``(K)``.
     """
 
     kernel: Kernel | None
     basis: np.ndarray
-    weights: dict[str, np.ndarray]
-    explained: float
-    inverse_TT: np.ndarray
+    left_TK: np.ndarray
+    gain: np.ndarray
+
+    def places(self, features_TF: np.ndarray) -> np.ndarray:
+        """Of some targets in the directions, ``(T, K)``."""
+        found: np.ndarray = (features_TF if self.kernel is None else self.kernel.of(features_TF)) @ self.basis
+        return found
+
+    def weights(self, effects_TG: np.ndarray) -> np.ndarray:
+        """The effect of each direction, from those of the targets fitted to, ``(K, G)``."""
+        found: np.ndarray = (self.left_TK * self.gain).T @ effects_TG
+        return found
+
+    def predict(self, features_TF: np.ndarray, effects_TG: np.ndarray) -> np.ndarray:
+        """Effects of targets by their features, from the effects of those fitted to, ``(T, G)``."""
+        found: np.ndarray = ((self.places(features_TF) * self.gain) @ self.left_TK.T) @ effects_TG
+        return found
+
+    def plain(self) -> dict[str, Any]:
+        """As arrays, for a checkpoint."""
+        kernel = None if self.kernel is None else {"landmarks": self.kernel.landmarks_TF, "width": self.kernel.width}
+        return {"kernel": kernel, "basis": self.basis, "left": self.left_TK, "gain": self.gain}
+
+    @classmethod
+    def of_plain(cls, plain: Mapping[str, Any]) -> Regression:
+        """The inverse of `plain`."""
+        kernel = None if plain["kernel"] is None else Kernel(plain["kernel"]["landmarks"], plain["kernel"]["width"])
+        return cls(kernel, plain["basis"], plain["left"], plain["gain"])
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A regression with the effects of the targets that it was fitted to, for predictions a few at a time.
+
+    Parameters
+    ----------
+    regression
+        What weighs them.
+    effects
+        All of them in a space, ``(T, G)``. They are asked for once: what is kept is the effect of each direction, ``(K, G)``.
+    """
+
+    regression: Regression
+    effects: Callable[[str], np.ndarray]
+    _weights: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def predict(self, space: str, features_TF: np.ndarray) -> np.ndarray:
         """Effects of targets by their features, ``(T, G)``."""
-        return predicted(self.plain(), space, features_TF)
+        if space not in self._weights:
+            self._weights[space] = self.regression.weights(self.effects(space))
+        found: np.ndarray = self.regression.places(features_TF) @ self._weights[space]
+        return found
 
-    def plain(self) -> dict[str, Any]:
-        """What predictions need, as arrays, for a checkpoint."""
-        kernel = None if self.kernel is None else {"landmarks": self.kernel.landmarks_TF, "width": self.kernel.width}
-        return {"kernel": kernel, "basis": self.basis, "weights": self.weights}
+    @classmethod
+    def of_plain(cls, plain: Mapping[str, Any], effects: Callable[[str], np.ndarray]) -> Applied:
+        """From what a checkpoint keeps; former ones kept the effects of the directions, the first ones of the features."""
+        if "weights" not in plain:
+            return cls(Regression.of_plain(plain), effects)
+        width = len(plain["weights"][SPACES[0]])
+        nothing = {"left": np.zeros((0, width)), "gain": np.zeros(width)}
+        former = {"kernel": None, "basis": np.eye(width, dtype=np.float32), **plain, **nothing}
+        return cls(Regression.of_plain(former), effects, dict(plain["weights"]))
 
 
-def predicted(fit: Mapping[str, Any], space: str, features_TF: np.ndarray) -> np.ndarray:
-    """Effects by a fit's `plain` form, ``(T, G)``; those of checkpoints from before have weights alone."""
-    if fit.get("kernel") is not None:
-        features_TF = Kernel(fit["kernel"]["landmarks"], fit["kernel"]["width"]).of(features_TF)
-    if "basis" in fit:
-        features_TF = features_TF @ fit["basis"]
-    found: np.ndarray = features_TF @ fit["weights"][space]
-    return found
+@dataclass(frozen=True)
+class RidgeFit:
+    """A ridge regression with what its own targets are predicted from when they are left out.
+
+    Parameters
+    ----------
+    regression
+        What predicts.
+    explained
+        The part of left-out targets' bulk effects that it explains.
+    values
+        Singular values of the features.
+    penalty
+        The one chosen.
+    """
+
+    regression: Regression
+    explained: float
+    values: np.ndarray
+    penalty: float
+
+    def inverse(self, rows: Sequence[int] | slice = ALL) -> np.ndarray:
+        """Of the products of the features with the penalty on their diagonal, the rows of some targets, ``(rows, T)``."""
+        left_TK = self.regression.left_TK.astype(np.float64)
+        found = _shrunk(left_TK[rows], self.values, self.penalty) @ left_TK.T
+        np.negative(found, out=found)
+        found[np.arange(len(found)), np.arange(len(left_TK))[rows]] += 1
+        found /= self.penalty
+        return found
 
 
 @dataclass(frozen=True)
@@ -161,34 +230,28 @@ def _unit(features_TF: np.ndarray) -> np.ndarray:
     return found
 
 
-def ridge_of(features_TF: np.ndarray, effects: Mapping[str, np.ndarray]) -> RidgeFit | None:
+def ridge_of(features_TF: np.ndarray, truth_TG: np.ndarray) -> RidgeFit | None:
     """Ridge regression of effects on features, linear or by a `Kernel`, whichever predicts left-out targets better; None where no feature
     says anything. The penalty is chosen by leaving one target out, too."""
     if not features_TF.size or not features_TF.any():
         return None
-    truth = effects["bulk"]
     # errors of left-out targets are read off the products of their effects
-    products_TT = (truth @ truth.T).astype(np.float64)
-    left_TK, values, right_KF = np.linalg.svd(features_TF.astype(np.float64), full_matrices=False)
-    linear = _fit(None, left_TK, values, right_KF.T, products_TT, effects)
+    products_TT = (truth_TG @ truth_TG.T).astype(np.float64)
+    left_TK, values, right_FK = singular_directions(features_TF, SMALLEST_DIRECTION)
+    linear = _fit(None, left_TK, values, right_FK, products_TT)
     if len(features_TF) > MOST_LANDMARKS:
         return linear
     kernel = Kernel.over(features_TF)
     squared, left_TK = np.linalg.eigh(kernel.of(kernel.landmarks_TF).astype(np.float64))
-    values = np.sqrt(np.maximum(squared, 0))[::-1]
-    left_TK = left_TK[:, ::-1]
-    inverse = np.divide(1, values, out=np.zeros_like(values), where=values > SMALLEST_DIRECTION * values[0])
-    curved = _fit(kernel, left_TK, values, left_TK * inverse, products_TT, effects)
+    values = np.sqrt(np.maximum(squared[::-1], 0))
+    kept = values > SMALLEST_DIRECTION * values[0]
+    values, left_TK = values[kept], left_TK[:, ::-1][:, kept]
+    curved = _fit(kernel, left_TK, values, left_TK / values, products_TT)
     return curved if curved.explained > linear.explained else linear
 
 
 def _fit(
-    kernel: Kernel | None,
-    left_TK: np.ndarray,
-    values: np.ndarray,
-    basis_FK: np.ndarray,
-    products_TT: np.ndarray,
-    effects: Mapping[str, np.ndarray],
+    kernel: Kernel | None, left_TK: np.ndarray, values: np.ndarray, basis_FK: np.ndarray, products_TT: np.ndarray
 ) -> RidgeFit:
     """A ridge regression in the targets' own directions, where every penalty is a division.
 
@@ -197,17 +260,20 @@ def _fit(
     left_TK, values, basis_FK
         Singular vectors and values of the features: features @ basis = left * values.
     """
-    kept = values > SMALLEST_DIRECTION * values[0]
-    left_TK, values, basis_FK = left_TK[:, kept], values[kept], basis_FK[:, kept]
     size = float((values**2).sum()) / len(left_TK)
-    spans = Spans.of(left_TK, values, products_TT)
-    errors = {p: float(spans.left_out_errors(p * size).sum()) for p in PENALTIES}
+    spans, some = Spans.of(left_TK, values, products_TT), spread(len(left_TK), MOST_LEFT_OUT)
+    errors = {p: float(spans.left_out_errors(p * size, some).sum()) for p in PENALTIES}
     best = min(errors, key=errors.__getitem__)
-    back_KT = ((values / (values**2 + best * size))[:, None] * left_TK.T).astype(np.float32)
-    explained = 1 - errors[best] / max(float(spans.size_T.sum()), 1e-12)
-    weights = {space: back_KT @ effects[space] for space in SPACES}
-    basis = np.ascontiguousarray(basis_FK).astype(np.float32)
-    return RidgeFit(kernel, basis, weights, explained, spans.inverse(best * size).astype(np.float32))
+    explained = 1 - errors[best] / max(float(spans.size_T[some].sum()), 1e-12)
+    gain = (values / (values**2 + best * size)).astype(np.float32)
+    basis, left = (np.ascontiguousarray(array, np.float32) for array in (basis_FK, left_TK))
+    return RidgeFit(Regression(kernel, basis, left, gain), explained, values, best * size)
+
+
+def _shrunk(left_TK: np.ndarray, values: np.ndarray, penalty: float) -> np.ndarray:
+    """Singular vectors, each by what a penalty leaves of it."""
+    found: np.ndarray = left_TK * (values**2 / (values**2 + penalty))
+    return found
 
 
 @dataclass(frozen=True)
@@ -238,28 +304,27 @@ class Spans:
         cross_TK = products_TT @ left_TK
         return cls(left_TK, values, np.diag(products_TT).copy(), cross_TK, left_TK.T @ cross_TK)
 
-    def _shrunk(self, penalty: float) -> np.ndarray:
-        return self.left_TK * (self.values**2 / (self.values**2 + penalty))
-
-    def left_out_errors(self, penalty: float) -> np.ndarray:
-        """Squared error of each target when it alone is left out, ``(T)``."""
-        shrunk_TK = self._shrunk(penalty)
-        explained = ((shrunk_TK @ self.inner_KK) * shrunk_TK).sum(1) - 2 * (shrunk_TK * self.cross_TK).sum(1)
-        influence = (shrunk_TK * self.left_TK).sum(1)
-        found: np.ndarray = np.maximum(self.size_T + explained, 0) / np.maximum(1 - influence, 1e-9) ** 2
-        return found
-
-    def inverse(self, penalty: float) -> np.ndarray:
-        """Of the products of the features with the penalty on their diagonal, ``(T, T)``."""
-        found: np.ndarray = (np.eye(len(self.left_TK)) - self._shrunk(penalty) @ self.left_TK.T) / penalty
+    def left_out_errors(self, penalty: float, rows: np.ndarray | slice = ALL) -> np.ndarray:
+        """Squared error of some targets, each when it alone is left out, ``(rows)``."""
+        shrunk_TK = _shrunk(self.left_TK[rows], self.values, penalty)
+        explained = products(shrunk_TK @ self.inner_KK, shrunk_TK) - 2 * products(shrunk_TK, self.cross_TK[rows])
+        influence = products(shrunk_TK, self.left_TK[rows])
+        found: np.ndarray = np.maximum(self.size_T[rows] + explained, 0) / np.maximum(1 - influence, 1e-9) ** 2
         return found
 
 
-def leave_one_out(
-    inverse_TT: np.ndarray, truth_TG: np.ndarray, rows: Sequence[int] | slice = slice(None)
-) -> np.ndarray:
-    """Predictions of a ridge regression for each target when it alone is left out, of all or of some ``rows``, ``(T, G)``."""
-    residual = (inverse_TT[rows].astype(np.float32) @ truth_TG) / np.diag(inverse_TT)[rows].astype(np.float32)[:, None]
+def leave_one_out(inverse_RT: np.ndarray, truth_TG: np.ndarray, rows: Sequence[int] | slice = ALL) -> np.ndarray:
+    """Predictions of a ridge regression for each of some targets when it alone is left out, ``(rows, G)``.
+
+    Parameters
+    ----------
+    inverse_RT
+        The rows of these targets (`RidgeFit.inverse`).
+    """
+    own = np.arange(len(truth_TG))[rows]
+    residual = (inverse_RT.astype(np.float32) @ truth_TG) / inverse_RT[np.arange(len(own)), own, None].astype(
+        np.float32
+    )
     found: np.ndarray = truth_TG[rows] - residual
     return found
 
@@ -272,29 +337,21 @@ class LeftOut:
     ----------
     rows
         Place of each target.
-    inverse_TT
-        Of the fit (`RidgeFit`).
+    fit
+        The regression.
     effects
         The effects fitted to, by space.
     """
 
     rows: Mapping[str, int]
-    inverse_TT: np.ndarray
+    fit: RidgeFit
     effects: Callable[[str], np.ndarray]
     _all: dict[str, np.ndarray] = field(default_factory=dict)
 
     def of(self, space: str, rows: Sequence[int]) -> np.ndarray:
         """Predictions of some targets, by place, ``(rows, G)``. All are kept once one alone is asked for: others will follow."""
         if space not in self._all and len(rows) > 1:
-            return leave_one_out(self.inverse_TT, self.effects(space), rows)
+            return leave_one_out(self.fit.inverse(rows), self.effects(space), rows)
         if space not in self._all:
-            self._all[space] = leave_one_out(self.inverse_TT, self.effects(space))
+            self._all[space] = leave_one_out(self.fit.inverse(), self.effects(space))
         return self._all[space][rows]
-
-
-def principal_scores(values_TG: np.ndarray, number: int) -> np.ndarray:
-    """Places of the rows in their first principal components, ``(T, components)``; signs fixed by the largest entry."""
-    vectors, values = main_directions(values_TG, number)
-    signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(vectors.shape[1])])
-    found: np.ndarray = vectors * signs * np.sqrt(values)
-    return found

@@ -8,8 +8,8 @@ Shape legend: T targets of a held-out context, G genes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -18,8 +18,8 @@ import torch
 from vcell.effects.bank import BULK_SUM, SPACES
 from vcell.effects.controls import ContextControls
 from vcell.effects.evidence import Evidence
-from vcell.effects.features import RidgeFit, ridge_of
-from vcell.effects.linear import cosine, discrimination, main_directions, products, spread, with_norms_of
+from vcell.effects.features import Applied, ridge_of
+from vcell.effects.linear import cosine, discrimination, products, spread, with_norms_of
 from vcell.effects.model import Vectors
 
 FEWEST_TARGETS = 8  # of a context that is held out
@@ -87,67 +87,90 @@ class Smoothing:
         Row of each target.
     scores
         Places of the targets in the main components, ``(T, K)``.
-    axes
-        The components by space, ``(K, G)``.
-    ridge
+    effects
+        Of all targets in a space, ``(T, G)``.
+    by_vectors
         A regression on vectors; None where they say nothing.
     """
 
     place: Mapping[str, int]
     scores: np.ndarray
-    axes: Mapping[str, np.ndarray]
-    ridge: RidgeFit | None
+    effects: Callable[[str], np.ndarray]
+    by_vectors: Applied | None
+    _axes: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # the components by space, ``(K, G)``
 
     @classmethod
     def of(cls, evidence: Evidence, context: str | None, vectors: Vectors) -> Smoothing:
         """Of the effects outside a context."""
-        names = [t for t in evidence.rows_of if len(evidence.usable(t, context))]
-        effects = {space: evidence.fused(space, names, context) for space in SPACES}
+        elsewhere = evidence.elsewhere(context)
+        names = elsewhere.targets
         number = min(SMOOTH_COMPONENTS, max(1, len(names) // 5))
-        scores = main_directions(effects["bulk"], number)[0].astype(np.float32)
-        ridge = ridge_of(vectors.of(names), effects) if vectors.width and len(names) >= FEWEST_TARGETS else None
-        axes = {space: scores.T @ effect for space, effect in effects.items()}
-        return cls({t: i for i, t in enumerate(names)}, scores, axes, ridge)
+
+        def effects(space: str) -> np.ndarray:
+            return evidence.fused(space, names, context)
+
+        useful = vectors.width and len(names) >= FEWEST_TARGETS
+        fit = ridge_of(vectors.of(names), effects("bulk")) if useful else None
+        scores = elsewhere.vectors[:, :number].astype(np.float32)
+        by_vectors = None if fit is None else Applied(fit.regression, effects)
+        return cls({t: i for i, t in enumerate(names)}, scores, effects, by_vectors)
 
     def smooth(self, space: str, targets: Sequence[str]) -> np.ndarray:
         """Main components of the effects of some targets, ``(T, G)``; 0 for targets not measured elsewhere."""
+        if space not in self._axes:
+            self._axes[space] = self.scores.T @ self.effects(space)
         rows = np.array([self.place.get(t, -1) for t in targets], np.int64)
         known = rows >= 0
-        found = np.zeros((len(targets), self.axes[space].shape[1]), np.float32)
-        found[known] = self.scores[rows[known]] @ self.axes[space]
+        found = np.zeros((len(targets), self._axes[space].shape[1]), np.float32)
+        found[known] = self.scores[rows[known]] @ self._axes[space]
         return found
 
     def from_vectors(self, space: str, targets: Sequence[str], vectors: Vectors) -> np.ndarray:
         """Effects as the regression on vectors gives them, ``(T, G)``."""
-        if self.ridge is None:
-            return np.zeros((len(targets), self.axes[space].shape[1]), np.float32)
-        return self.ridge.predict(space, vectors.of(targets))
+        if self.by_vectors is None:
+            return np.zeros_like(self.smooth(space, targets))
+        return self.by_vectors.predict(space, vectors.of(targets))
+
+    def both(self, space: str, targets: Sequence[str], vectors: Vectors) -> tuple[np.ndarray, np.ndarray]:
+        """`smooth` and `from_vectors` where no more targets will be asked for: less is kept."""
+        effects_TG = self.effects(space)
+        self._axes.setdefault(space, self.scores.T @ effects_TG)
+        smooth = self.smooth(space, targets)
+        if self.by_vectors is None:
+            return smooth, np.zeros_like(smooth)
+        return smooth, self.by_vectors.regression.predict(vectors.of(targets), effects_TG)
 
 
-def held_out(evidence: Evidence, controls: Mapping[str, ContextControls], vectors: Vectors) -> list[Held]:
+def held_out(
+    evidence: Evidence,
+    controls: Mapping[str, ContextControls],
+    vectors: Vectors,
+    smoothing_of: Callable[[str], Smoothing],
+    reliability_of: Callable[[str], np.ndarray],
+) -> list[Held]:
     """Every context with enough targets that were measured elsewhere too."""
     found = []
     for context in evidence.context_names:
-        names = [t for t in dict.fromkeys(evidence.targets_in(context)) if len(evidence.usable(t, context))]
+        here = evidence.rows_in(context)
+        names = [t for t in here if len(evidence.usable(t, context))]
         if len(names) < FEWEST_TARGETS:
             continue
         names = [names[i] for i in spread(len(names), MOST_TARGETS)]
-        place = {t: i for i, t in enumerate(evidence.measured("bulk", context)[0])}
-        rows = [place[t] for t in names]
-        here = np.array([i for i, c in enumerate(evidence.contexts) if c == context], np.int64)
-        called = np.zeros((len(here), len(evidence.genes)), bool) if evidence.called is None else evidence.called[here]
+        rows = np.array([here[t] for t in names], np.int64)
+        called = np.zeros((len(rows), len(evidence.genes)), bool) if evidence.called is None else evidence.called[rows]
         agreement, magnitude = agreements(evidence, names, context)
-        smoothing = Smoothing.of(evidence, context, vectors)
+        smoothing = smoothing_of(context)
+        less = {space: smoothing.both(space, names, vectors) for space in SPACES}
         found.append(
             Held(
                 context, names,
-                {space: evidence.measured(space, context)[1][rows] for space in SPACES},
-                called[rows],
+                {space: np.nan_to_num(evidence.effects_of(space, rows)) for space in SPACES},
+                called,
                 {space: evidence.fused(space, names, context) for space in SPACES},
-                {space: smoothing.smooth(space, names) for space in SPACES},
-                {space: smoothing.from_vectors(space, names, vectors) for space in SPACES},
+                {space: smooth for space, (smooth, _) in less.items()},
+                {space: from_vectors for space, (_, from_vectors) in less.items()},
                 {space: evidence.mean_elsewhere(space, context) for space in SPACES},
-                agreement, magnitude, reliability(evidence, context, controls.get(context)), controls.get(context),
+                agreement, magnitude, reliability_of(context), controls.get(context),
             )
         )  # fmt: skip
     return found

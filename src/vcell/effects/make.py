@@ -12,7 +12,7 @@ from vcell.data.files.labels import genes_of
 from vcell.data.gather import Gather
 from vcell.data.splits import Group
 from vcell.effects import names
-from vcell.effects.bank import EffectBank
+from vcell.effects.bank import AnyBank, EffectBank, StreamedBank
 from vcell.effects.baselines import (
     Additive,
     ContextMean,
@@ -73,10 +73,14 @@ def training_evidence(
     groups = [group for group, split in assigned.items() if split == "train" and group in gather.store.groups]
     if not groups:
         raise VcellError("there are no training groups to take effects from")
-    bank = EffectBank.measure(gather, groups) if bank_folder is None else EffectBank.kept(bank_folder, gather, groups)
-    for table in tables:
-        bank = bank.joined(table.study, table.targets, table.genes, table.fold_TG)
-    return Evidence.of(bank, shrunk)
+    streamed = bank_folder is None and not shrunk  # shrinking looks at each group twice
+    if bank_folder is not None:
+        bank: AnyBank = EffectBank.kept(bank_folder, gather, groups)
+    else:
+        bank = StreamedBank.of(gather, groups) if streamed else EffectBank.measure(gather, groups)
+    genes = bank.only([])
+    given = [genes.elsewhere(table.study, table.targets, table.genes, table.fold_TG) for table in tables]
+    return Evidence.of(bank, *given, shrunk=shrunk)
 
 
 def observed(gather: Gather, contexts: Iterable[str]) -> dict[str, ContextControls]:
@@ -101,7 +105,7 @@ def make_baselines(
     names: Collection[str] | None = None,
     contexts: Iterable[str] = (),
     bank_folder: Path | None = None,
-    kept: EffectModel | None = None,
+    kept: Transfer | None = None,
 ) -> dict[str, EffectModel]:
     """Baselines fitted to a run's training cells, by name.
 
@@ -114,7 +118,7 @@ def make_baselines(
     bank_folder
         Of the run's effect bank, if it has one.
     kept
-        One that the run has fitted to these cells already, as its checkpoint keeps it: it is not fitted again, nor are effects measured.
+        The transfer that the run has fitted to these cells already, as its checkpoint keeps it: it is not fitted again, nor are effects measured.
     """
     wanted = [name for name in BASELINES if (name != "wrong_target" if names is None else name in names)]
     if set(wanted) <= {"copied_controls"}:
@@ -128,16 +132,20 @@ def make_baselines(
     genes = frozenset(gather.store.genes)
     if names is None and not any(len(genes_of(target, genes)) > 1 for target in {t for _, t in assigned}):
         wanted.remove("sum_of_singles")
-    found = {}
-    for name in wanted:
-        if kept is not None and type(kept) is BASELINES[name]:
+    found: dict[str, EffectModel] = {}
+    # a transfer has a ridge regression in it, which need not be fitted twice
+    for name in sorted(wanted, key=lambda name: name != "transfer"):
+        if name == "transfer" and kept is not None:
             found[name] = kept
             kept.use_table(table)
             kept.observe(controls)
+        elif name == "ridge" and isinstance(transfer := found.get("transfer"), Transfer):
+            found[name] = transfer.regression
+            found[name].observe(controls)
         else:
             found[name] = BASELINES[name](gather.store.n_genes)
             fit_model(found[name], evidence, controls, table)
-    return found
+    return {name: found[name] for name in wanted}
 
 
 def fallbacks(evidence: Evidence | None, groups: Iterable[Group]) -> tuple[list[Group], list[Group]]:

@@ -18,6 +18,7 @@ from vcell.effects.evidence import Evidence
 from vcell.errors import VcellError
 
 COVERED = 1e-12  # vectors of a smaller norm say nothing
+COLUMNS = 128  # of vectors worked on at a time
 
 
 class Table(Protocol):
@@ -52,10 +53,7 @@ class Vectors:
         if self._table is None:
             return found
         if self._scaled is None:
-            vectors = self._table.vectors.numpy().astype(np.float64)
-            spread = vectors.std(0)
-            scaled = np.where(spread > 1e-8, (vectors - vectors.mean(0)) / np.maximum(spread, 1e-8), 0)
-            self._scaled = (scaled / np.sqrt(max(self.width, 1))).astype(np.float32)
+            self._scaled = _standardised(self._table.vectors.numpy())
         rows = [self._table.row.get(t, -1) for t in targets]
         known = np.array([r >= 0 for r in rows], bool)
         found[known] = self._scaled[[r for r in rows if r >= 0]]
@@ -65,6 +63,21 @@ class Vectors:
         """bool ``(T)``: which of them have a vector."""
         row = {} if self._table is None else self._table.row
         return np.array([t in row for t in targets], bool)
+
+
+def _standardised(vectors_NP: np.ndarray) -> np.ndarray:
+    """Columns at mean 0 and variance 1, divided by √width, float32; some at a time, in float64."""
+    rows, width = vectors_NP.shape
+    found = np.empty((rows, width), np.float32)
+    for start in range(0, width, COLUMNS):
+        some = vectors_NP[:, start : start + COLUMNS].astype(np.float64)
+        spread = some.std(0)
+        some -= some.mean(0)
+        some /= np.maximum(spread, 1e-8)
+        some[:, spread <= 1e-8] = 0
+        some /= np.sqrt(width)
+        found[:, start : start + COLUMNS] = some
+    return found
 
 
 class EffectModel(nn.Module):

@@ -116,10 +116,10 @@ class Transfer(EffectModel):
     def fit(self, evidence: Evidence) -> list[str]:
         super().fit(evidence)
         usual = usual_values(*agreements(evidence, list(evidence.rows_of), None))
-        held = held_out(evidence, self.controls, self.vectors)
+        held = held_out(evidence, self.controls, self.vectors, self._smoothing, self._reliability)
         settings, table = chosen_settings(held, usual, self.given)
         # of few targets, the mean is most of what each does
-        few = max(len(set(evidence.targets_in(c))) for c in evidence.context_names) < FEWEST_TARGETS
+        few = max(len(evidence.rows_in(c)) for c in evidence.context_names) < FEWEST_TARGETS
         found = [settled(h, settings, usual) for h in held]
         scale, mean_scale = scales_of_spaces(held, found, evidence.largest_cell, float(few))
         self.fitted = {
@@ -287,7 +287,10 @@ class Transfer(EffectModel):
         else:
             weight_T1 = np.where(measured_T1, 0.0, 1.0).astype(np.float32)
             scale, mean_scale = self._scale(space), f["mean_scale"][space]
-        total: np.ndarray = (1 - weight_T1) * self.transferred(space, context, targets)
+        total: np.ndarray = np.zeros((len(targets), self.n_genes), np.float32)
+        some = np.flatnonzero(weight_T1[:, 0] < 1)  # of the others, nothing has to be fitted
+        if len(some):
+            total[some] = (1 - weight_T1[some]) * self.transferred(space, context, [targets[i] for i in some.tolist()])
         if weight_T1.any():
             total = total + weight_T1 * np.float32(scale) * regressed(space, context, targets)
         if space == "cell" and self.amplitude == "ranks":  # no change is larger than any that was measured
@@ -318,7 +321,7 @@ class Transfer(EffectModel):
         """Of each context with training targets: how much its own regression weighs beside what other contexts say, and its mean."""
         found: dict[str, Any] = {}
         for context in evidence.context_names:
-            everyone = list(dict.fromkeys(evidence.targets_in(context)))
+            everyone = list(evidence.rows_in(context))
             if len(everyone) < FEWEST_OWN:
                 continue
             targets = [everyone[i] for i in spread(len(everyone), MOST_TARGETS)]

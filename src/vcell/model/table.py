@@ -78,7 +78,7 @@ class PerturbationTable:
         object.__setattr__(self, "row", {name: i for i, name in enumerate(self.names)})
         if len(self.row) < len(self.names) or self.vectors.shape[:1] != (len(self.names),):
             raise VcellError(f"the perturbation table {self.origin} needs one vector for each of its distinct names")
-        if not torch.isfinite(self.vectors).all():
+        if not np.isfinite(self.vectors.numpy()).all():
             bad = [n for n, v in zip(self.names, self.vectors, strict=True) if not torch.isfinite(v).all()]
             raise VcellError(f"the perturbation table {self.origin} holds NaN or infinity for {shortlist(bad, 5)}")
 
@@ -147,7 +147,8 @@ class PerturbationTable:
         }
         some = self.vectors[sorted(rows)] if len(rows) >= FEWEST_STANDARD else self.vectors
         mean, std = some.mean(0), some.std(0, correction=0)
-        vectors = torch.where(std > 1e-8, (self.vectors - mean) / std.clamp(min=1e-8), 0.0)
+        vectors = (self.vectors - mean).div_(std.clamp(min=1e-8))
+        vectors[:, std <= 1e-8] = 0.0
         return PerturbationTable(self.names, vectors, self.origin)
 
     @classmethod

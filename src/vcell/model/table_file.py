@@ -116,7 +116,7 @@ def _of_mapping(path: Path, vectors: Mapping[str, np.ndarray]) -> Named:
     if len(lengths) > 1:
         raise VcellError(f"the vectors of {path} differ in length: {shortlist(map(str, lengths))}")
     stacked = np.stack(list(vectors.values())) if vectors else np.empty((0, 0), np.float32)
-    return list(vectors), torch.from_numpy(stacked.astype(np.float32))
+    return list(vectors), torch.from_numpy(stacked.astype(np.float32, copy=False))
 
 
 def _read_text(path: Path) -> Named:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from vcell.data.gather import Gather
 from vcell.data.store.view import with_genes
 from vcell.effects.make import BASELINES, make_baselines, observed
 from vcell.effects.model import EffectModel
+from vcell.effects.transfer import Transfer
 from vcell.errors import VcellError, nearest
 from vcell.model.blend import Blend
-from vcell.model.checkpoint import Identity, read_identity
+from vcell.model.checkpoint import Identity, read_checkpoint, read_identity
 from vcell.model.find import find_checkpoint
 from vcell.model.predictor import Predictor, prior_of
 from vcell.model.run_table import table_for
@@ -26,6 +28,7 @@ from vcell.predict.controls import open_run_store
 from vcell.predict.options import PredictOptions
 
 PREDICTORS = ("model", *BASELINES)
+SETTINGS = {name: one for name, one in signature(Transfer).parameters.items() if name != "n_genes"}
 Asked = str | Mapping[str, Any] | Predictor  # a name; names and weights, or a class with its arguments; an object
 
 
@@ -122,21 +125,25 @@ def bank_of(identity: Identity) -> Path | None:
     return Path(str(kept)) if kept and Path(str(kept)).is_dir() else None
 
 
-def prior_kept(identity: Identity, path: Path) -> EffectModel | None:
-    """What the network of the checkpoint `path` starts from, as it was fitted to the run's training cells; None for a network without such
-    a prior, and where effects from elsewhere are part of it.
+def transfer_kept(identity: Identity, path: Path) -> Transfer | None:
+    """The transfer prior of the checkpoint `path` as it was fitted to the run's training cells: its model, or what its network starts from. None for
+    other models, and where it is not what a baseline would be: given settings, or effects from elsewhere.
 
     Raises
     ------
     VcellError
         If what the checkpoint keeps of it is damaged.
     """
-    kind = BASELINES.get(str((identity.config.get("model") or {}).get("prior")))
-    if kind is None or identity.prior is None or identity.config.get("effects"):
+    model = identity.config.get("model") or {}
+    is_model = model.get("_target_") == f"{Transfer.__module__}.{Transfer.__qualname__}"
+    state = read_checkpoint(path)["state_dict"].get("model._extra_state") if is_model else identity.prior
+    if state is None or identity.config.get("effects") or not (is_model or model.get("prior") == "transfer"):
         return None
-    found = kind(len(identity.genes))
+    if is_model and any(model.get(name, one.default) != one.default for name, one in SETTINGS.items()):
+        return None
+    found = Transfer(len(identity.genes))
     try:
-        found.set_extra_state(identity.prior)
+        found.set_extra_state(state)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise VcellError(
             f"the checkpoint {path} has a damaged prior ({type(error).__name__}: {error}); train it again"

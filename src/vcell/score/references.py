@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from vcell.effects.model import EffectModel
     from vcell.effects.own_gene import OwnGenes
     from vcell.predict.cells import CellMaker, Source
+
+CHECKED = 64  # targets whose effects are compared at a time
 
 # what reads a run is imported where one is at hand: it takes torch, and torch a second to load
 
@@ -70,7 +73,7 @@ class References:
         from vcell.model.checkpoint import read_identity, table_of
         from vcell.predict.controls import open_run_store
         from vcell.predict.infer import make_source
-        from vcell.predict.predictors import bank_of, prior_kept
+        from vcell.predict.predictors import bank_of, transfer_kept
 
         identity = read_identity(ckpt)
         self.split, self.own_measured = identity.assigned, identity.own_gene
@@ -83,7 +86,7 @@ class References:
             self.remarks.append(f"ridge and nearest are made without an embedding table: {error}")
         made = make_baselines(
             self.source.gather, identity.assigned, table, names, self.source.pool.of_context, bank_of(identity),
-            None if table is None else prior_kept(identity, ckpt),
+            None if table is None else transfer_kept(identity, ckpt),
         )  # fmt: skip
         self.predictors = {name: model for name, model in made.items() if name != "copied_controls"}
         self.run_folder = ckpt.resolve().parents[1] if ckpt.resolve().parent.name == "checkpoints" else None
@@ -95,8 +98,9 @@ class References:
         assert self.source is not None
         self.own, _ = own_genes(asked, self.own_measured, self.source.gather.store.genes, self.source.store.control)
 
-    def predictions(self, pair: Pair) -> Iterator[tuple[str, GroupedCells]]:
-        """Each baseline's cells and its name, one at a time: as many of every target as predicted, with the prediction's controls."""
+    def predictions(self, pair: Pair) -> Iterator[tuple[str, GroupedCells | str]]:
+        """Each baseline's name and its cells, one at a time: as many of every target as predicted, with the prediction's controls. For one that
+        predicts what another does, as several do for targets that were measured nowhere else, the name of that one."""
         yield "copied_controls", copied(pair.pred, self.seed)
         if len(pair.pred.targets) > 1:
             yield "wrong_target", wrong_targets(pair.pred, self.seed)
@@ -118,7 +122,12 @@ class References:
         layout = Layout.of(pair.pred.genes, self.source.store, values, pair.target_sum or self.source.gather.target_sum)
         drawn = self.drawn or values == "counts"
         self.asked |= {(context, target) for target in numbers}
+        said: dict[bytes, str] = {}
         for name, predictor in self.predictors.items():
+            alike = said.setdefault(self._checksum(predictor, context, pair.pred.targets, drawn), name)
+            if alike != name:
+                yield name, alike
+                continue
             maker = make_maker(
                 predictor, self.source, layout, torch.device("cpu"), drawn, self.counts, self.calls, self.own
             )
@@ -126,6 +135,16 @@ class References:
             _maker(maker, context, dict.fromkeys(numbers, 1))(pair.pred.targets[0])
             cells = GroupedCells(Lazy(numbers, _maker(maker, context, numbers)), pair.pred.genes, pair.pred.control)
             yield name, cells.with_controls(pair.pred.controls)
+
+    def _checksum(self, predictor: EffectModel, context: str, targets: Sequence[str], drawn: bool) -> bytes:
+        """Of all that a predictor says of some targets."""
+        digest = hashlib.blake2b(digest_size=16)
+        for start in range(0, len(targets), CHECKED):
+            some = targets[start : start + CHECKED]
+            digest.update(np.ascontiguousarray(predictor.effect("cell", context, some)).data)
+            if drawn:
+                digest.update(np.ascontiguousarray(predictor.ratios(context, some, self.calls)).data)
+        return digest.digest()
 
     def trained_on(self, context: str, targets: list[str]) -> list[str]:
         """Targets whose measured cells of this context the run was trained on: a score on them says nothing."""

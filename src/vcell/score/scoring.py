@@ -202,7 +202,7 @@ class ContextScorer:
 def score_context(
     pair: Pair,
     others: Mapping[str, GroupedCells],
-    references: Iterable[tuple[str, GroupedCells]],
+    references: Iterable[tuple[str, GroupedCells | str]],
     name: str,
     scorer: Scorer,
     engine: str,
@@ -223,8 +223,11 @@ def score_context(
         for other, cells in others.items():
             judge.add(other, cells, reference=False)
             progress.update()
-        for reference, cells in references:
-            judge.add(reference, cells, reference=True)
+        for reference, predicted in references:
+            if isinstance(predicted, str):  # the same cells as those of another one
+                judge.scores.tables[reference] = judge.scores.tables[predicted].copy()
+            else:
+                judge.add(reference, predicted, reference=True)
             progress.update()
         judge.add_floor()
         progress.total = progress.n + 1  # fewer references where no run is at hand
