@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -20,7 +21,8 @@ from vcell.config import compose
 from vcell.errors import VcellError
 from vcell.evaluate import run as evaluate
 from vcell.score.evaluation import Evaluation, member_alone
-from vcell.score.scoring import SCORERS, ContextScores
+from vcell.score.references import References
+from vcell.score.scoring import SCORERS, ContextScorer, ContextScores
 
 pytest.importorskip("cell_eval")
 REAL = "data/demo/screen/truth/simC_test.h5ad"
@@ -96,6 +98,28 @@ def test_everything_promised_is_written(in_trained: Path, pred: Path, tmp_path: 
     interval = about["intervals"]["model"]["SCORE"]
     assert interval["low"] <= interval["value"] <= interval["high"]
     assert about["intervals"]["model"]["SCORE"]["value"] == about["scores"]["model"]["SCORE"]
+
+
+def test_references_that_predict_the_same_are_scored_once(
+    in_trained: Path, pred: Path, plain_scores: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As the context mean, the perturbation mean and the additive one do for targets that were measured nowhere else."""
+    train, add, scored = References._train, ContextScorer.add, []
+
+    def twice(self: References, *arguments: Any) -> None:
+        train(self, *arguments)
+        self.predictors["again"] = self.predictors["context_mean"]
+
+    def noted(self: ContextScorer, name: str, *arguments: Any, **more: Any) -> Any:
+        scored.append(name)
+        return add(self, name, *arguments, **more)
+
+    monkeypatch.setattr(References, "_train", twice)
+    monkeypatch.setattr(ContextScorer, "add", noted)
+    scores = score(tmp_path / "s", f"pred={pred}", f"real={REAL}", "engine=fast")
+    assert "again" not in scored and {"context_mean", "perturbation_mean"} < set(scored)
+    pd.testing.assert_series_equal(scores.loc["again"], scores.loc["context_mean"], check_names=False)
+    pd.testing.assert_frame_equal(scores.drop("again"), plain_scores)
 
 
 def test_the_truth_gets_the_best_score_copied_controls_the_worst_and_wrong_labels_chance(
