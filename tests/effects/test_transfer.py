@@ -20,7 +20,7 @@ from vcell.effects.bank import SPACES, EffectBank, Profiles
 from vcell.effects.controls import ContextControls
 from vcell.effects.evidence import Evidence
 from vcell.effects.linear import cosine, discrimination
-from vcell.effects.loco import LARGEST_RANKED, judged, scale_of_calls, scale_of_ranks, scales, shaped
+from vcell.effects.loco import LARGEST_RANKED, Smoothing, judged, scale_of_calls, scale_of_ranks, scales, shaped
 from vcell.effects.promoters import read_positions
 from vcell.effects.residual import TransferResidual, chosen_blend
 from vcell.effects.transfer import Transfer
@@ -83,6 +83,20 @@ def test_noisy_genes_count_less_where_that_helps():
     better, worse = (judged(m.effect("bulk", "c0", targets), truth) for m in (model, plain))
     assert better["cosine"] > worse["cosine"] and better["error"] < worse["error"] < 1
     assert any("denoising" in line for line in lines) and any(line.startswith("c1") for line in lines)
+
+
+def test_contexts_never_measured_share_what_is_fitted_for_them(monkeypatch: pytest.MonkeyPatch):
+    known, _ = evidence(noise=2.0)
+    model = Transfer(GENES, smooth=0.5)
+    model.fit(known)
+    fitted = []
+    of = Smoothing.of
+    monkeypatch.setattr(Smoothing, "of", lambda *given: fitted.append(given[1]) or of(*given))
+    targets = [f"T{t}" for t in range(TARGETS)]
+    first, second, there = (model.effect("bulk", context, targets) for context in ("new", "newer", "c0"))
+    assert fitted == [None]  # that of c0 is left from the fit
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, there)
 
 
 def test_scales_are_those_of_least_squares():

@@ -200,7 +200,8 @@ class Evidence:
         )
 
     def elsewhere(self, context: str | None) -> Elsewhere:
-        """What was measured outside a context, in its main directions; worked out once."""
+        """What was measured outside a context, in its main directions; worked out once, for all contexts never measured together."""
+        context = context if context in self._places else None
         if context not in self._elsewhere:
             names = [t for t in self.rows_of if len(self.usable(t, context))]
             number = min(MOST_DIRECTIONS, max(FEWEST_DIRECTIONS, len(names) // 5))

@@ -106,7 +106,7 @@ class Transfer(EffectModel):
     def forget(self) -> None:
         super().forget()
         self._reliable: dict[str, np.ndarray] = {}
-        self._smoothings: dict[str, Smoothing] = {}
+        self._smoothings: dict[str | None, Smoothing] = {}
         self._signs_seen: SignEvidence | None = None
         # one at most, in lists: a module's attribute would be saved with it
         self._ridge: list[Ridge] = []
@@ -258,10 +258,11 @@ class Transfer(EffectModel):
         return self._reliable[context]
 
     def _smoothing(self, context: str) -> Smoothing:
-        """Of the effects in other contexts; computed once."""
-        if context not in self._smoothings:
-            self._smoothings[context] = Smoothing.of(self.known, context, self.vectors)
-        return self._smoothings[context]
+        """Of the effects in other contexts; computed once, for all contexts never measured together."""
+        measured = context if self.known.rows_in(context) else None
+        if measured not in self._smoothings:
+            self._smoothings[measured] = Smoothing.of(self.known, measured, self.vectors)
+        return self._smoothings[measured]
 
     def effect(self, space: str, context: str, targets: Sequence[str]) -> np.ndarray:
         return self._blended(space, context, targets, self.regression.beyond_mean)
