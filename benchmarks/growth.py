@@ -177,7 +177,7 @@ def report_of_many(many: dict[int, dict[str, float]]) -> str:
     few, most = list(many)[-2:]
     lines = [
         f"Many targets: {MANY['contexts']} contexts x targets x {MANY['cells']} cells, {MANY['genes']:,} genes, a tenth of the targets held out; seconds of processor "
-        f"time, and the exponent between {few:,} and {most:,} targets. Scores and references compare targets in pairs.\n",
+        f"time, and the exponent between {few:,} and {most:,} targets. Scores, and the regression of the transfer prior by likeness, compare targets in pairs.\n",
         f"| | {' | '.join(f'{targets:,} targets' for targets in many)} | exponent |",
         "|---" * (len(many) + 2) + "|",
     ]
