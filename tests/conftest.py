@@ -6,6 +6,7 @@ import gc
 import importlib
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -22,6 +23,10 @@ from vcell.data.simulation.write import simulate
 from vcell.data.store.ingest import ingest
 from vcell.data.store.store import CellStore
 from vcell.records.metrics import read_metrics
+
+# a shell has its background jobs ignore Ctrl-C, and commands that tests start would too: those that test it would fail there
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 # what makes `experiment=demo` take seconds: few cells, with effects that few cells show, and a model that starts from control cells
