@@ -159,7 +159,7 @@ def report(
     for work in WORK:
         cells = []
         for times in found.values():
-            exponent = math.log(max(times[last][work], 1e-9) / max(times[before][work], 1e-9)) / math.log(last / before)
+            exponent = exponent_of(times[before][work], times[last][work], last / before)
             cells.append(f"{times[last][work] / times[scales[0]][work]:.1f} ({exponent:.2f})")
         lines.append(f"| {work} | {' | '.join(cells)} |")
     few, many = opening[0], opening[-1]
@@ -172,6 +172,11 @@ def report(
     return "\n".join(lines)
 
 
+def exponent_of(before: float, after: float, times: float) -> float:
+    """Of the growth from one time to another at so many times the size."""
+    return math.log(max(after, 1e-9) / max(before, 1e-9)) / math.log(times)
+
+
 def report_of_many(many: dict[int, dict[str, float]]) -> str:
     """Seconds at each number of targets, and the exponent between the last two."""
     few, most = list(many)[-2:]
@@ -182,7 +187,7 @@ def report_of_many(many: dict[int, dict[str, float]]) -> str:
         "|---" * (len(many) + 2) + "|",
     ]
     for work in WORK_OF_MANY:
-        exponent = math.log(many[most][work] / many[few][work]) / math.log(most / few)
+        exponent = exponent_of(many[few][work], many[most][work], most / few)
         lines.append(f"| {work} | {' | '.join(f'{times[work]:.0f}' for times in many.values())} | {exponent:.2f} |")
     return "\n".join(lines)
 

@@ -114,7 +114,7 @@ def test_the_prior_that_a_run_has_fitted_equals_the_baseline_fitted_anew(in_trai
     fit_model(fitted, evidence, observed(gather, evidence.context_names), model.table)  # as training does
     config = {**model.identity.config, "model": {"prior": "transfer"}}
     identity = replace(model.identity, prior=fitted.get_extra_state(), config=config)
-    kept = transfer_kept(identity, Path(LAST))
+    kept = transfer_kept(identity, {}, Path(LAST))
     anew, again = (
         make_baselines(gather, assigned, model.table, None, store.control_contexts, kept=one) for one in (None, kept)
     )
@@ -125,9 +125,9 @@ def test_the_prior_that_a_run_has_fitted_equals_the_baseline_fitted_anew(in_trai
         for space in SPACES:
             np.testing.assert_array_equal(*(some[name].effect(space, "simC", targets) for some in (anew, again)))
     joined = replace(identity, config={**config, "effects": {"elsewhere": "table.csv"}})
-    assert transfer_kept(joined, Path(LAST)) is None and transfer_kept(model.identity, Path(LAST)) is None
+    assert transfer_kept(joined, {}, Path(LAST)) is None and transfer_kept(model.identity, {}, Path(LAST)) is None
     with pytest.raises(VcellError, match="damaged prior"):
-        transfer_kept(replace(identity, prior={"evidence": {}}), Path(LAST))
+        transfer_kept(replace(identity, prior={"evidence": {}}), {}, Path(LAST))
 
 
 def test_target_sum_changes_the_scale_only(in_trained: Path, tmp_path: Path):

@@ -19,7 +19,7 @@ from vcell.data.sampler import CellSets
 from vcell.data.store.view import open_stores
 from vcell.effects.features import leave_one_out
 from vcell.errors import VcellError
-from vcell.model.checkpoint import read_checkpoint, read_identity
+from vcell.model.checkpoint import Identity, read_checkpoint
 from vcell.model.trained import TrainedModel
 from vcell.model.transition import TransitionModel
 from vcell.predict.predictors import transfer_kept
@@ -57,12 +57,14 @@ def test_untrained_it_is_the_prior_to_the_bit(folder: Path):
     assert torch.equal(found, expected) and not torch.equal(found, batch.control_SCG)
     # references of evaluate take it from either, but not where it was given settings: a baseline has none
     path = Path("runs/alone/checkpoints/last.ckpt")
-    kept = [transfer_kept(model.identity, where) for model, where in ((alone, path), (network, LAST))]
+    kept = [
+        transfer_kept(model.identity, read_checkpoint(where)["state_dict"], where)
+        for model, where in ((alone, path), (network, LAST))
+    ]
     assert all(one is not None and one.fitted["settings"] == alone.model.fitted["settings"] for one in kept)
     changed = read_checkpoint(path)
     changed["vcell"]["config"]["model"]["smooth"] = 0.5
-    torch.save(changed, "changed.ckpt")
-    assert transfer_kept(read_identity(Path("changed.ckpt")), Path("changed.ckpt")) is None
+    assert transfer_kept(Identity.of(changed["vcell"], path), changed["state_dict"], path) is None
 
 
 def test_a_continued_run_ends_like_one_never_stopped(folder: Path):

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -36,7 +36,6 @@ SPACES = ("fold", "bulk", "cell")
 PSEUDOCOUNT = 10.0  # counts per million
 BULK_SUM = 50_000.0
 MILLION = 1e6
-ALL = slice(None)
 BLOCK_CELLS = 512  # that a thread sums up at a time
 GIVEN_CELLS = 1_000_000  # that effects from elsewhere count as: none of them is too few
 
@@ -64,11 +63,11 @@ class Profiles:
     log1p: np.ndarray
 
     @classmethod
-    def empty(cls, groups: int, genes: int) -> Profiles:
+    def empty(cls, groups: int, genes: int) -> Self:
         return cls(np.zeros(groups, np.int64), *(np.full((groups, genes), np.nan, np.float32) for _ in range(4)))
 
     @classmethod
-    def measure(cls, gather: Gather, groups: Sequence[np.ndarray], what: str | None = None) -> Profiles:
+    def measure(cls, gather: Gather, groups: Sequence[np.ndarray], what: str | None = None) -> Self:
         """Of the `groups` of cells of a store, with a progress bar where it is said what they are."""
         found = cls.empty(len(groups), gather.store.n_genes)
 
@@ -107,6 +106,20 @@ class Profiles:
             return of_mean / ((self.cpm + PSEUDOCOUNT) * np.log(2)) ** 2
         scale = BULK_SUM / MILLION
         return of_mean * (scale / (1 + scale * self.cpm)) ** 2
+
+
+class Controls(Profiles):
+    """Profiles that many groups are held against: what is compared is worked out once."""
+
+    @cached_property
+    def values(self) -> dict[str, np.ndarray]:
+        """`value` by space."""
+        return {space: self.value(space) for space in SPACES}
+
+    @cached_property
+    def variances(self) -> dict[str, np.ndarray]:
+        """`variance` by space."""
+        return {space: self.variance(space) for space in SPACES}
 
 
 def _sums(gather: Gather, cells: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -165,7 +178,7 @@ class EffectBank:
     contexts: list[str]
     perturbations: list[str]
     profiles: Profiles
-    controls: Profiles
+    controls: Controls
     weights: np.ndarray
     given: Mapping[str, np.ndarray] = field(default_factory=dict)
     store: str = ""
@@ -216,17 +229,10 @@ class EffectBank:
         place = {gene: i for i, gene in enumerate(self.genes)}
         return np.array([place.get(name, -1) for name in self.perturbations], np.int64)
 
-    def effects(self, space: str, rows: slice = ALL) -> np.ndarray:
-        """Effects in a space, float32 ``(N, G)``; NaN where a gene was not measured, and at a target's own gene.
-
-        Parameters
-        ----------
-        rows
-            The groups wanted.
-        """
-        effect, own_N = self._raw_effects(space, rows), self.own_gene[rows]
-        known = np.flatnonzero(own_N >= 0)
-        effect[known, own_N[known]] = np.nan
+    def effects(self, space: str) -> np.ndarray:
+        """Effects in a space, float32 ``(N, G)``; NaN where a gene was not measured, and at a target's own gene."""
+        effect, known = self._raw_effects(space), np.flatnonzero(self.own_gene >= 0)
+        effect[known, self.own_gene[known]] = np.nan
         return effect
 
     def own_effects(self, space: str = "fold") -> np.ndarray:
@@ -236,24 +242,22 @@ class EffectBank:
         found[rows] = self._raw_effects(space)[rows, self.own_gene[rows]]
         return found
 
-    def _raw_effects(self, space: str, rows: slice = ALL) -> np.ndarray:
+    def _raw_effects(self, space: str) -> np.ndarray:
         if space not in SPACES:
             raise VcellError(f"there is no space {space!r} of effects; there are {', '.join(SPACES)}")
-        effect = self.profiles.rows(rows).value(space) - self._matched(self.controls.value(space), rows)
+        effect = self.profiles.value(space) - self._matched(self.controls.values[space], self.weights)
         if space in self.given:
-            given = self.given[space][rows]
+            given = self.given[space]
             known = ~np.isnan(given)
             effect[known] = given[known]
         return effect
 
-    def standard_errors(self, space: str, rows: slice = ALL) -> np.ndarray:
+    def standard_errors(self, space: str) -> np.ndarray:
         """Of `effects`, from the spread between cells, ``(N, G)``; in the space ``cell`` those of ``bulk``."""
-        error = self.profiles.rows(rows).variance(space)
-        return np.sqrt(error + self._matched(self.controls.variance(space), rows, squared=True))
+        return np.sqrt(self.profiles.variance(space) + self._matched(self.controls.variances[space], self.weights**2))
 
-    def _matched(self, values_BG: np.ndarray, rows: slice = ALL, squared: bool = False) -> np.ndarray:
+    def _matched(self, values_BG: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Values of the batches' controls, weighted as the cells of each group lie in them, ``(N, G)``."""
-        weights = self.weights[rows] ** 2 if squared else self.weights[rows]
         known_BG = ~np.isnan(values_BG)
         total = weights @ np.where(known_BG, values_BG, 0).astype(np.float32)
         if known_BG.all():
@@ -345,10 +349,10 @@ class EffectBank:
                 )
             return found
 
-        def profiles(name: str, rows: int) -> Profiles:
+        def profiles(kind: type[Profiles], name: str, rows: int) -> Any:
             shape = (rows, len(about["genes"]))
             keys = ("share", "cpm", "cpm_variance", "log1p")
-            return Profiles(array(f"{name}.cells", (rows,)), *(array(f"{name}.{key}", shape) for key in keys))
+            return kind(array(f"{name}.cells", (rows,)), *(array(f"{name}.{key}", shape) for key in keys))
 
         rows = len(about["perturbations"])
         batches = (
@@ -356,7 +360,7 @@ class EffectBank:
         )
         return cls(
             about["genes"], about["target_sum"], about["studies"], about["contexts"], about["perturbations"],
-            profiles("groups", rows), profiles("controls", batches), array("weights", (rows, batches)),
+            profiles(Profiles, "groups", rows), profiles(Controls, "controls", batches), array("weights", (rows, batches)),
             {space: array(f"given.{space}", (rows, len(about["genes"]))) for space in about["given"]}, str(about.get("store", "")),
         )  # fmt: skip
 
@@ -397,7 +401,7 @@ class StreamedBank:
     gather: Gather
     groups: list[tuple[str, str, str, np.ndarray]]
     pool: ControlPool
-    controls: Profiles
+    controls: Controls
 
     @classmethod
     def of(cls, gather: Gather, groups: Iterable[Group]) -> StreamedBank:
@@ -405,7 +409,7 @@ class StreamedBank:
         found = _by_study(gather.store, groups)
         pool = ControlPool(gather.store, {context for _, context, _, _ in found})
         cells = [*pool.of_batch.values(), *pool.of_context.values()]
-        return cls(gather, found, pool, Profiles.measure(gather, cells, "controls by batch"))
+        return cls(gather, found, pool, Controls.measure(gather, cells, "controls by batch"))
 
     def __len__(self) -> int:
         return len(self.groups)

@@ -111,7 +111,7 @@ class Featured(EffectModel):
     def fit(self, evidence: Evidence) -> list[str]:
         """Fits each training context by itself, and then new contexts, "", to the means over all."""
         super().fit(evidence)
-        self._features = Features.of(evidence, self.vectors)
+        self._features = Features.of(evidence)
         self.fitted = {"features": self._features.plain(), "contexts": {}}
         lines = []
         for context in [*evidence.context_names, ""]:

@@ -199,9 +199,13 @@ class Evidence:
             sparse.vstack(blocks, format="csr") if blocks else sparse.csr_matrix((0, len(self.genes)), dtype=np.float32)
         )
 
+    def left_out(self, context: str | None) -> str | None:
+        """What has to be left out to know nothing of a context: itself, or nothing, None, of one never measured."""
+        return context if context in self._places else None
+
     def elsewhere(self, context: str | None) -> Elsewhere:
         """What was measured outside a context, in its main directions; worked out once, for all contexts never measured together."""
-        context = context if context in self._places else None
+        context = self.left_out(context)
         if context not in self._elsewhere:
             names = [t for t in self.rows_of if len(self.usable(t, context))]
             number = min(MOST_DIRECTIONS, max(FEWEST_DIRECTIONS, len(names) // 5))

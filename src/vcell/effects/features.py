@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from vcell.effects.bank import ALL, SPACES
+from vcell.effects.bank import SPACES
 from vcell.effects.evidence import Evidence
-from vcell.effects.linear import products, singular_directions, spread
+from vcell.effects.linear import products, root_directions, singular_directions, spread
 from vcell.effects.model import Vectors
 
+ALL = slice(None)
 COMPONENTS = 32  # of the effects elsewhere
 MOST_LANDMARKS = 3000  # targets of a kernel: their likenesses are a square matrix
 MOST_LEFT_OUT = 1000  # targets, evenly spread, whose errors when they are left out choose a penalty
@@ -40,7 +41,7 @@ class Features:
     components: Mapping[str, int]
 
     @classmethod
-    def of(cls, evidence: Evidence, vectors: Vectors) -> Features:
+    def of(cls, evidence: Evidence) -> Features:
         """Of every target that was measured in some context."""
         scores: dict[str, dict[str, np.ndarray]] = {}
         components: dict[str, int] = {}
@@ -242,10 +243,7 @@ def ridge_of(features_TF: np.ndarray, truth_TG: np.ndarray) -> RidgeFit | None:
     if len(features_TF) > MOST_LANDMARKS:
         return linear
     kernel = Kernel.over(features_TF)
-    squared, left_TK = np.linalg.eigh(kernel.of(kernel.landmarks_TF).astype(np.float64))
-    values = np.sqrt(np.maximum(squared[::-1], 0))
-    kept = values > SMALLEST_DIRECTION * values[0]
-    values, left_TK = values[kept], left_TK[:, ::-1][:, kept]
+    left_TK, values = root_directions(kernel.of(kernel.landmarks_TF).astype(np.float64), SMALLEST_DIRECTION)
     curved = _fit(kernel, left_TK, values, left_TK / values, products_TT)
     return curved if curved.explained > linear.explained else linear
 

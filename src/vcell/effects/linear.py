@@ -91,12 +91,17 @@ def singular_directions(x_TF: np.ndarray, smallest: float) -> tuple[np.ndarray, 
     """
     x = x_TF.astype(np.float64)
     wide = x.shape[0] <= x.shape[1]
-    squared, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
-    values, vectors = np.sqrt(np.maximum(squared[::-1], 0)), vectors[:, ::-1]
-    keep = values > smallest * values[0]
-    values, vectors = values[keep], vectors[:, keep]
+    vectors, values = root_directions(x @ x.T if wide else x.T @ x, smallest)
     others = (x.T @ vectors if wide else x @ vectors) / values
     return (vectors, values, others) if wide else (others, values, vectors)
+
+
+def root_directions(products_TT: np.ndarray, smallest: float) -> tuple[np.ndarray, np.ndarray]:
+    """Directions of a symmetric matrix, ``(T, K)``, and the square roots of their sizes, largest first, ``(K)``; `smallest` as of `singular_directions`."""
+    squared, vectors = np.linalg.eigh(products_TT)
+    values = np.sqrt(np.maximum(squared[::-1], 0))
+    keep = values > smallest * values[0]
+    return vectors[:, ::-1][:, keep], values[keep]
 
 
 def spread(number: int, most: int) -> np.ndarray:

@@ -73,13 +73,14 @@ def training_evidence(
     groups = [group for group, split in assigned.items() if split == "train" and group in gather.store.groups]
     if not groups:
         raise VcellError("there are no training groups to take effects from")
-    streamed = bank_folder is None and not shrunk  # shrinking looks at each group twice
     if bank_folder is not None:
         bank: AnyBank = EffectBank.kept(bank_folder, gather, groups)
+    elif shrunk:  # which looks at each group twice
+        bank = EffectBank.measure(gather, groups)
     else:
-        bank = StreamedBank.of(gather, groups) if streamed else EffectBank.measure(gather, groups)
-    genes = bank.only([])
-    given = [genes.elsewhere(table.study, table.targets, table.genes, table.fold_TG) for table in tables]
+        bank = StreamedBank.of(gather, groups)
+    none = bank.only([])
+    given = [none.elsewhere(table.study, table.targets, table.genes, table.fold_TG) for table in tables]
     return Evidence.of(bank, *given, shrunk=shrunk)
 
 

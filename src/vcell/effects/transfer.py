@@ -259,10 +259,10 @@ class Transfer(EffectModel):
 
     def _smoothing(self, context: str) -> Smoothing:
         """Of the effects in other contexts; computed once, for all contexts never measured together."""
-        measured = context if self.known.rows_in(context) else None
-        if measured not in self._smoothings:
-            self._smoothings[measured] = Smoothing.of(self.known, measured, self.vectors)
-        return self._smoothings[measured]
+        without = self.known.left_out(context)
+        if without not in self._smoothings:
+            self._smoothings[without] = Smoothing.of(self.known, without, self.vectors)
+        return self._smoothings[without]
 
     def effect(self, space: str, context: str, targets: Sequence[str]) -> np.ndarray:
         return self._blended(space, context, targets, self.regression.beyond_mean)

@@ -17,7 +17,7 @@ from vcell.effects.model import EffectModel
 from vcell.effects.transfer import Transfer
 from vcell.errors import VcellError, nearest
 from vcell.model.blend import Blend
-from vcell.model.checkpoint import Identity, read_checkpoint, read_identity
+from vcell.model.checkpoint import Identity, read_identity
 from vcell.model.find import find_checkpoint
 from vcell.model.predictor import Predictor, prior_of
 from vcell.model.run_table import table_for
@@ -125,7 +125,7 @@ def bank_of(identity: Identity) -> Path | None:
     return Path(str(kept)) if kept and Path(str(kept)).is_dir() else None
 
 
-def transfer_kept(identity: Identity, path: Path) -> Transfer | None:
+def transfer_kept(identity: Identity, state_dict: Mapping[str, Any], path: Path) -> Transfer | None:
     """The transfer prior of the checkpoint `path` as it was fitted to the run's training cells: its model, or what its network starts from. None for
     other models, and where it is not what a baseline would be: given settings, or effects from elsewhere.
 
@@ -136,7 +136,7 @@ def transfer_kept(identity: Identity, path: Path) -> Transfer | None:
     """
     model = identity.config.get("model") or {}
     is_model = model.get("_target_") == f"{Transfer.__module__}.{Transfer.__qualname__}"
-    state = read_checkpoint(path)["state_dict"].get("model._extra_state") if is_model else identity.prior
+    state = state_dict.get("model._extra_state") if is_model else identity.prior
     if state is None or identity.config.get("effects") or not (is_model or model.get("prior") == "transfer"):
         return None
     if is_model and any(model.get(name, one.default) != one.default for name, one in SETTINGS.items()):

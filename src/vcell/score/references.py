@@ -70,12 +70,13 @@ class References:
 
     def _train(self, ckpt: Path, store_path: str | Sequence[str] | None, names: Sequence[str] | None) -> None:
         from vcell.effects.make import make_baselines
-        from vcell.model.checkpoint import read_identity, table_of
+        from vcell.model.checkpoint import Identity, read_checkpoint, table_of
         from vcell.predict.controls import open_run_store
         from vcell.predict.infer import make_source
         from vcell.predict.predictors import bank_of, transfer_kept
 
-        identity = read_identity(ckpt)
+        checkpoint = read_checkpoint(ckpt)
+        identity = Identity.of(checkpoint["vcell"], ckpt)
         self.split, self.own_measured = identity.assigned, identity.own_gene
         store = open_run_store(store_path, identity, ckpt)
         self.source = make_source(store, identity, set(store.control_contexts), 8, self.seed)
@@ -86,7 +87,7 @@ class References:
             self.remarks.append(f"ridge and nearest are made without an embedding table: {error}")
         made = make_baselines(
             self.source.gather, identity.assigned, table, names, self.source.pool.of_context, bank_of(identity),
-            None if table is None else transfer_kept(identity, ckpt),
+            None if table is None else transfer_kept(identity, checkpoint["state_dict"], ckpt),
         )  # fmt: skip
         self.predictors = {name: model for name, model in made.items() if name != "copied_controls"}
         self.run_folder = ckpt.resolve().parents[1] if ckpt.resolve().parent.name == "checkpoints" else None
