@@ -29,6 +29,19 @@ def test_matrix_products_take_one_core_within_threads(monkeypatch: pytest.Monkey
         assert blas_threads() == before
 
 
+def test_torch_takes_its_threads_share_of_the_cores(monkeypatch: pytest.MonkeyPatch):
+    """Else each thread has it start as many again as there are cores."""
+    monkeypatch.setattr("vcell.system.cores", lambda: 4)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert list(in_threads(lambda _: torch.get_num_threads(), range(9))) == [1] * 9
+        assert list(in_threads(lambda _: torch.get_num_threads(), range(2))) == [2] * 2
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_results_come_in_order_and_errors_come_through(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr("vcell.system.cores", lambda: 2)

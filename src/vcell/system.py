@@ -231,16 +231,15 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
 
     Within a thread of another call, on that thread's share of the cores.
     """
-    sharing = getattr(_here, "sharing", 1)
-    threads = max(1, _threads() // sharing)
-    if isinstance(items, Sized):
-        threads = max(1, min(threads, len(items)))
+    mine = getattr(_here, "cores", 0) or _threads()
+    threads = max(1, min(mine, len(items))) if isinstance(items, Sized) else mine
     if threads == 1:
         yield from map(function, items)
         return
 
     def begin() -> None:
-        _here.sharing = sharing * threads
+        _here.cores = mine // threads
+        _torch_takes(_here.cores)
 
     with _one_core_each, ThreadPoolExecutor(threads, initializer=begin) as pool:
         waiting: deque = deque()
@@ -252,7 +251,18 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
             yield waiting.popleft().result()
 
 
-_here = threading.local()  # `sharing`: threads that share the cores with this one, itself included
+_here = threading.local()  # `cores`: this thread's share of them
+
+
+def _torch_takes(cores: int) -> None:
+    """Has torch take no more cores within this thread. It would start a team of threads on all cores for each of ours, which wait for work
+    in busy loops."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    torch.get_num_threads()  # torch sets the number itself when a thread first has use for it: from now on not
+    for library in _libraries(True).select(user_api="openmp").lib_controllers:
+        library.set_num_threads(cores)
 
 
 def _threads() -> int:
@@ -275,7 +285,7 @@ class _OneCoreEach:
         with self.lock:
             self.within += 1
             if self.within == 1:
-                self.limit = _libraries().limit(limits=1, user_api="blas")
+                self.limit = _libraries("torch" in sys.modules).limit(limits=1, user_api="blas")
                 self.limit.__enter__()
 
     def __exit__(self, *_: object) -> None:
@@ -286,8 +296,8 @@ class _OneCoreEach:
 
 
 @cache
-def _libraries() -> ThreadpoolController:
-    """Those loaded that start threads: to look for them takes 2 ms."""
+def _libraries(with_torch: bool) -> ThreadpoolController:
+    """Those loaded that start threads, before torch is or after: to look for them takes 2 ms."""
     return ThreadpoolController()
 
 

@@ -19,7 +19,7 @@ from vcell.score.metrics import METRICS_2025, METRICS_2026, summary
 from vcell.score.official import PERTURBATION, Official2025, Official2026, quiet
 from vcell.score.ranksum import SortedControls, numbered, rank_sum_p
 from vcell.score.references import copied
-from vcell.score.vcc2025 import Fast2025
+from vcell.score.vcc2025 import Fast2025, _largest, _official_order
 from vcell.score.vcc2026 import Fast2026, sampling_variance
 
 pytestmark = pytest.mark.numeric
@@ -253,6 +253,15 @@ def test_p_values_are_scipys():
         rank_sum_p([stored], SortedControls.of(sparse.csr_matrix(y)), copies=2),
         rank_sum_p([twice], SortedControls.of(sparse.csr_matrix(y))),
     )
+
+
+@pytest.mark.parametrize("distinct", [1, 3, 40, 10_000])
+def test_the_largest_fold_changes_are_those_first_in_the_official_order(distinct: int):
+    """Which is asked for only where equal ones are on both sides of the cut."""
+    rng = np.random.default_rng(distinct)
+    size = np.where(rng.random(60) < 0.1, np.inf, rng.integers(distinct, size=60)).astype(np.float32)
+    for number in (1, 2, 7, 30, 59, 60, 80):
+        assert set(_largest(size, number)) == set(_official_order(size)[:number])
 
 
 @pytest.mark.parametrize("equal", [False, True])

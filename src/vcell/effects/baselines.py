@@ -276,14 +276,16 @@ class Covariance(EffectModel):
     def fit(self, evidence: Evidence) -> list[str]:
         super().fit(evidence)
         self.fitted = {"genes": evidence.genes, "amplitude": {}}
-        for space in SPACES:
-            above = below = 0.0
-            for context in evidence.context_names:
-                targets, truth = evidence.measured(space, context)
-                row = self._rows(context, targets)
-                size = max(float((truth**2).sum()), 1e-12)
-                above, below = above + float((row * truth).sum()) / size, below + float((row**2).sum()) / size
-            self.fitted["amplitude"][space] = above / below if below > 0 else 0.0
+        above, below = dict.fromkeys(SPACES, 0.0), dict.fromkeys(SPACES, 0.0)
+        for context in evidence.context_names:
+            row_TG = self._rows(context, evidence.targets_in(context))
+            squares = float((row_TG**2).sum())
+            for space in SPACES:
+                truth_TG = evidence.measured(space, context)[1]
+                size = max(float((truth_TG**2).sum()), 1e-12)
+                above[space] += float((row_TG * truth_TG).sum()) / size
+                below[space] += squares / size
+        self.fitted["amplitude"] = {s: above[s] / below[s] if below[s] > 0 else 0.0 for s in SPACES}
         self.evidence = evidence.only(np.zeros(0, np.int64))  # of which nothing else is used
         return ["covariance   amplitude " + ", ".join(f"{s} {a:.3f}" for s, a in self.fitted["amplitude"].items())]
 

@@ -43,7 +43,7 @@ class ContextControls:
         some = cells[np.linspace(0, len(cells) - 1, min(len(cells), MOST_CELLS)).astype(np.int64)]
         log1p_CG = gather.log1p(some).numpy()
         log1p_CG -= log1p_CG.mean(0)
-        return cls(Profiles.measure(gather, [cells], "control cells"), log1p_CG)
+        return cls(Profiles.measure(gather, [cells]), log1p_CG)
 
     def plain(self) -> dict[str, Any]:
         """As it is written into a checkpoint: numbers and tensors, without the cells."""

@@ -30,6 +30,8 @@ from vcell.effects.model import EffectModel, Table
 from vcell.effects.residual import TransferResidual
 from vcell.effects.transfer import Transfer
 from vcell.errors import VcellError
+from vcell.process.progress import progress_bar
+from vcell.system import in_threads
 
 # made of a run's training cells, by the names they have in `predictor=`
 KINDS = (
@@ -87,7 +89,13 @@ def training_evidence(
 def observed(gather: Gather, contexts: Iterable[str]) -> dict[str, ContextControls]:
     """The control cells of some contexts, where the store has them."""
     known = set(gather.store.control_contexts)
-    return {c: ContextControls.measure(gather, gather.store.controls_of(c)) for c in contexts if c in known}
+    there = [context for context in contexts if context in known]
+    found: dict[str, ContextControls] = {}
+    with progress_bar(len(there), "control cells", "contexts") as progress:
+        for measured in in_threads(lambda c: ContextControls.measure(gather, gather.store.controls_of(c)), there):
+            found[there[len(found)]] = measured
+            progress.update()
+    return found
 
 
 def fit_model(

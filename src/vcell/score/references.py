@@ -197,8 +197,8 @@ def _maker(maker: CellMaker, context: str, numbers: Mapping[str, int]) -> Callab
     from vcell.predict.request import Wanted
 
     def make(target: str) -> sparse.csr_matrix:
-        blocks = maker.cells([Wanted(context, target, numbers[target])])
-        return sparse.csr_matrix(sparse.vstack(list(blocks), format="csr"))
+        blocks = list(maker.cells([Wanted(context, target, numbers[target])]))
+        return blocks[0] if len(blocks) == 1 else sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
 
     return make
 

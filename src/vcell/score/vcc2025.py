@@ -165,9 +165,17 @@ def overlap(pred: Calls, real: Calls) -> np.ndarray:
         if number == 0 or len(called) == 0:
             continue
         size = np.abs(pred.fold_PG[row, called]).astype(np.float32)
-        largest = called[_official_order(size)[:number]]
-        found[row] = real.called_PG[row, largest].sum() / number
+        found[row] = real.called_PG[row, called[_largest(size, number)]].sum() / number
     return found
+
+
+def _largest(size: np.ndarray, number: int) -> np.ndarray:
+    """Places of the `number` largest, of all where there are fewer, in no order. Which of equal ones are among them is the official
+    package's choice, and only asked for where some are and others are not."""
+    if number >= len(size):
+        return np.arange(len(size))
+    enough = np.flatnonzero(size >= np.partition(size, -number)[-number])
+    return enough if len(enough) == number else _official_order(size)[:number]
 
 
 def _official_order(size: np.ndarray) -> np.ndarray:
@@ -175,8 +183,6 @@ def _official_order(size: np.ndarray) -> np.ndarray:
 
     Where polars is not installed, nor then the official package, equal ones keep their order.
     """
-    if len(np.unique(size)) == len(size):
-        return np.argsort(-size)
     try:
         import polars
     except ModuleNotFoundError:
@@ -190,12 +196,12 @@ def discrimination_l1(
 ) -> np.ndarray:
     """`discrimination_score_l1` ``(targets)``: place of the own measured effect by L1 distance, own gene left out."""
     place = {gene: i for i, gene in enumerate(genes)}
-    pred_PG, real_PG = pred_PG.astype(float), real_PG.astype(float)
-
+    real_PG = real_PG.astype(float)
     others = blocks(*real_PG.shape)
 
     def ranks(rows: slice) -> np.ndarray:
-        distance = np.hstack([cdist(pred_PG[rows], real_PG[some], "cityblock") for some in others])
+        own = pred_PG[rows].astype(float)
+        distance = np.hstack([cdist(own, real_PG[some], "cityblock") for some in others])
         return np.array([rank(row, distance_P) for row, distance_P in enumerate(distance, rows.start)])
 
     def rank(row: int, distance_P: np.ndarray) -> int:

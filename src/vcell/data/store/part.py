@@ -229,7 +229,9 @@ def target_columns(labels: Sequence[str], names: Sequence[str], control: str) ->
         for label in labels
     ]
     distinct = sorted({gene for some in genes for gene in some})
-    place = dict(zip(distinct, align(distinct, names).position.tolist(), strict=True))
+    place = {gene: i for i, gene in enumerate(names)}
+    if not known.issuperset(distinct):
+        place = dict(zip(distinct, align(distinct, names).position.tolist(), strict=True))
     columns = np.full((len(genes), max([1, *map(len, genes)])), -1, np.int64)
     for i, some in enumerate(genes):
         columns[i, : len(some)] = [place[gene] for gene in some]
