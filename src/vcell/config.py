@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -23,6 +24,7 @@ CONFIG_DIR = _INSIDE if _INSIDE.is_dir() else _CHECKOUT
 # the file with the default values of each group
 DEFAULTS = {"": "training.yaml", "data": "data/base.yaml", "model": "model/base.yaml", "loss": "loss/energy.yaml", "trainer": "trainer/auto.yaml"}  # fmt: skip
 
+HOME = re.compile(r"(?<![^=\[{,:\s\"'])~[\w.-]*(?=/)")  # where a value begins, or one in a list
 RECORD = "config.yaml"  # in a run's folder: the configuration it was begun with
 # How a command does its work, not what comes of it: these keys may differ when a run or a prediction is resumed. FIXED ones may not.
 # A key belongs to the longest of these names that it begins with; `tests/test_config.py` fails for a key that has none.
@@ -111,6 +113,24 @@ def with_settings(config: DictConfig, settings: Mapping[str, Any]) -> DictConfig
         if not any(key == name or name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in known):
             raise VcellError(f"there is no setting {key!r}.{nearest(key, known)}")
         OmegaConf.update(config, key, value, merge=False, force_add=True)
+    return config
+
+
+def at_home(value: Any) -> Any:
+    """A value of the configuration, or a typed one, with ``~/`` where a name begins as the home folder: shells do that only where a word begins,
+    so ``out=~/pred.h5ad`` would make a folder called ~."""
+    if isinstance(value, str):
+        return HOME.sub(lambda found: os.path.expanduser(found[0]), value)  # noqa: PTH111
+    if isinstance(value, list):
+        return [at_home(one) for one in value]
+    return {key: at_home(one) for key, one in value.items()} if isinstance(value, dict) else value
+
+
+def with_home(config: DictConfig) -> DictConfig:
+    """A configuration with all its values `at_home`."""
+    for key, value in flatten(OmegaConf.to_container(config)):
+        if (there := at_home(value)) != value:
+            OmegaConf.update(config, key, there, merge=False)
     return config
 
 

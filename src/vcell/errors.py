@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, requires
 from math import inf
 from numbers import Integral, Real
+from pathlib import PurePath
 from typing import Any
 
 MOST_SEED = 2**32 - 1  # that all libraries take
@@ -40,6 +41,15 @@ def check_choice(key: str, value: Any, choices: Iterable[Any]) -> None:
         words = ", ".join({None: "null", True: "true", False: "false"}.get(choice, str(choice)) for choice in known)
         hint = nearest(value, [c for c in known if isinstance(c, str)]) if isinstance(value, str) else ""
         raise VcellError(f"{key}={value} must be one of {words}{'.' if hint else ''}{hint}")
+
+
+def check_ending(key: str, path: Any, endings: Iterable[str], advice: str = "") -> None:
+    """Refuses the name of a file to be written, the setting `key`, that ends as another kind of file does; an empty ending is none."""
+    known = list(endings)
+    if PurePath(str(path)).suffix.lower() not in known:
+        named = [ending for ending in known if ending]
+        words = named[0] if len(named) == 1 else f"one of {', '.join(named)}"
+        raise VcellError(f"{key}={path} must end in {words}{advice}")
 
 
 def check_number(

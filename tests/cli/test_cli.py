@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 from tests.conftest import Command, assert_refused
 from vcell.cli.arguments import FORMER_KEYS, check_overrides, readable
+from vcell.cli.lookup import look_up
 from vcell.cli.usage import usage
-from vcell.config import CONFIG_DIR, compose, flatten
+from vcell.config import CONFIG_DIR, compose, flatten, with_home
 from vcell.errors import VcellError
 from vcell.evaluate import run as vcell_evaluate
 from vcell.infer import run as vcell_infer
@@ -157,7 +158,7 @@ def test_what_is_no_setting_is_told_what_was_meant(verb: str, arguments: list[st
     "value",
     [
         "a (1).h5ad",
-        "~/x.h5ad",
+        "x~/y.h5ad",
         "a b.h5ad",
         "it's.h5ad",
         'say "x".h5ad',
@@ -170,6 +171,35 @@ def test_what_is_no_setting_is_told_what_was_meant(verb: str, arguments: list[st
 def test_names_of_files_need_no_quotes(value: str):
     argument = readable("inspect", [f"path={value}"])[0]
     assert compose("inspect", [argument]).path == value
+
+
+@pytest.mark.parametrize("home", ["/home/me", "/home/Jane Doe"])
+def test_files_at_home_are_found_there(home: str, monkeypatch: pytest.MonkeyPatch):
+    """A shell replaces ~ only where a word begins: ``out=~/p.h5ad`` would make a folder called ~."""
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.setenv("USERPROFILE", home)
+    assert compose("infer", readable("infer", ["out=~/p.h5ad"])).out == f"{home}/p.h5ad"
+    if " " not in home:
+        config = compose("train", readable("train", ["data.path=[~/a.h5ad,~/b.h5ad]", "experiment=perturb_seq"]))
+        assert config.data.path == [f"{home}/a.h5ad", f"{home}/b.h5ad"]
+    written = {"a": {"path": "~/x", "list": ["~/y", 3]}, "same": "${a.path}", "kept": ["~", "x~/y", None, "~x"]}
+    config = with_home(OmegaConf.create(written))
+    assert config.a == {"path": f"{home}/x", "list": [f"{home}/y", 3]} and config.same == f"{home}/x"
+    assert config.kept == written["kept"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "overrides", "words"),
+    [
+        ("infer", ["out=p.vcc"], r"must end in one of .h5ad, .h5. A submission is packed from it: .* vcell.package"),
+        ("infer", ["out=p.csv"], "out=p.csv must end in"),
+        ("genes", ["do=check", "path=g.csv", "out=p.html"], "must end in one of .csv, .txt"),
+        ("runs", ["do=compare", "names=[a,b]", "out=p.png"], "must end in one of .html, .htm"),
+    ],
+)
+def test_a_file_is_not_written_under_a_name_of_another_kind(verb: str, overrides: list[str], words: str):
+    with pytest.raises(VcellError, match=words):
+        look_up(verb, compose(verb, overrides))
 
 
 @pytest.mark.parametrize(

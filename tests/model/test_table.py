@@ -73,6 +73,8 @@ def test_standardised_columns_have_mean_0_and_variance_1(table: PerturbationTabl
     [
         ({"A": Harm()}, "more than tensors"),
         ([torch.ones(2)], "dict from gene to tensor"),
+        ({"A": torch.ones(2).to_sparse()}, "plain tensors of real numbers.*that of A"),
+        ({"A": torch.ones(2, dtype=torch.complex64)}, "plain tensors of real numbers.*that of A"),
         ({"A": [1.0]}, "dict from gene to tensor"),
         ({"A": torch.ones(2), "B": torch.ones(3)}, "differ in length"),
         ({"A": torch.tensor([1.0, float("nan")])}, "NaN or infinity for A"),
@@ -163,7 +165,7 @@ def test_code_in_place_of_a_table_is_refused_and_not_run(
     [
         ("t.csv", "gene,0,1\nA,1,2\nB,1\n", "vector of B is not as long"),
         ("t.csv", "gene,0,1\nA,x,y\nB,z,w\n", "text where numbers are expected"),
-        ("t.csv", "gene,0,1\nA,1,2\nA,1,3\n", "distinct names"),
+        ("t.csv", "gene,0,1\nA,1,2\nA,1,3\n", "several vectors of A"),
         ("t.csv", "gene,0,1\nA,1,\nB,1,3\n", "NaN or infinity for A"),
         ("t.txt", "3 2\nA 1 2\nB 3 4\n", "promises 3 vectors of 2"),
         ("t.xlsx", "", "no perturbation table that vcell reads"),
@@ -196,6 +198,14 @@ def test_genes_are_found_under_their_other_names(tmp_path: Path):
         ("MARCH8", "by name", "MARCHF8"),
     ]
     assert "2 perturbations under another name of their gene" in decision_lines(table.decisions)[0]
+
+
+def test_genes_are_found_in_other_case_where_one_alone_is_meant(tmp_path: Path):
+    """Mouse symbols, and tables in lower case."""
+    vectors = {"Myc": torch.ones(1), "GATA1": torch.zeros(1), "Hoxa1": torch.ones(1), "hoxa1": torch.ones(1)}
+    table = table_for(settings(save(tmp_path / "t.pt", vectors)), ["MYC", "Gata1", "HOXA1"], [])
+    assert {d.name: d.of for d in table.decisions} == {"MYC": "Myc", "Gata1": "GATA1"}
+    assert "HOXA1" not in table.row
 
 
 @pytest.mark.parametrize("combine", ["sum", "mean"])

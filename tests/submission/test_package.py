@@ -430,12 +430,14 @@ def test_the_command_says_it_in_one_line(vcell: Command, lists: Path):
         (["pred=pred.h5ad", *SMALL_2026, "genes=genes.csv"], "targets=pert_counts.csv"),
         (["pred=pred.h5ad", *SMALL_2026[:2], "genes=genes.csv", "targets=targets.csv"], "names 8 targets; challenge=vcc2026 has 300"),
         (["pred=pred.h5ad", *SMALL_2026, "genes=genes.csv", "targets=targets.csv", "out=pred.h5ad"], "is the prediction itself"),
-        (["pred=pred.h5ad", *SMALL_2026, "genes=genes.csv", "targets=targets.csv", "out=genes.csv"], "exists already"),
+        (["pred=pred.h5ad", *SMALL_2026, "genes=genes.csv", "targets=targets.csv", "out=there.vcc"], "exists already"),
+        (["pred=pred.h5ad", *SMALL_2026, "genes=genes.csv", "targets=targets.csv", "out=p.h5ad"], "out=p.h5ad must end in .vcc"),
         (["pred=pred.h5ad", *SMALL_2026, "genes=genes.csv", "targets=targets.csv", "by=me"], "by=me must be one of"),
     ],
 )  # fmt: skip
 def test_impossible_requests_are_refused(overrides: list[str], words: str, lists: Path):
     write(good_2026())
+    Path("there.vcc").touch()
     with pytest.raises(VcellError, match=words):
         package_here(*overrides)
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vcell.cli.kinds import as_list, check_kinds
-from vcell.config import CONFIG_DIR, compose, flatten, read_yaml
+from vcell.config import CONFIG_DIR, at_home, compose, flatten, read_yaml
 from vcell.errors import VcellError, nearest
 
 _CONTINUE = (
@@ -97,7 +97,7 @@ def readable(verb: str, arguments: list[str]) -> list[str]:
     VcellError
         For what is no KEY=VALUE, saying what was probably meant.
     """
-    arguments = _with_keys(verb, arguments)
+    arguments = [_at_home(argument) for argument in _with_keys(verb, arguments)]
     out, expects_value = [], False
     for number, argument in enumerate(arguments):
         if expects_value:
@@ -111,6 +111,12 @@ def readable(verb: str, arguments: list[str]) -> list[str]:
             swept = {"-m", "--multirun"} & set(arguments)  # in which commas stand between values to try
             out.append(_quoted(verb, argument if swept else as_list(verb, argument), arguments))
     return out
+
+
+def _at_home(argument: str) -> str:
+    """The home folder in place of ``~/``, here already: in a list Hydra cannot read it."""
+    key, equals, value = argument.partition("=")
+    return f"{key}{equals}{at_home(value)}"
 
 
 def _with_keys(verb: str, arguments: list[str]) -> list[str]:

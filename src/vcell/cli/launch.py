@@ -14,7 +14,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from vcell.cli.arguments import check_overrides, readable
 from vcell.cli.lookup import look_up
-from vcell.config import CONFIG_DIR, with_trainer
+from vcell.config import CONFIG_DIR, with_home, with_trainer
 from vcell.errors import NO_ROOM, VcellError
 from vcell.process.stopping import tell
 
@@ -44,6 +44,7 @@ def launch(verb: str, run: Callable[[DictConfig], None]) -> None:
 
     def guarded(config: DictConfig) -> None:
         try:
+            config = with_home(config)
             look_up(verb, config)
             run(config)
             sys.stdout.flush()

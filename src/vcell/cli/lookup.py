@@ -7,7 +7,7 @@ from typing import Any
 
 from vcell.config import plain
 from vcell.data.files.paths import check_required, expand, is_zarr
-from vcell.errors import VcellError, nearest
+from vcell.errors import VcellError, check_ending, nearest
 from vcell.model.find import find_checkpoint
 
 # of each command: keys that name files to be read, and the key of the file it is mainly about
@@ -29,17 +29,23 @@ FILES = {
     "doctor": (),
 }
 
+# how the file may end that a command writes; an empty ending is none
+WRITES = {"infer": (".h5ad", ".h5", ""), "genes": (".csv", ".txt", ""), "runs": (".html", ".htm")}
+PACKED_FROM = ". A submission is packed from it: python -m vcell.package pred=pred.h5ad out=NAME.vcc"
 OF_CELLS = "cells"  # `vcell.model.table.CELLS`, which is not loaded here: a table of the run's own cells
 
 
 def look_up(verb: str, config: Any) -> None:
-    """Raises a `VcellError` for the first file that does not exist.
+    """Raises a `VcellError` for the first file that does not exist, or is to be written under a name of another kind.
 
     Parameters
     ----------
     config
         Of the command, not resolved yet.
     """
+    if verb in WRITES and config.out:
+        is_submission = verb == "infer" and str(config.out).lower().endswith(".vcc")
+        check_ending("out", config.out, WRITES[verb], PACKED_FROM if is_submission else "")
     simulated = "data" in config and config.data.simulate is not None  # its files are made by the command
     if "data" in config and not (Path(str(config.data.store)) / "meta.json").is_file():
         check_required(config.data)

@@ -13,7 +13,7 @@ import numpy as np
 from vcell.atomic import written_file
 from vcell.data.files.genes import gene_names
 from vcell.effects.linear import likeness
-from vcell.errors import VcellError, check_number, nearest, shortlist
+from vcell.errors import VcellError, check_ending, check_number, nearest, shortlist
 from vcell.inspection.names import names_of
 from vcell.model.table import PerturbationTable
 
@@ -118,9 +118,7 @@ def plot(found: Look, out: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 6.2), layout="constrained")
-    kinds = sorted(figure.canvas.get_supported_filetypes())
-    if out.suffix.lower().removeprefix(".") not in kinds:
-        raise VcellError(f"plot={out} must end in one of .{', .'.join(kinds)}")
+    check_ending("plot", out, (f".{kind}" for kind in sorted(figure.canvas.get_supported_filetypes())))
     vectors = found.table.standardised().vectors.numpy().astype(np.float64)
     centred = vectors - vectors.mean(0)
     _, axes_KD = np.linalg.eigh(centred.T @ centred)

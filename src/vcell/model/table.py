@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -76,8 +77,15 @@ class PerturbationTable:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "row", {name: i for i, name in enumerate(self.names)})
-        if len(self.row) < len(self.names) or self.vectors.shape[:1] != (len(self.names),):
-            raise VcellError(f"the perturbation table {self.origin} needs one vector for each of its distinct names")
+        if len(self.row) < len(self.names):
+            twice = [name for name, number in Counter(self.names).items() if number > 1]
+            raise VcellError(
+                f"the perturbation table {self.origin} has several vectors of {shortlist(twice, 5)}. Keep one of each"
+            )
+        if self.vectors.shape[:1] != (len(self.names),):
+            raise VcellError(
+                f"the perturbation table {self.origin} has {len(self.names):,} names, and {len(self.vectors):,} vectors"
+            )
         if not np.isfinite(self.vectors.numpy()).all():
             bad = [n for n, v in zip(self.names, self.vectors, strict=True) if not torch.isfinite(v).all()]
             raise VcellError(f"the perturbation table {self.origin} holds NaN or infinity for {shortlist(bad, 5)}")
@@ -225,7 +233,7 @@ class PerturbationTable:
     def covering(self, names: Sequence[str], combine: str | None = None, missing: str = "error") -> PerturbationTable:
         """The table with a row for each of `names` that it can say something of; `decisions` tell how.
 
-        Names it lacks are understood through HGNC (MARCH8 is MARCHF8). ``A+B``, and every other way to write it, gets its genes' rows, combined.
+        Names it lacks are understood through HGNC (MARCH8 is MARCHF8), and in other case. ``A+B``, and every other way to write it, gets its genes' rows, combined.
 
         Parameters
         ----------
@@ -339,12 +347,20 @@ class PerturbationTable:
                 found.setdefault(symbol, []).append(row)
         return found
 
+    @cached_property
+    def _by_lowered(self) -> dict[str, list[int]]:
+        """Rows by their names in lower case."""
+        found: dict[str, list[int]] = {}
+        for row, name in enumerate(self.names):
+            found.setdefault(name.lower(), []).append(row)
+        return found
+
     def _row_of(self, gene: str) -> int | None:
-        """The row of a gene under its name, or under another name of it."""
+        """The row of a gene under its name, under another name of it, or under its name in other case (Stat1, as of mice)."""
         if gene in self.row:
             return self.row[gene]
         symbol = gene_names().meaning(gene).symbol
-        rows = self._by_symbol.get(symbol, []) if symbol else []
+        rows = (self._by_symbol.get(symbol, []) if symbol else []) or self._by_lowered.get(gene.lower(), [])
         return rows[0] if len(rows) == 1 else None
 
     def _family(self, name: str) -> list[str]:

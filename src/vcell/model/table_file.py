@@ -70,6 +70,12 @@ def _read_pt(path: Path) -> Named:
         raise VcellError(f"{path} cannot be read as a torch file ({type(error).__name__}: {error})") from error
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise VcellError(f"{path} must contain a dict from gene to tensor; it contains {type(content).__name__}")
+    odd = [str(k) for k, v in content.items() if v.layout != torch.strided or v.is_complex() or v.is_quantized]
+    if odd:
+        raise VcellError(
+            f"{path} must contain plain tensors of real numbers; sparse, complex or quantized is that of {shortlist(odd, 3)}. Write "
+            "them as vector.to_dense().float()"
+        )
     return _of_mapping(path, {str(k): v.reshape(-1).float().numpy() for k, v in content.items()})
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vcell import __version__
 from vcell.atomic import remove, write_text, written_file
-from vcell.errors import VcellError, shortlist
+from vcell.errors import VcellError, check_ending, shortlist
 from vcell.process.lock import locked
 from vcell.process.progress import progress_bar
 from vcell.proteins.esm import ProteinModel
@@ -203,8 +203,7 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def _check(options: EmbedOptions) -> None:
-    if options.out.suffix != ".pt":
-        raise VcellError(f"out={options.out} must end in .pt")
+    check_ending("out", options.out, [".pt"])
     if options.out.exists() and not options.overwrite:
         raise VcellError(f"{options.out} exists: name another file, or overwrite=true")
     if options.precision not in ("auto", "float32", "bf16", "fp16"):

@@ -18,7 +18,7 @@ from anndata.io import read_elem
 from vcell.atomic import sha256, written_file
 from vcell.challenge import Challenge
 from vcell.data.files.h5ad import open_h5ad
-from vcell.errors import VcellError, check_choice, install, shortlist
+from vcell.errors import VcellError, check_choice, check_ending, install, shortlist
 from vcell.predict.from_table import CONTROL, cells_from_table, control_cells
 from vcell.predict.layout import Layout
 from vcell.predict.options import PredictOptions
@@ -115,6 +115,7 @@ def job_of(options: PackageOptions) -> Job:
     out = options.out or pred.with_suffix(".vcc" if challenge.container else ".checked.h5ad")
     if out.resolve() == pred.resolve():
         raise VcellError(f"out={out} is the prediction itself; choose another file")
+    check_ending("out", out, [".vcc"] if challenge.container else [".h5ad", ".h5", ""])
     genes = options.cells.gene_list
     if genes is None and challenge.n_genes is not None:
         raise VcellError(f"challenge={challenge.name} has a gene list whose order matters: genes=gene_names.csv")

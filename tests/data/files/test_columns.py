@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from vcell.data.files.h5ad import read_column
+from vcell.errors import VcellError
 
 COLUMNS = {
     "categories": pd.Categorical(["b", "a", None, "b"]),
@@ -43,6 +44,22 @@ def test_a_column_is_what_anndata_reads(file: Path, name: str):
     if isinstance(expected.dtype, pd.CategoricalDtype):
         assert found.cat.categories.tolist() == expected.cat.categories.tolist()
         assert found.cat.ordered == expected.cat.ordered
+
+
+@pytest.mark.parametrize("name", ["whole", "strings", "categories"])
+def test_a_column_is_as_long_as_its_table(file: Path, name: str):
+    """What is missing would be NaN, and what is too much lost."""
+    with h5py.File(file, "r+") as opened:
+        where = f"obs/{name}/codes" if name == "categories" else f"obs/{name}"
+        values, about = opened[where][:], dict(opened[where].attrs)
+        del opened[where]
+        opened[where] = values[:-1]
+        opened[where].attrs.update(about)
+    with (
+        h5py.File(file) as opened,
+        pytest.raises(VcellError, match=f"obs/{name} has 3 values, where obs has 4 rows"),
+    ):
+        read_column(opened, "obs", name, file)
 
 
 def test_usual_columns_do_not_load_anndata(file: Path):

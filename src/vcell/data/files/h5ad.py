@@ -264,7 +264,16 @@ def _is_column(node: h5py.Group, name: str) -> bool:
 
 
 def read_column(file: h5py.File, key: str, name: str, path: Path) -> pd.Series:
-    """One column of a table, however its anndata wrote it."""
+    """One column of a table, however its anndata wrote it; as long as the table."""
+    column, rows = _column(file, key, name, path), n_rows(file, key, path)
+    if len(column) != rows:
+        raise VcellError(
+            f"{path}: {key}/{name} has {len(column):,} values, where {key} has {rows:,} rows: the file is damaged, or was written in part"
+        )
+    return column
+
+
+def _column(file: h5py.File, key: str, name: str, path: Path) -> pd.Series:
     node = _frame(file, key, path)
     try:
         if isinstance(node, h5py.Dataset):  # anndata before 0.7: one structured array, categories in uns
