@@ -159,6 +159,7 @@ def test_what_is_no_setting_is_told_what_was_meant(verb: str, arguments: list[st
     [
         "a (1).h5ad",
         "x~/y.h5ad",
+        "Smith, J/x.h5ad",
         "a b.h5ad",
         "it's.h5ad",
         'say "x".h5ad',
@@ -171,6 +172,14 @@ def test_what_is_no_setting_is_told_what_was_meant(verb: str, arguments: list[st
 def test_names_of_files_need_no_quotes(value: str):
     argument = readable("inspect", [f"path={value}"])[0]
     assert compose("inspect", [argument]).path == value
+
+
+@pytest.mark.parametrize(
+    ("verb", "more"), [("train", "; to run the command once for each of them, add -m"), ("infer", "")]
+)
+def test_several_values_where_one_is_taken_are_refused(verb: str, more: str):
+    with pytest.raises(VcellError, match=f"^seed=1,2 is several values, where one is taken{more}$"):
+        check_overrides(verb, readable(verb, ["seed=1,2"]))
 
 
 @pytest.mark.parametrize("home", ["/home/me", "/home/Jane Doe"])

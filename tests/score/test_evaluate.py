@@ -324,8 +324,18 @@ def all_zero(cells: ad.AnnData) -> None:
     del cells.uns["vcell"]
 
 
+def mostly_zero(cells: ad.AnnData) -> None:
+    kept = np.arange(cells.n_obs) % 3 == 0
+    cells.X = sparse.csr_matrix(np.round(cells.X.expm1()).multiply(kept[:, None]))
+    del cells.uns["vcell"]
+
+
 def not_finite(cells: ad.AnnData) -> None:
     cells.X.data[3] = np.nan
+
+
+def scaled(cells: ad.AnnData) -> None:
+    cells.X.data -= 1
 
 
 def other_column(cells: ad.AnnData) -> None:
@@ -339,8 +349,10 @@ def other_column(cells: ad.AnnData) -> None:
         (controls_only, "control cells only"),
         (other_genes, "only 0 of the prediction's .* missing are OTHER0"),
         (too_large, "neither whole counts nor log1p"),
-        (all_zero, "holds no counts"),
+        (all_zero, "all values of X are 0"),
+        (mostly_zero, "holds no counts: half of its cells"),
         (not_finite, "NaN"),
+        (scaled, "negative values, as scanpy.pp.scale makes them"),
         (other_column, "Did you mean 'target_genes'"),
     ],
 )

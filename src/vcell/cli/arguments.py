@@ -109,8 +109,15 @@ def readable(verb: str, arguments: list[str]) -> list[str]:
             expects_value = argument in WITH_VALUE
         else:
             swept = {"-m", "--multirun"} & set(arguments)  # in which commas stand between values to try
-            out.append(_quoted(verb, argument if swept else as_list(verb, argument), arguments))
+            out.append(_quoted(verb, argument if swept else _one_file(as_list(verb, argument)), arguments))
     return out
+
+
+def _one_file(argument: str) -> str:
+    """A file with a comma in its name in quotes: Hydra would take it for several values to try."""
+    key, equals, value = argument.partition("=")
+    is_file = "," in value and value[:1] not in "[{\"'" and ("/" in value or os.path.exists(value))  # noqa: PTH110
+    return f"{key}{equals}{json.dumps(value, ensure_ascii=False)}" if is_file else argument
 
 
 def _at_home(argument: str) -> str:
@@ -297,6 +304,9 @@ def _explain(verb: str, overrides: list[str], message: str) -> str:
     if absent is not None and (folder := CONFIG_DIR / absent[1]).is_dir():
         known = sorted(path.stem for path in folder.glob("*.yaml"))
         return f"{absent[1]}={absent[2]} is none of {', '.join(known)}.{nearest(absent[2], known)}"
+    if several := re.search(r"Ambiguous value for argument '([^']+)'", message):
+        hint = "; to run the command once for each of them, add -m" if verb in SWEPT else ""
+        return f"{several[1]} is several values, where one is taken{hint}"
     unknown = re.search(r"Could not override '([^']+)'", message)
     if unknown is None:
         return " ".join(line.strip() for line in message.splitlines() if line.strip())

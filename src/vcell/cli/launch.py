@@ -29,6 +29,8 @@ def launch(verb: str, run: Callable[[DictConfig], None]) -> None:
     _speak_plainly()
     arguments = sys.argv[1:]
     try:
+        if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+            raise VcellError("NUMBA_DISABLE_JIT switches off the compiled code that vcell computes with: unset it")
         if {"--help", "-h"} & set(arguments):
             from vcell.cli.usage import usage
 

@@ -44,6 +44,7 @@ def main(verb: str) -> None:
     gc.set_threshold(50_000, 20, 20)
     # a thread that has computed waits for the interpreter no longer than this, where another draws or loads: five milliseconds are usual
     sys.setswitchinterval(0.0005)
+    os.environ["MPLBACKEND"] = "agg"  # pictures go to files: a notebook's way to show them may be missing here
     atexit.register(gc.freeze)  # nor at the end, when all memory goes back at once: half a second
     listen(verb)  # before anything is loaded that takes seconds
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

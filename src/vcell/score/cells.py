@@ -155,11 +155,20 @@ class CellFile:
                 raise VcellError(
                     f"{self.path}: {self.matrix} cannot be read ({type(error).__name__}: {error})"
                 ) from error
-        return LabelledCells.of(self.labels[rows], self.genes, found)
+        cells = LabelledCells.of(self.labels[rows], self.genes, found)
+        if len(rows) and not any(block.data.any() for block in cells.blocks()):
+            raise VcellError(f"{self.path}: all values of {self.matrix} are 0{f' in {context}' if context else ''}")
+        return cells
 
     def _checked(self, cells: sparse.csr_matrix) -> sparse.csr_matrix:
-        if not np.isfinite(cells.data).all() or (cells.data < 0).any():
-            raise VcellError(f"{self.path}: {self.matrix} holds NaN, infinite or negative values")
+        if not np.isfinite(cells.data).all():
+            raise VcellError(
+                f"{self.path}: {self.matrix} holds NaN or infinite values, which no score can be worked out of"
+            )
+        if (cells.data < 0).any():
+            raise VcellError(
+                f"{self.path}: {self.matrix} holds negative values, as scanpy.pp.scale makes them: give counts, or log1p of counts"
+            )
         return cells
 
 
