@@ -145,6 +145,8 @@ def test_in_a_sweep_commas_stand_between_values_to_try():
             "needs names with their values: 'data.sets.weights.contexts={NAME: VALUE}'",
         ),
         ("train", "perturbation.aliases=foo", "needs names with their values"),
+        ("train", "data.simulate=foo", "is a group of settings"),
+        ("evaluate", "real_matrix=[X]", "real_matrix=['X'] must be one name"),
     ],
 )
 def test_other_kinds_of_values_are_refused(verb: str, override: str, words: str):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vcell.errors import VcellError, check_choice, nearest, shortlist
+from vcell.errors import VcellError, check_choice, check_number, nearest, shortlist
 
 CONTROLS = ("required", "allowed", "forbidden")
 VALUES = ("log1p", "counts")
@@ -86,6 +86,9 @@ class Challenge:
             check_choice(f"challenge.{key}", getattr(self, key), known)
         if self.target_sum is not None and self.target_sum != "median" and not isinstance(self.target_sum, int | float):
             raise VcellError(f"challenge.target_sum={self.target_sum} must be median, a number or null")
+        for key in ("n_genes", "n_targets", "cells", "max_cells", "max_stored", "max_counts_per_cell", "below_log1p"):
+            if (number := getattr(self, key)) is not None:
+                check_number(f"challenge.{key}", number, 0, whole=key != "below_log1p", above=True, other="null")
         object.__setattr__(self, "contexts", tuple(tuple(str(c) for c in phase) for phase in self.contexts))
 
     @property

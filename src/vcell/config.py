@@ -83,7 +83,9 @@ def build(config: Any, **arguments: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, VcellError):
             raise error.__cause__ from None
-        raise VcellError(f"invalid configuration value: {' '.join(str(error).split())}") from error
+        key = re.search(r"full_key: (\S+)", str(error))
+        what = " ".join(str(error.__cause__ or error).split())
+        raise VcellError(f"invalid value{f' in {key[1]}' if key else ''}: {what}") from error
 
 
 def plain(value: Any) -> Any:

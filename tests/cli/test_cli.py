@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from tests.conftest import Command, assert_refused
 from vcell.cli.arguments import FORMER_KEYS, check_overrides, readable
+from vcell.cli.kinds import with_names
 from vcell.cli.lookup import look_up
 from vcell.cli.usage import usage
 from vcell.config import CONFIG_DIR, compose, flatten, with_home
@@ -198,6 +199,25 @@ def test_files_at_home_are_found_there(home: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
+    ("verb", "overrides", "key", "expected"),
+    [
+        ("evaluate", ["real=r.h5ad", "control=0"], "control", "0"),
+        ("evaluate", ["real=r.h5ad", "show=[3,3368]"], "show", ["3", "3368"]),
+        ("infer", ["targets=[3,STAT1]", "contexts=[7]"], "targets", ["3", "STAT1"]),
+        ("infer", ["out=5", "n_cells=5"], "n_cells", 5),
+        ("train", ["data.path=7", "data.columns.batch=2"], "data.columns.batch", "2"),
+        ("train", ["data.split.test.perturbations=[3]"], "data.split.test.perturbations", ["3"]),
+        ("train", ["data.split.test.perturbations=0.3"], "data.split.test.perturbations", 0.3),
+        ("simulate", ["out=7", "genes=50"], "genes", 50),
+    ],
+)
+def test_a_number_is_a_name_where_names_are_taken(verb: str, overrides: list[str], key: str, expected: object):
+    """Perturbations of some screens are called 0 to 3368."""
+    config = with_names(verb, compose(verb, readable(verb, overrides)))
+    assert OmegaConf.select(config, key) == expected
+
+
+@pytest.mark.parametrize(
     ("verb", "overrides", "words"),
     [
         ("infer", ["out=p.vcc"], r"must end in one of .h5ad, .h5. A submission is packed from it: .* vcell.package"),
@@ -218,6 +238,7 @@ def test_a_file_is_not_written_under_a_name_of_another_kind(verb: str, overrides
         ("optimizer.lr=fast", "optimizer.lr=fast must be a number"),
         ("overwrite=yes", "overwrite=yes must be true or false"),
         ("seed=one", "seed=one must be a whole number"),
+        ("validation=often", "validation=often is a group of settings: set one of them, such as validation."),
     ],
 )
 def test_text_where_a_number_is_wanted_is_refused(override: str, words: str):

@@ -27,6 +27,11 @@ def test_contexts_are_held_out_whole():
     assert {g for g, s in assigned.items() if s == "val"} == {("H1", "T3"), ("K562", "T3")}
 
 
+def test_a_seed_below_zero_is_refused():
+    with pytest.raises(VcellError, match="data.split.seed=-1 must be a whole number from 0"):
+        assign(seed=-1)
+
+
 def test_fractions_draw_that_many_and_the_same_again():
     first = assign(test=HoldOut(0.2), val=HoldOut(0.3), seed=1)
     by_split = {s: {p for (_, p), t in first.items() if t == s} for s in ("train", "val", "test")}

@@ -266,6 +266,9 @@ def check_types(verb: str, overrides: list[str], config: DictConfig) -> None:
     usual = compose(verb, [o for o in overrides if o.lstrip("+").split("=")[0] not in texts])
     for key, value in texts.items():
         default: Any = OmegaConf.select(usual, key, throw_on_missing=False)
+        if isinstance(default, DictConfig):
+            one = next((str(name) for name in default if not str(name).startswith("_")), "KEY")
+            raise VcellError(f"{key}={value} is a group of settings: set one of them, such as {key}.{one}=VALUE")
         if isinstance(default, bool) and key not in MORE_THAN_BOOL:
             raise VcellError(f"{key}={value} must be true or false")
         number = isinstance(default, int | float) and not isinstance(default, bool)

@@ -1,12 +1,14 @@
-"""What kind of value a setting takes, where that is neither a word nor a number: a list, names with their values, or one file."""
+"""What kind of value a setting takes, where that is neither a word nor a number: a list, names with their values, one file, or a name."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from vcell.config import flatten
 from vcell.errors import VcellError
 
 # last parts of keys that take a list, in which one name alone is a list of one
@@ -17,9 +19,21 @@ LISTS_OF = {"table": {"genes"}}  # of one command only
 # {NAME: VALUE}
 TABLES = {
     "effects", "perturbation.aliases", "data.rename", "data.labels.rename", "data.sets.weights.contexts", "data.sets.weights.perturbations",
-    "loss.weights",
+    "loss.weights", "data.simulate", "data.required",
 }  # fmt: skip
-SINGLE = {"pred", "real", "path", "out", "fasta", "ckpt", "init_from", "name", "run_dir"}  # one file, folder or name
+# one file, folder or name
+SINGLE = {
+    "pred", "real", "path", "out", "fasta", "ckpt", "init_from", "name", "run_dir", "bank", "plot", "real_matrix", "challenge.name",
+    "challenge.perturbation", "challenge.context", "challenge.control",
+}  # fmt: skip
+
+# keys, or last parts of them, that take names of files, columns or cells; those of a simulation are numbers
+NAMES = SINGLE | LISTS | {
+    "control", "context", "matrix", "real_matrix", "targets", "genes", "controls", "store", "perturbation", "against", "baselines", "toml", "bank", "of",
+    "names", "catalogue", "plot", "folder",
+}  # fmt: skip
+COLUMNS = ("columns.", "data.columns.", "real_columns.")
+NUMBERS = ("simulate", "data.simulate")
 
 
 def as_list(verb: str, argument: str) -> str:
@@ -42,6 +56,24 @@ def check_kinds(config: DictConfig, keys: Iterable[str]) -> None:
             raise VcellError(f"{key}={value} needs names with their values: '{key}={{NAME: VALUE}}'")
         if key in SINGLE and isinstance(value, ListConfig | DictConfig):
             raise VcellError(f"{key}={value} must be one name, without brackets: {key}=NAME")
+
+
+def with_names(verb: str, config: DictConfig) -> DictConfig:
+    """A configuration with numbers as text where names are taken: perturbations, batches and files may be called 3368."""
+    for key, value in flatten(OmegaConf.to_container(config)):
+        is_name = key.rsplit(".", 1)[-1] in NAMES or key.startswith(COLUMNS)
+        if not is_name or verb in NUMBERS or key.startswith(NUMBERS):
+            continue
+        is_fraction = key.endswith("perturbations") and not isinstance(value, list)
+        if not is_fraction and (names := _as_name(value)) != value:
+            OmegaConf.update(config, key, names, merge=False)
+    return config
+
+
+def _as_name(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_name(one) for one in value]
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _is_number(text: str) -> bool:

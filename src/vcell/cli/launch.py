@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from vcell.cli.arguments import check_overrides, readable
+from vcell.cli.kinds import with_names
 from vcell.cli.lookup import look_up
 from vcell.config import CONFIG_DIR, with_home, with_trainer
 from vcell.errors import NO_ROOM, VcellError
@@ -46,7 +47,7 @@ def launch(verb: str, run: Callable[[DictConfig], None]) -> None:
 
     def guarded(config: DictConfig) -> None:
         try:
-            config = with_home(config)
+            config = with_names(verb, with_home(config))
             look_up(verb, config)
             run(config)
             sys.stdout.flush()

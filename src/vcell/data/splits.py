@@ -19,7 +19,7 @@ import numpy as np
 from vcell.atomic import write_text
 from vcell.data.files.labels import listed_names, resolve
 from vcell.data.files.paths import read_toml
-from vcell.errors import VcellError, nearest, shortlist
+from vcell.errors import MOST_SEED, VcellError, check_number, nearest, shortlist
 
 Group = tuple[str, str]  # (context, perturbation)
 SPLITS = ("train", "val", "test")
@@ -103,6 +103,7 @@ class Split:
         VcellError
             If a named perturbation or context is in no group, or nothing is left to train on.
         """
+        check_number("data.split.seed", self.seed, 0, MOST_SEED)
         perturbed = sorted(g for g in groups if g[1] != control)
         assigned = dict.fromkeys(perturbed, "train")
         rng = np.random.default_rng(self.seed)

@@ -9,7 +9,7 @@ import torch
 
 from vcell.data.files.conditions import Condition
 from vcell.data.files.genes import gene_names
-from vcell.errors import VcellError
+from vcell.errors import MOST_SEED, VcellError, check_number
 from vcell.model.table import CELLS, COMBINE, Decision, PerturbationTable
 
 STANDARDISE = (True, False, "training")
@@ -94,6 +94,7 @@ def _one_table(
         )
     table = of_cells() if path == CELLS and of_cells is not None else PerturbationTable.load(path)
     if (seed := perturbation.get("shuffle")) is not None:
+        check_number("perturbation.shuffle", seed, 0, MOST_SEED)
         table = table.shuffled(int(seed))
     if perturbation["standardise"]:
         table = table.standardised(trained if perturbation["standardise"] == "training" else ())
