@@ -238,6 +238,8 @@ def test_a_file_is_not_written_under_a_name_of_another_kind(verb: str, overrides
         ("optimizer.lr=fast", "optimizer.lr=fast must be a number"),
         ("overwrite=yes", "overwrite=yes must be true or false"),
         ("seed=one", "seed=one must be a whole number"),
+        ("trainer.max_epochs=[1]", "trainer.max_epochs=[1] must be a whole number"),
+        ("callbacks.curves.every_seconds={a: 1}", "callbacks.curves.every_seconds={'a': 1} must be a whole number"),
         ("validation=often", "validation=often is a group of settings: set one of them, such as validation."),
     ],
 )

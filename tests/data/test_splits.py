@@ -28,7 +28,7 @@ def test_contexts_are_held_out_whole():
 
 
 def test_a_seed_below_zero_is_refused():
-    with pytest.raises(VcellError, match="data.split.seed=-1 must be a whole number from 0"):
+    with pytest.raises(VcellError, match=r"data\.split\.seed=-1 must be a whole number from 0"):
         assign(seed=-1)
 
 

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vcell.cli.kinds import as_list, check_kinds
+from vcell.cli.kinds import as_list, check_kinds, takes_names
 from vcell.config import CONFIG_DIR, at_home, compose, flatten, read_yaml
 from vcell.errors import VcellError, nearest
 
@@ -253,20 +253,21 @@ def check_overrides(verb: str, arguments: list[str]) -> DictConfig | None:
 
 
 def check_types(verb: str, overrides: list[str], config: DictConfig) -> None:
-    """Refuses text where a number, or true or false, is expected."""
+    """Refuses text, and lists, where a number, or true or false, is expected."""
     keys = [o.lstrip("+").split("=")[0] for o in overrides]
     given = [key for key in keys if not (CONFIG_DIR / key.split("@")[0]).is_dir()]
     own = _own_settings(verb)
     given = [key for key in given if not _is_text(own.get(key, 0), config)]  # most are: files, names
-    texts = {
-        key: value for key in given if isinstance(value := OmegaConf.select(config, key, throw_on_missing=False), str)
+    values = {key: OmegaConf.select(config, key, throw_on_missing=False) for key in given}
+    values = {
+        k: v for k, v in values.items() if isinstance(v, str) or (OmegaConf.is_config(v) and not takes_names(verb, k))
     }
-    if not texts:
+    if not values:
         return
-    usual = compose(verb, [o for o in overrides if o.lstrip("+").split("=")[0] not in texts])
-    for key, value in texts.items():
+    usual = compose(verb, [o for o in overrides if o.lstrip("+").split("=")[0] not in values])
+    for key, value in values.items():
         default: Any = OmegaConf.select(usual, key, throw_on_missing=False)
-        if isinstance(default, DictConfig):
+        if isinstance(default, DictConfig) and isinstance(value, str):
             one = next((str(name) for name in default if not str(name).startswith("_")), "KEY")
             raise VcellError(f"{key}={value} is a group of settings: set one of them, such as {key}.{one}=VALUE")
         if isinstance(default, bool) and key not in MORE_THAN_BOOL:

@@ -24,7 +24,7 @@ TABLES = {
 # one file, folder or name
 SINGLE = {
     "pred", "real", "path", "out", "fasta", "ckpt", "init_from", "name", "run_dir", "bank", "plot", "real_matrix", "challenge.name",
-    "challenge.perturbation", "challenge.context", "challenge.control",
+    "challenge.perturbation", "challenge.context", "challenge.control", "data.toml",
 }  # fmt: skip
 
 # keys, or last parts of them, that take names of files, columns or cells; those of a simulation are numbers
@@ -48,6 +48,13 @@ def as_list(verb: str, argument: str) -> str:
     return f"{key}=[{','.join(_quoted(name) for name in names if name)}]"
 
 
+def takes_names(verb: str, key: str) -> bool:
+    """Whether a setting of a command takes names of files, columns or cells, one or several, or names with their values."""
+    if verb in NUMBERS or key.startswith(NUMBERS):
+        return False
+    return key in TABLES or key.rsplit(".", 1)[-1] in NAMES or key.startswith(COLUMNS)
+
+
 def check_kinds(config: DictConfig, keys: Iterable[str]) -> None:
     """Refuses values of the given keys that are of another kind than the setting takes."""
     for key in keys:
@@ -61,11 +68,8 @@ def check_kinds(config: DictConfig, keys: Iterable[str]) -> None:
 def with_names(verb: str, config: DictConfig) -> DictConfig:
     """A configuration with numbers as text where names are taken: perturbations, batches and files may be called 3368."""
     for key, value in flatten(OmegaConf.to_container(config)):
-        is_name = key.rsplit(".", 1)[-1] in NAMES or key.startswith(COLUMNS)
-        if not is_name or verb in NUMBERS or key.startswith(NUMBERS):
-            continue
         is_fraction = key.endswith("perturbations") and not isinstance(value, list)
-        if not is_fraction and (names := _as_name(value)) != value:
+        if takes_names(verb, key) and not is_fraction and (names := _as_name(value)) != value:
             OmegaConf.update(config, key, names, merge=False)
     return config
 
