@@ -38,6 +38,8 @@ WRONG = [
     ("infer", "max_controls=-1", "a whole number of at least 0"), ("infer", "max_controls=x", "a whole number of at least 0"),
     ("infer", "sets_per_step=0", "a whole number of at least 1"), ("infer", "target_sum=0", "a number above 0"),
     ("infer", "target_sum=x", "a number above 0"), ("infer", "seed=-1", "from 0 to 4,294,967,295"), ("infer", "seed=1.5", "a whole number"),
+    ("infer", "challenge.cells=many", "a whole number above 0 or null"), ("infer", "challenge.max_cells=[1]", "a whole number above 0"),
+    ("infer", "challenge.n_genes=0", "a whole number above 0"), ("infer", "challenge.below_log1p=x", "a number above 0"),
     ("infer", "counts=donor", "one of auto, donors, moments. Did you mean 'donors'?"), ("infer", "draw=maybe", "one of null, true, false"),
     ("evaluate", "pds_subset=1", "a whole number of at least 2"), ("evaluate", "threads=0", "a whole number of at least 1"),
     ("crossval", "folds=1", "a whole number of at least 2"), ("crossval", "fold=5", "a whole number from 0 to 4 or null"),
@@ -51,7 +53,7 @@ WRONG = [
     ("model", "model.hidden=0", "at least 1"), ("model", "model.layers=-1", "at least 1"), ("model", "model.head_width=0", "at least 1"),
     ("model", "model.dropout=2", "a number from 0 to 1"), ("loss", "loss.blur=0", "a number above 0"),
     ("simulate", "library_size=-1", "a number above 0"), ("simulate", "embedding=0", "at least 1"), ("simulate", "genes=1.5", "a whole number"),
-    ("simulate", "seed=-1", "a whole number from 0"), ("simulate", "contexts=[a/b]", "'a/b' cannot be the name of a file"),
+    ("simulate", "seed=-1", "a whole number from 0"), ("simulate", "field={nul: 1}", "field has no nul"), ("simulate", "contexts=[a/b]", "'a/b' cannot be the name of a file"),
 ]  # fmt: skip
 
 

@@ -25,15 +25,16 @@ TABLES = {
 SINGLE = {
     "pred", "real", "path", "out", "fasta", "ckpt", "init_from", "name", "run_dir", "bank", "plot", "real_matrix", "challenge.name",
     "challenge.perturbation", "challenge.context", "challenge.control", "data.toml",
+    "data.context", "data.matrix", "data.genes", "prepare.cluster", "runs", "folder",
 }  # fmt: skip
 
-# keys, or last parts of them, that take names of files, columns or cells; those of a simulation are numbers
+# last parts of keys that take names of files, columns or cells
 NAMES = SINGLE | LISTS | {
     "control", "context", "matrix", "real_matrix", "targets", "genes", "controls", "store", "perturbation", "against", "baselines", "toml", "bank", "of",
-    "names", "catalogue", "plot", "folder",
+    "names", "catalogue", "cluster",
 }  # fmt: skip
 COLUMNS = ("columns.", "data.columns.", "real_columns.")
-NUMBERS = ("simulate", "data.simulate")
+NUMBERS = {"genes", "targets"}  # of a simulation: how many
 
 
 def as_list(verb: str, argument: str) -> str:
@@ -50,9 +51,10 @@ def as_list(verb: str, argument: str) -> str:
 
 def takes_names(verb: str, key: str) -> bool:
     """Whether a setting of a command takes names of files, columns or cells, one or several, or names with their values."""
-    if verb in NUMBERS or key.startswith(NUMBERS):
+    last = key.rsplit(".", 1)[-1]
+    if last in NUMBERS and (verb == "simulate" or key.startswith("data.simulate.")):
         return False
-    return key in TABLES or key.rsplit(".", 1)[-1] in NAMES or key.startswith(COLUMNS)
+    return key in TABLES or last in NAMES or key.startswith(COLUMNS)
 
 
 def check_kinds(config: DictConfig, keys: Iterable[str]) -> None:
@@ -61,7 +63,7 @@ def check_kinds(config: DictConfig, keys: Iterable[str]) -> None:
         value = OmegaConf.select(config, key, throw_on_missing=False)
         if key in TABLES and value is not None and not isinstance(value, DictConfig):
             raise VcellError(f"{key}={value} needs names with their values: '{key}={{NAME: VALUE}}'")
-        if key in SINGLE and isinstance(value, ListConfig | DictConfig):
+        if (key in SINGLE or key.startswith(COLUMNS)) and isinstance(value, ListConfig | DictConfig):
             raise VcellError(f"{key}={value} must be one name, without brackets: {key}=NAME")
 
 

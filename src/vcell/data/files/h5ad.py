@@ -25,6 +25,7 @@ STRINGS_AT_ONCE = 500_000
 CHUNK_CACHE = 32 * 2**20  # bytes per data set: neighbouring cells lie in one chunk, which is unpacked once
 OTHERWISE = {
     "perturbation": "",
+    "guide": ", or null where labels alone say what was perturbed",
     "batch": ", or data.columns.batch=null if each file is one batch",
     "context": ", or data.context=NAME if all files are of one context",
     "dose": ", or null where no perturbation has one",

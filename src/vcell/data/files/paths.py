@@ -113,6 +113,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         content = tomllib.loads(path.read_text())
     except FileNotFoundError as error:
         raise VcellError(f"no such file: {path} (looked from {Path.cwd()}). Set data.toml=FILE.toml") from error
+    except IsADirectoryError as error:
+        raise VcellError(f"data.toml={path} is a folder, not a file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise VcellError(f"{path} is not TOML: {error}") from error
     if not content.get("datasets"):

@@ -21,7 +21,7 @@ guides are those of a real screen instead, and as hard to predict.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,7 +30,7 @@ import pandas as pd
 import torch
 
 from vcell.data.simulation.field import PARTS, Field, FieldResponses
-from vcell.errors import MOST_SEED, VcellError, check_number
+from vcell.errors import MOST_SEED, VcellError, check_number, nearest
 
 SHARES = {"common": 0.28, "shared": 0.29, "specific": 0.24, "noise": 0.19}
 CONTROL = "non-targeting"
@@ -100,6 +100,9 @@ class Screen:
     def __post_init__(self) -> None:
         object.__setattr__(self, "contexts", tuple(self.contexts))
         if isinstance(self.field, Mapping):
+            known = [one.name for one in fields(Field)]
+            if unknown := [str(name) for name in self.field if name not in known]:
+                raise VcellError(f"field has no {unknown[0]}.{nearest(unknown[0], known)} It has: {', '.join(known)}")
             object.__setattr__(self, "field", Field(**self.field))
         positive = ("genes", "targets", "cells_per_target", "controls_per_context", "batches", "guides", "latent")
         for name in (*positive, "embedding"):

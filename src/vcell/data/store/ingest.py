@@ -33,7 +33,7 @@ from vcell.data.store.recipe import Recipe
 from vcell.data.store.rows import PartRows, begin_array, write_rows
 from vcell.data.store.store import FORMAT_VERSION, LABELS, CellStore, checksum_of
 from vcell.data.store.workers import read_parts
-from vcell.errors import VcellError, shortlist
+from vcell.errors import VcellError, check_number, shortlist
 from vcell.process.lock import locked
 
 
@@ -64,6 +64,8 @@ def ingest(
         If a file cannot be read, lacks a column, has no control cells, NaN, negative or infinite values,
         duplicated genes, or values whose counts cannot be recovered. Nothing is left behind.
     """
+    if workers is not None:
+        check_number("prepare.workers", workers, 1, other="null")
     if out.exists() and not (out / "meta.json").is_file():
         raise VcellError(
             f"{out} exists and is not a cell store; it was not changed. Choose another folder: data.store=FOLDER"

@@ -14,6 +14,7 @@ from vcell.config import build, plain
 from vcell.data.files.h5ad import Columns
 from vcell.data.files.labels import LabelRules
 from vcell.data.store.filters import Filters
+from vcell.errors import VcellError
 
 RECIPE_KEYS = ("control", "context", "matrix", "scale", "normalised_to", "empty_cells")
 GENE_KEYS = ("rename", "zero_genes", "min_overlap")
@@ -64,6 +65,10 @@ class StoreOptions:
         values: dict[str, Any] = plain(data)
         if missing:
             values["path"] = None
+        if values["simulate"] and not values["simulate"].get("out"):
+            raise VcellError(
+                "data.simulate has no out: the folder of the screen to simulate. Set data.simulate.out=FOLDER"
+            )
         if values["simulate"] and (values["toml"] or not _within(values["path"] or (), values["simulate"]["out"])):
             values["simulate"] = None  # other files are given
         if isinstance(values["input"], str):

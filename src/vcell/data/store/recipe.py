@@ -62,6 +62,10 @@ class Recipe:
 
     def check_scales(self, files: Sequence[Path]) -> None:
         """A `VcellError` where `scale` names a scale that is none, or a file that is not read."""
+        if not isinstance(self.scale, str | Mapping):
+            raise VcellError(
+                f"data.scale={self.scale} must be auto, {', '.join(Scale)}, or files with theirs: 'data.scale={{FILE: counts}}'"
+            )
         known = {name for path in files for name in (path.name, path.stem)}
         unknown = [] if isinstance(self.scale, str) else [name for name in self.scale if name not in known]
         if unknown:
@@ -78,7 +82,7 @@ class Recipe:
             self.scale if isinstance(self.scale, str) else self.scale.get(path.name, self.scale.get(path.stem, "auto"))
         )
         if said != "auto" and said not in list(Scale):
-            raise VcellError(f"data.scale={said!r} is none of: auto, {', '.join(Scale)}.{nearest(said, Scale)}")
+            raise VcellError(f"data.scale={said!r} is none of: auto, {', '.join(Scale)}.{nearest(str(said), Scale)}")
         return said
 
 
