@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,10 +138,11 @@ def test_target_sum_changes_the_scale_only(in_trained: Path, tmp_path: Path):
     assert ratio == pytest.approx(20000 / json.loads(first.uns["vcell"])["target_sum"], rel=1e-4)
 
 
-def test_controls_of_a_new_context_come_from_a_file(in_trained: Path, tmp_path: Path):
+@pytest.mark.parametrize("label", ["non-targeting", "ctrl"])
+def test_controls_of_a_new_context_come_from_a_file(label: str, in_trained: Path, tmp_path: Path):
     cells = ad.read_h5ad("data/demo/screen/simA.h5ad")
     cells = cells[cells.obs["target_gene"] == "non-targeting"].copy()[:, ::-1].copy()
-    cells.obs = cells.obs[["target_gene"]]
+    cells.obs = pd.DataFrame({"target_gene": label}, cells.obs_names)
     cells.write_h5ad(tmp_path / "new.h5ad")
     found = predict(
         tmp_path / "p.h5ad", f"controls={tmp_path / 'new.h5ad'}", "contexts=[new]", "targets=[GENE0001]", "n_cells=9"
@@ -149,6 +151,25 @@ def test_controls_of_a_new_context_come_from_a_file(in_trained: Path, tmp_path: 
     assert set(found.obs["cell_type"]) == {"new"} and found.var_names.equals(same.var_names)
     sums = [c[c.obs["target_gene"] == "non-targeting"].X.sum() for c in (found, same)]
     assert sums[0] == pytest.approx(sums[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda obs: obs.assign(target_gene="blank"), r"no cell is labelled 'non-targeting'.*Labels: 'blank'.*replace"),
+        (lambda obs: obs.drop(columns="target_gene"), r"If all are, .*adata\.obs\['target_gene'\] = 'non-targeting'"),
+    ],
+)
+def test_files_without_controls_are_told_how_to_name_them(
+    change: Callable[[pd.DataFrame], pd.DataFrame], words: str, in_trained: Path, tmp_path: Path
+):
+    cells = ad.read_h5ad("data/demo/screen/simA.h5ad")[:20].copy()
+    cells.obs = change(cells.obs)
+    cells.write_h5ad(tmp_path / "new.h5ad")
+    with pytest.raises(VcellError, match=words):
+        infer_here(
+            f"out={tmp_path / 'p.h5ad'}", f"controls={tmp_path / 'new.h5ad'}", "contexts=[new]", "targets=[GENE0001]"
+        )
 
 
 def test_what_is_predicted_unasked_is_the_request_of_the_data(in_trained: Path, tmp_path: Path):

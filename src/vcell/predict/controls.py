@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vcell.data.files.genes import align, appended
-from vcell.data.files.h5ad import Columns, column_names, open_h5ad
+from vcell.data.files.h5ad import Columns, column_names, open_h5ad, read_column
+from vcell.data.files.labels import LabelRules, as_labels, is_control
 from vcell.data.files.paths import expand
 from vcell.data.store.ensure import verified
 from vcell.data.store.ingest import ingest
@@ -110,14 +111,18 @@ def control_store(
     if (place / "meta.json").is_file():
         return CellStore.open(place)
     files = expand(controls, "controls")
-    found = _columns_in(files[0], columns, other_columns)
+    found = _columns_in(files[0], columns, other_columns, control)
     context = None
     if found.context is None:
         if not contexts or len(contexts) != 1:
             asked = " or ".join(dict.fromkeys(repr(c.context) for c in (columns, other_columns) if c.context))
             raise VcellError(f"{files[0]} has no column {asked}: name the context of its cells with contexts=[NAME]")
         context = str(contexts[0])
-    recipe = Recipe(found, control, context=context, obsm=tuple(obsm))
+    others = _called_otherwise(files, str(found.perturbation), control)
+    if others:
+        print(f"note         cells labelled {shortlist(others, 3)} are taken for control cells, {control}", flush=True)
+    rules = LabelRules(rename=others)
+    recipe = Recipe(found, control, rules, context, obsm=tuple(obsm))
     store = ingest(files, place, recipe, GeneChoice("union" if genes is None else list(genes)))
     for source, number in store.meta["genes_missing"].items():
         print(
@@ -132,7 +137,26 @@ def joined_genes(first: Sequence[str], others: Sequence[str]) -> list[str]:
     return appended(list(first), list(others), align(list(others), list(first)).position)[0]
 
 
-def _columns_in(path: Path, columns: Columns, other: Columns) -> Columns:
+def _called_otherwise(files: Sequence[Path], column: str, control: str) -> dict[str, str]:
+    """Usual names of control cells in files where none is called as in training, each with that name."""
+    labels: dict[str, None] = {}
+    for path in files:
+        with open_h5ad(path) as file:
+            if column in column_names(file["obs"]):
+                labels |= dict.fromkeys(as_labels(read_column(file, "obs", column, path)).cat.categories)
+    if any(label.lower() == control.lower() for label in labels):
+        return {}
+    found = {label: control for label in labels if is_control(label)}
+    if not found:
+        raise VcellError(
+            f"{shortlist(map(str, files), 3)}: no cell is labelled {control!r}, as controls are in training, or by another usual name of "
+            f"them. Labels: {shortlist(map(repr, labels), 5)}. Write {control!r} for control cells: "
+            f"adata.obs[{column!r}] = adata.obs[{column!r}].replace({{OLD: {control!r}}})"
+        )
+    return found
+
+
+def _columns_in(path: Path, columns: Columns, other: Columns, control: str) -> Columns:
     with open_h5ad(path) as file:
         known = column_names(file["obs"]) if "obs" in file else []
 
@@ -142,6 +166,7 @@ def _columns_in(path: Path, columns: Columns, other: Columns) -> Columns:
     perturbation = first(columns.perturbation, other.perturbation)
     if perturbation is None:
         raise VcellError(
-            f"{path} has no obs column {columns.perturbation!r} that says which cells are controls; it has: {shortlist(known)}"
+            f"{path} has no obs column {columns.perturbation!r} that says which cells are controls; it has: {shortlist(known)}. If all "
+            f"are, write it again with adata.obs[{columns.perturbation!r}] = {control!r}"
         )
     return Columns(perturbation, first(columns.batch, other.batch), first(columns.context, other.context), columns.gene)

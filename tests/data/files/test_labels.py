@@ -117,6 +117,12 @@ def test_rules_override_decisions():
     assert meaning([NT, "NT"], controls="listed")["NT"] == "NT"
     assert meaning([NT, "nan"], no_guide="control")["nan"] == NT
     assert meaning([NT, "odd"], rename={"odd": "STAT1"})["odd"] == "STAT1"
+    # a label may be made the control
+    assert meaning(["odd", "unperturbed", "STAT1"], NT, rename={"odd": NT}) == {
+        "odd": NT,
+        "unperturbed": NO_GUIDE,
+        "STAT1": "STAT1",
+    }
     with pytest.raises(VcellError, match=r"5 cells have no guide \('nan'\).*data\.labels\.no_guide=drop"):
         meaning([NT, "nan"], no_guide="refuse")
     with pytest.raises(VcellError, match=r"data\.labels\.guides=genes must be one of gene, keep"):

@@ -152,7 +152,10 @@ def read_labels(
     rules, named = rules or LabelRules(), listed_names(control)
     if not named:
         raise VcellError(f"name the label of control cells: {key}=LABEL")
-    present = {_key(label) for labels in files.values() for label, cells in labels.items() if cells}
+    new = rules.rename or {}
+    present = {
+        _key(new.get(label.strip(), label)) for labels in files.values() for label, cells in labels.items() if cells
+    }
     absent = [name for name in named if _key(name) not in present and name != NO_GUIDE]
     if absent:
         counted = Counter({label: 0 for labels in files.values() for label in labels})
@@ -168,7 +171,11 @@ def read_labels(
     rows = []
     for file, labels in files.items():
         kinds = {label: _kind(label, named, rules) for label, cells in labels.items() if cells}
-        proper = any(kind in ("named", "usual") for kind in kinds.values())
+        controls = {_key(name) for name in named}
+        proper = any(
+            kind in ("named", "usual") or (kind == "renamed" and _key(new[label.strip()]) in controls)
+            for label, kind in kinds.items()
+        )
         meaning[file] = {}
         for label, cells in labels.items():
             if not cells:
