@@ -73,8 +73,8 @@ def test_standardised_columns_have_mean_0_and_variance_1(table: PerturbationTabl
     [
         ({"A": Harm()}, "more than tensors"),
         ([torch.ones(2)], "dict from gene to tensor"),
-        ({"A": torch.ones(2).to_sparse()}, "plain tensors of real numbers.*that of A"),
-        ({"A": torch.ones(2, dtype=torch.complex64)}, "plain tensors of real numbers.*that of A"),
+        ({"A": torch.ones(2).to_sparse()}, "plain tensors of real numbers.*those of A"),
+        ({"A": torch.ones(2, dtype=torch.complex64)}, "plain tensors of real numbers.*those of A"),
         ({"A": [1.0]}, "dict from gene to tensor"),
         ({"A": torch.ones(2), "B": torch.ones(3)}, "differ in length"),
         ({"A": torch.tensor([1.0, float("nan")])}, "NaN or infinity for A"),

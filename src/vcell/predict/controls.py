@@ -8,7 +8,7 @@ from typing import Any
 
 from vcell.data.files.genes import align, appended
 from vcell.data.files.h5ad import Columns, column_names, open_h5ad, read_column
-from vcell.data.files.labels import LabelRules, as_labels, is_control
+from vcell.data.files.labels import LabelRules, as_labels, usual_controls
 from vcell.data.files.paths import expand
 from vcell.data.store.ensure import verified
 from vcell.data.store.ingest import ingest
@@ -144,10 +144,8 @@ def _called_otherwise(files: Sequence[Path], column: str, control: str) -> dict[
         with open_h5ad(path) as file:
             if column in column_names(file["obs"]):
                 labels |= dict.fromkeys(as_labels(read_column(file, "obs", column, path)).cat.categories)
-    if any(label.lower() == control.lower() for label in labels):
-        return {}
-    found = {label: control for label in labels if is_control(label)}
-    if not found:
+    found = usual_controls(labels, control)
+    if not found and all(label.lower() != control.lower() for label in labels):
         raise VcellError(
             f"{shortlist(map(str, files), 3)}: no cell is labelled {control!r}, as controls are in training, or by another usual name of "
             f"them. Labels: {shortlist(map(repr, labels), 5)}. Write {control!r} for control cells: "

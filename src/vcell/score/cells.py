@@ -16,7 +16,7 @@ from scipy import sparse
 
 from vcell.data.files.genes import check_unique
 from vcell.data.files.h5ad import column_names, element, has, n_rows, no_anndata, open_h5ad, read_column, read_genes
-from vcell.data.files.labels import NO_GUIDE, LabelRules, as_labels, is_control, read_labels, renamed
+from vcell.data.files.labels import NO_GUIDE, LabelRules, as_labels, read_labels, renamed, usual_controls
 from vcell.data.files.matrix import Matrix, matrix_names
 from vcell.data.splits import Group
 from vcell.data.store.store import Cells
@@ -112,21 +112,16 @@ class CellFile:
     def _by_meaning(self, labels: pd.Series, needs_controls: bool) -> pd.Series:
         counted = {str(label): int(n) for label, n in labels.value_counts().items()}
         control = self.columns.control
-        there = [label for label in counted if label.lower() == control.lower() or is_control(label)]
-        if not there:
+        others = usual_controls(counted, control)
+        if not others and all(label.lower() != control.lower() for label in counted):
             if needs_controls:
                 raise VcellError(
                     f"{self.path} has no control cells {control!r}: scores are differences from controls."
                     f"{nearest(control, counted)} Set control=LABEL"
                 )
             return labels
-        named = next((label for label in there if label.lower() == control.lower()), there[0])
-        table = read_labels({str(self.path): counted}, named, LabelRules(), self.genes, "control")
-        meaning = {
-            label: control if became == table.control else became
-            for label, became in table.meaning[str(self.path)].items()
-        }
-        return renamed(labels, meaning)
+        table = read_labels({str(self.path): counted}, control, LabelRules(rename=others), self.genes, "control")
+        return renamed(labels, table.meaning[str(self.path)])
 
     def rows(self, context: str | None) -> np.ndarray:
         """Rows of a context, all where it is None; cells without a perturbation are left out."""

@@ -320,7 +320,7 @@ def n_rows(file: h5py.File, key: str, path: Path) -> int:
     if isinstance(node, h5py.Dataset):
         return len(node)
     stored = element(node, _index_name(node), path)
-    return len(stored if isinstance(stored, h5py.Dataset) else stored["values"])
+    return len(stored if isinstance(stored, h5py.Dataset) else stored["codes" if "codes" in stored else "values"])
 
 
 def _frame(file: h5py.File, key: str, path: Path) -> h5py.Group | h5py.Dataset:

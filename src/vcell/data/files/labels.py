@@ -115,6 +115,14 @@ def is_control(label: str) -> bool:
     return _each_piece(label, NON_TARGETING)
 
 
+def usual_controls(labels: Iterable[str], control: str) -> dict[str, str]:
+    """Usual names of control cells among labels of which none is `control`, each with that name; nothing where one is."""
+    labels = list(labels)
+    if any(_key(label) == _key(control) for label in labels):
+        return {}
+    return {label: control for label in labels if is_control(label)}
+
+
 def is_untreated(label: str) -> bool:
     return bool(UNTREATED.match(label.strip())) and not _approved(label)
 
