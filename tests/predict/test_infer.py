@@ -142,7 +142,8 @@ def test_target_sum_changes_the_scale_only(in_trained: Path, tmp_path: Path):
 def test_controls_of_a_new_context_come_from_a_file(label: str, in_trained: Path, tmp_path: Path):
     cells = ad.read_h5ad("data/demo/screen/simA.h5ad")
     cells = cells[cells.obs["target_gene"] == "non-targeting"].copy()[:, ::-1].copy()
-    cells.obs = pd.DataFrame({"target_gene": label}, cells.obs_names)
+    labels = pd.Categorical([label] * cells.n_obs, ["non-targeting", "ctrl"])  # one of them no cell has
+    cells.obs = pd.DataFrame({"target_gene": labels}, cells.obs_names)
     cells.write_h5ad(tmp_path / "new.h5ad")
     found = predict(
         tmp_path / "p.h5ad", f"controls={tmp_path / 'new.h5ad'}", "contexts=[new]", "targets=[GENE0001]", "n_cells=9"

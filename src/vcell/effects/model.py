@@ -157,7 +157,6 @@ class EffectModel(nn.Module):
 
     def _moved(self, batch: CellSetBatch) -> Tensor:
         control_SCG = batch.control_SCG
-        mean_SG = control_SCG.mean(1).cpu().numpy()
         deltas = np.zeros((len(batch.perturbations), control_SCG.shape[-1]), np.float32)
         for context in dict.fromkeys(batch.contexts):
             sets = [s for s, c in enumerate(batch.contexts) if c == context]
@@ -165,7 +164,7 @@ class EffectModel(nn.Module):
             if self.recentred and context in self.controls:
                 changed = (deltas[sets] != 0).any(1)[:, None]
                 mean_G = np.nan_to_num(self.controls[context].profile.log1p[0])
-                deltas[sets] += np.where(changed, mean_G - mean_SG[sets], 0)
+                deltas[sets] += np.where(changed, mean_G - control_SCG.mean(1)[sets].cpu().numpy(), 0)
         return (control_SCG + torch.from_numpy(deltas).to(control_SCG.device).unsqueeze(1)).relu_()
 
     def training_start(self, batch: CellSetBatch) -> Tensor:

@@ -73,7 +73,7 @@ def _read_pt(path: Path) -> Named:
     odd = [str(k) for k, v in content.items() if v.layout != torch.strided or v.is_complex() or v.is_quantized]
     if odd:
         raise VcellError(
-            f"{path} must contain plain tensors of real numbers; sparse, complex or quantized are those of {shortlist(odd, 3)}. Save "
+            f"{path} must contain plain tensors of real numbers; those of {shortlist(odd, 3)} are sparse, complex or quantized. Save "
             "vector.to_dense().float()"
         )
     return _of_mapping(path, {str(k): v.reshape(-1).float().numpy() for k, v in content.items()})

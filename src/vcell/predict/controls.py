@@ -139,13 +139,13 @@ def joined_genes(first: Sequence[str], others: Sequence[str]) -> list[str]:
 
 def _called_otherwise(files: Sequence[Path], column: str, control: str) -> dict[str, str]:
     """Usual names of control cells in files where none is called as in training, each with that name."""
-    labels: dict[str, None] = {}
+    labels: dict[str, None] = {}  # that cells have: a table may list others
     for path in files:
         with open_h5ad(path) as file:
             if column in column_names(file["obs"]):
-                labels |= dict.fromkeys(as_labels(read_column(file, "obs", column, path)).cat.categories)
+                labels |= dict.fromkeys(as_labels(read_column(file, "obs", column, path)).astype(str).unique())
     found = usual_controls(labels, control)
-    if not found and all(label.lower() != control.lower() for label in labels):
+    if found is None:
         raise VcellError(
             f"{shortlist(map(str, files), 3)}: no cell is labelled {control!r}, as controls are in training, or by another usual name of "
             f"them. Labels: {shortlist(map(repr, labels), 5)}. Write {control!r} for control cells: "

@@ -112,8 +112,8 @@ class CellFile:
     def _by_meaning(self, labels: pd.Series, needs_controls: bool) -> pd.Series:
         counted = {str(label): int(n) for label, n in labels.value_counts().items()}
         control = self.columns.control
-        others = usual_controls(counted, control)
-        if not others and all(label.lower() != control.lower() for label in counted):
+        others = usual_controls([label for label, cells in counted.items() if cells], control)
+        if others is None:
             if needs_controls:
                 raise VcellError(
                     f"{self.path} has no control cells {control!r}: scores are differences from controls."
@@ -158,7 +158,7 @@ class CellFile:
     def _checked(self, cells: sparse.csr_matrix) -> sparse.csr_matrix:
         if not np.isfinite(cells.data).all():
             raise VcellError(
-                f"{self.path}: {self.matrix} holds NaN or infinite values, which no score can be worked out of"
+                f"{self.path}: {self.matrix} holds NaN or infinite values: no score can be computed from it"
             )
         if (cells.data < 0).any():
             raise VcellError(

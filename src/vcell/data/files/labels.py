@@ -115,12 +115,12 @@ def is_control(label: str) -> bool:
     return _each_piece(label, NON_TARGETING)
 
 
-def usual_controls(labels: Iterable[str], control: str) -> dict[str, str]:
-    """Usual names of control cells among labels of which none is `control`, each with that name; nothing where one is."""
-    labels = list(labels)
+def usual_controls(labels: Collection[str], control: str) -> dict[str, str] | None:
+    """Usual names of control cells among labels of which none is `control`, each with that name; nothing where one is, and None where no label
+    is that of controls."""
     if any(_key(label) == _key(control) for label in labels):
         return {}
-    return {label: control for label in labels if is_control(label)}
+    return {label: control for label in labels if is_control(label)} or None
 
 
 def is_untreated(label: str) -> bool:
