@@ -9,11 +9,13 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 
 import vcell
 from tests.conftest import SMALL, infer_here, run_here
 from vcell.errors import VcellError
+from vcell.score.scores import as_others
 
 LAST = "runs/demo/checkpoints/last.ckpt"
 REAL = "data/demo/screen/truth/simC_test.h5ad"
@@ -64,6 +66,26 @@ def test_predict_gives_what_infer_writes(
         np.testing.assert_array_equal(found.uns["vcell_control_profiles"][context], profile)
     out, err = capfd.readouterr()
     assert out == "" and "predicting" not in err
+
+
+def test_arguments_may_be_those_of_numpy_and_pandas(in_trained: Path):
+    model, names = vcell.load(Path(LAST)), pd.read_csv(TARGETS).iloc[:2, 0]
+    plain = model.predict(targets=list(names), contexts="simC", n_cells=4, target_sum=500.0)
+    genes = Path("data/demo/screen/gene_names.csv")
+    same = model.predict(
+        targets=names.astype("category"), contexts=np.array(["simC"]), n_cells=np.int64(4), target_sum=np.float32(500), genes=genes
+    )  # fmt: skip
+    np.testing.assert_array_equal(same.X.toarray(), plain.X.toarray())
+    assert same.obs.equals(plain.obs) and json.loads(same.uns["vcell"]) == json.loads(plain.uns["vcell"])
+    with pytest.raises(VcellError, match="controls names no file of control cells"):
+        model.predict([], targets=names)
+
+
+def test_others_to_compare_with_have_names(tmp_path: Path):
+    cells = ad.AnnData(np.ones((1, 1)))
+    assert as_others(()) == [] and as_others("a/b.h5ad") == [("b", "a/b.h5ad")] == as_others(["a/b.h5ad"])
+    assert as_others({"mine/1": Path("x")}) == [("mine_1", Path("x"))]
+    assert as_others(cells)[0][0] == "other_1" and as_others(["a.h5ad", cells])[1] == ("other_2", cells)
 
 
 def test_scores_of_an_anndata_are_those_of_the_command(
@@ -203,6 +225,29 @@ def test_what_is_given_wrongly_is_refused(in_trained: Path):
             "challenge=vcc2027 must be one of none, vcc2025, vcc2026. Did you mean",
         ),
         (lambda: vcell.score_prediction("p.h5ad", "r.h5ad", challenge="vcc"), "challenge=vcc must be one of"),
+        (lambda: vcell.describe("absent.h5ad"), "no such file: absent.h5ad .looked from "),
+        (lambda: vcell.describe("x" * 300), "xxx cannot be read: "),
+        (
+            lambda: vcell.describe("a.h5ad", columns={"target": "gene"}),
+            "columns=target must be one of perturbation, batch, context, gene",
+        ),
+        (lambda: vcell.describe("a.h5ad", columns=3), "columns must be a dict of names and values, not 3"),
+        (lambda: vcell.describe("a.h5ad", sample=0), "sample=0 must be a whole number of at least 1"),
+        (lambda: vcell.build_store("a.h5ad", "s", overwrite="false"), "overwrite must be True or False, not 'false'"),
+        (lambda: vcell.build_store("a.h5ad", "s", workers="many"), "workers=many must be a whole number"),
+        (lambda: vcell.build_store("a.h5ad", "s", control=["ctrl", None]), "number 2 of them is None"),
+        (lambda: vcell.fit("a.h5ad", settings=[("seed", 1)]), "settings must be a dict"),
+        (lambda: vcell.fit("s", test={"GENE1": 2}), "test must be a name or a list of names, not a dict"),
+        (lambda: vcell.fit("s", model="tny"), "model=tny must be one of .*Did you mean 'tiny'"),
+        (lambda: vcell.fit("s", trainer="tpu"), "trainer=tpu must be one of"),
+        (lambda: vcell.fit("s", loss=3), "loss must be a name, or an object or class that can be called, not 3"),
+        (lambda: vcell.load(None), "ckpt must be one name, not None"),
+        (lambda: vcell.score_prediction("p.h5ad", "r.h5ad", challenge=2026), "challenge=2026 must be one of"),
+        (lambda: vcell.score_prediction("p.h5ad", "r.h5ad", against=7), "a list of these, not as int"),
+        (lambda: vcell.pack_submission("absent.h5ad", "vcc2025"), "no such file: absent.h5ad"),
+        (lambda: vcell.pack_submission("p.h5ad", "vcc2025", genes=3.5), "genes must be a name or a list of names"),
+        (lambda: vcell.Challenge("mine", contexts=3), "must be lists of contexts, one for each phase"),
+        (lambda: vcell.Challenge("mine", target_sum="mean"), "target_sum=mean must be a number above 0 or median"),
     ],
 )
 def test_what_cannot_be_given_is_refused_in_one_line(call, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from vcell.config import build, check_group, compose
 from vcell.errors import VcellError, check_choice, check_number, nearest, shortlist
+from vcell.process.given import as_name, as_names, as_plain, as_switch
 
 CONTROLS = ("required", "allowed", "forbidden")
 VALUES = ("log1p", "counts")
@@ -82,14 +84,25 @@ class Challenge:
         return "error" if self.scores_calls else "ranks"
 
     def __post_init__(self) -> None:
+        for key in ("name", "perturbation"):
+            object.__setattr__(self, key, as_name(f"challenge.{key}", getattr(self, key), known=()))
+        for key in ("context", "control"):
+            object.__setattr__(self, key, as_name(f"challenge.{key}", getattr(self, key)))
+        object.__setattr__(self, "draw", as_switch("challenge.draw", self.draw))
         for key, known in (("controls", CONTROLS), ("values", VALUES), ("container", CONTAINERS), ("scorer", SCORERS)):
             check_choice(f"challenge.{key}", getattr(self, key), known)
-        if self.target_sum is not None and self.target_sum != "median" and not isinstance(self.target_sum, int | float):
-            raise VcellError(f"challenge.target_sum={self.target_sum} must be median, a number or null")
+        object.__setattr__(self, "target_sum", as_plain(self.target_sum))
+        if self.target_sum is not None and not (isinstance(self.target_sum, str) and self.target_sum == "median"):
+            check_number("challenge.target_sum", self.target_sum, 0, whole=False, above=True, other="median or null")
         for key in ("n_genes", "n_targets", "cells", "max_cells", "max_stored", "max_counts_per_cell", "below_log1p"):
             if (number := getattr(self, key)) is not None:
                 check_number(f"challenge.{key}", number, 0, whole=key != "below_log1p", above=True, other="null")
-        object.__setattr__(self, "contexts", tuple(tuple(str(c) for c in phase) for phase in self.contexts))
+        phases = [] if self.contexts is None else self.contexts
+        if isinstance(phases, str | bytes) or not isinstance(phases, Iterable):
+            raise VcellError(f"challenge.contexts={phases} must be lists of contexts, one for each phase: [[C, D]]")
+        object.__setattr__(
+            self, "contexts", tuple(tuple(as_names("challenge.contexts", phase) or ()) for phase in phases)
+        )
 
     @property
     def drawn(self) -> bool:
@@ -167,6 +180,15 @@ class Challenge:
                 f"{stored:,} stored values ({stored / n_cells:,.0f} per cell) are more than challenge={self.name} allows "
                 f"({self.max_stored:,}): the cells have too few zeros. Whole counts drawn by vcell have those of real cells"
             )
+
+
+def challenge_of(asked: str | Challenge) -> Challenge:
+    """The rules of a challenge by its name; those given as an object, unchanged."""
+    if isinstance(asked, Challenge):
+        return asked
+    check_group("challenge", asked)
+    rules: Challenge = build(compose("infer", [f"challenge={asked}"]).challenge)
+    return rules
 
 
 def _check_targets(here: Mapping[str, int], targets: Mapping[str, int | None], where: str) -> None:

@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vcell.errors import VcellError, check_choice, nearest
+from vcell.process.given import as_plain
 from vcell.system import slurm_tasks_per_node
 
 # configs/ lies in the package of an installed wheel, and at the top of a checkout
@@ -102,6 +103,11 @@ def compose(verb: str, overrides: list[str]) -> DictConfig:
         return hydra.compose(verb, overrides)
 
 
+def check_group(group: str, name: Any) -> None:
+    """Refuses a name for a group of settings that has no file in configs/GROUP: ``model=tny``."""
+    check_choice(group, name, sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml") if path.stem != "base"))
+
+
 def with_settings(config: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
     """A configuration with further values, by dotted key.
 
@@ -114,7 +120,7 @@ def with_settings(config: DictConfig, settings: Mapping[str, Any]) -> DictConfig
     for key, value in settings.items():
         if not any(key == name or name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in known):
             raise VcellError(f"there is no setting {key!r}.{nearest(key, known)}")
-        OmegaConf.update(config, key, value, merge=False, force_add=True)
+        OmegaConf.update(config, key, as_plain(value), merge=False, force_add=True)
     return config
 
 
@@ -140,14 +146,6 @@ def class_path(thing: Any) -> str:
     """Where a class, or the class of an object, lies: how a configuration names it."""
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{named.__module__}.{named.__qualname__}"
-
-
-def challenge_of(name: Any) -> Any:
-    """The rules of a challenge by its name; a `Challenge` object is returned unchanged."""
-    if name is not None and not isinstance(name, str):
-        return name
-    check_choice("challenge", name, sorted(path.stem for path in (CONFIG_DIR / "challenge").glob("*.yaml")))
-    return build(compose("infer", [f"challenge={name}"]).challenge)
 
 
 def with_trainer(overrides: list[str]) -> list[str]:

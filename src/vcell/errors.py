@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from importlib.metadata import PackageNotFoundError, requires
 from math import inf
 from numbers import Integral, Real
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 MOST_SEED = 2**32 - 1  # that all libraries take
@@ -37,7 +37,7 @@ def nearest(name: str, known: Iterable[str], label: str = "Did you mean") -> str
 def check_choice(key: str, value: Any, choices: Iterable[Any]) -> None:
     """Refuses a value of the setting `key` that is none of `choices`."""
     known = list(choices)
-    if value not in known:
+    if not isinstance(value, Hashable) or value not in known:
         words = ", ".join({None: "null", True: "true", False: "false"}.get(choice, str(choice)) for choice in known)
         hint = nearest(value, [c for c in known if isinstance(c, str)]) if isinstance(value, str) else ""
         raise VcellError(f"{key}={value} must be one of {words}{'.' if hint else ''}{hint}")
@@ -67,7 +67,7 @@ def check_number(
         What else may be set, for the message: ``auto``.
     """
     number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    if number and (value > least or (value == least and not above)) and value <= most:
+    if number and (value > least or (value == least and not above)) and value <= most and value != inf:
         return
     if most == inf:
         bounds = f"above {least:,}" if above else f"of at least {least:,}"
@@ -78,6 +78,13 @@ def check_number(
     written = isinstance(value, float) and whole and value.is_integer()  # 1e4 is no whole number to YAML
     hint = f". Write {int(value)}" if written else ""
     raise VcellError(f"{key}={value} must be {kind} {bounds}{alternative}{hint}")
+
+
+def no_such_file(path: str | PurePath, advice: str = "") -> VcellError:
+    """The error for a file that is not there, or a link that leads to none; `advice` begins with a blank and is whole sentences."""
+    link = Path(path).is_symlink()
+    text = f"{path} is a link that leads to no file" if link else f"no such file: {path} (looked from {Path.cwd()})"
+    return VcellError(f"{text}.{advice}" if advice else text)
 
 
 def install(extra: str) -> str:

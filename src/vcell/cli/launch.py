@@ -20,6 +20,7 @@ from vcell.errors import NO_ROOM, VcellError
 from vcell.process.stopping import tell
 
 DISK_FULL = (*NO_ROOM, errno.EROFS, errno.EIO)
+NO_NAME = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
 
 
 def launch(verb: str, run: Callable[[DictConfig], None]) -> None:
@@ -63,9 +64,9 @@ def launch(verb: str, run: Callable[[DictConfig], None]) -> None:
         except (ConfigKeyError, OmegaConfBaseException) as error:
             fail(VcellError(f"the configuration cannot be used: {' '.join(str(error).split())}"))
         except OSError as error:
-            if error.errno not in (*DISK_FULL, errno.EACCES, errno.EPERM):
+            if error.errno not in (*DISK_FULL, *NO_NAME, errno.EACCES, errno.EPERM):
                 raise
-            fail(VcellError(f"{error.filename or 'a file'}: {error.strerror}. {_remedy(error, verb)}"))
+            fail(VcellError(f"{str(error.filename or 'a file')[:100]}: {error.strerror}. {_remedy(error, verb)}"))
         except MemoryError:
             fail(
                 VcellError(
@@ -82,6 +83,8 @@ def launch(verb: str, run: Callable[[DictConfig], None]) -> None:
 def _remedy(error: OSError, verb: str) -> str:
     if error.errno in DISK_FULL:
         return f"Free some space and run the same command again: python -m vcell.{verb} ..."
+    if error.errno in NO_NAME:
+        return "This cannot be the name of a file: check it"
     return "Ask for permission, or choose another folder"
 
 

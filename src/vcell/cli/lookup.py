@@ -7,7 +7,7 @@ from typing import Any
 
 from vcell.config import plain
 from vcell.data.files.paths import check_required, expand, is_zarr
-from vcell.errors import VcellError, check_ending, nearest
+from vcell.errors import VcellError, check_ending, nearest, no_such_file
 from vcell.model.find import find_checkpoint
 
 # of each command: keys that name files to be read, and the key of the file it is mainly about
@@ -110,6 +110,7 @@ def _must_be_there(key: str, name: str) -> None:
         hint = f" Name a file in it: {key}={inside[0]}" if inside else ""
         raise VcellError(f"{key}={name} is a folder, not a file.{hint}")
     if not path.exists():
-        hint = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        there = [p.name for p in path.parent.iterdir() if p.exists()] if path.parent.is_dir() else []
+        hint = nearest(path.name, there)
         what = f" Give {key}=FILE.csv, or names: {key}=[{path.name}]" if key == "targets" and not path.suffix else ""
-        raise VcellError(f"no such file: {name} (looked from {Path.cwd()}).{hint}{what} Set {key}=FILE")
+        raise no_such_file(name, f"{hint}{what} Set {key}=FILE")

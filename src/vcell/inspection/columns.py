@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ class Labels:
     context: pd.Series | None
 
 
-def guess_labels(file: h5py.File, path: Path, given: dict[str, str | None], control: str | None) -> Labels:
+def guess_labels(
+    file: h5py.File, path: Path, given: dict[str, str | None], control: str | Sequence[str] | None
+) -> Labels:
     """Reads the columns that look like labels.
 
     Parameters
@@ -117,11 +120,11 @@ def _control(column: pd.Series | None, given: Any, path: Path) -> tuple[str | No
     if column is None:
         return None, "no perturbation column"
     labels = [str(label) for label in column.cat.categories]
-    if given is not None:
-        for name in listed_names(given):
+    if names := listed_names(given):
+        for name in names:
             if name not in labels:
                 raise VcellError(f"{path}: no cell is labelled {name!r}.{nearest(name, labels)}")
-        return listed_names(given)[0], "named by you"
+        return names[0], "named by you"
     found = _control_labels(column)
     if not found:
         return None, "no label looks like a control"

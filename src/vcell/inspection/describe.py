@@ -15,8 +15,11 @@ from omegaconf import OmegaConf
 from vcell.config import flatten
 from vcell.data.files.memory import Given, as_file
 from vcell.data.files.paths import read_gene_list
+from vcell.errors import check_choice, check_number
+from vcell.inspection.columns import USUAL
 from vcell.inspection.inspect import inspect
 from vcell.inspection.report import as_text, rows_of
+from vcell.process.given import as_mapping, as_name, as_names, as_names_or_file
 from vcell.process.progress import spoken
 
 
@@ -62,9 +65,9 @@ def describe(
     cells: Given,
     *,
     columns: Mapping[str, str | None] | None = None,
-    control: str | None = None,
+    control: str | Sequence[str] | None = None,
     matrix: str | None = None,
-    genes: str | Sequence[str] | None = None,
+    genes: str | Path | Sequence[str] | None = None,
     sample: int = 500,
 ) -> Description:
     """What a file or an AnnData holds: scale of its values, genes, labels, knockdown, and what to settle before it is used.
@@ -76,7 +79,7 @@ def describe(
     columns
         obs columns that are known: ``{"perturbation": "gene", "batch": "lane", "context": "cell_line"}``; the rest is guessed.
     control
-        The label of control cells, where it is known.
+        The label of control cells, or several, where it is known.
     matrix
         Look at this one only: ``X``, ``layers/NAME``, ``raw/X``.
     genes
@@ -93,9 +96,14 @@ def describe(
     --------
     >>> vcell.describe("screen/simA.h5ad")  # doctest: +SKIP
     """
-    names = read_gene_list(genes, "genes") if isinstance(genes, str) else genes
+    known = {role: as_name(f"columns[{role!r}]", column) for role, column in as_mapping("columns", columns).items()}
+    for role in known:
+        check_choice("columns", role, (*USUAL, "gene"))
+    check_number("sample", sample, 1)
+    given = as_names_or_file("genes", genes)
+    names = read_gene_list(given, "genes") if isinstance(given, str) else given
     with as_file(cells) as path, spoken(False):
-        found = inspect(path, dict(columns or {}), control, matrix, names, sample)
+        found = inspect(path, known, as_names("control", control), as_name("matrix", matrix), names, sample)
     settings = _settings(found["prepare"])
     if not isinstance(cells, str | Path):
         found["path"] = "AnnData"

@@ -27,7 +27,7 @@ FEWEST_TO_HOLD_OUT = 3  # perturbations: one each to train, validate and test
 def inspect(
     path: Path,
     columns: dict[str, str | None] | None = None,
-    control: str | None = None,
+    control: str | Sequence[str] | None = None,
     matrix: str | None = None,
     genes: Sequence[str] | None = None,
     cells: int = 500,

@@ -107,7 +107,8 @@ def control_store(
     controls, contexts = options.controls, options.contexts  # one name of a context, where no column says it
     if is_store(controls):
         return CellStore.open(str(controls))
-    assert controls is not None
+    if not controls:
+        raise VcellError("controls names no file of control cells")
     if (place / "meta.json").is_file():
         return CellStore.open(place)
     files = expand(controls, "controls")

@@ -12,10 +12,9 @@ import pandas as pd
 from scipy import sparse
 from torch import Tensor, nn
 
-from vcell.challenge import Challenge
-from vcell.config import challenge_of
+from vcell.challenge import Challenge, challenge_of
 from vcell.data.batch import CellSetBatch
-from vcell.data.files.memory import Given, as_file, given_list, is_anndata
+from vcell.data.files.memory import Given, as_file, is_anndata
 from vcell.data.store.store import Cells, CellStore
 from vcell.errors import VcellError
 from vcell.model.find import find_checkpoint
@@ -26,6 +25,7 @@ from vcell.predict.infer import plan_model
 from vcell.predict.options import PredictOptions
 from vcell.predict.plan import PredictionPlan
 from vcell.predict.predictors import check_predictors
+from vcell.process.given import as_name, as_names, as_names_or_file, as_plain, as_switch
 from vcell.process.progress import progress_bar, spoken
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ class LoadedModel(TrainedModel):
     def predict(
         self,
         cells: Given | Sequence[str] | Cells | None = None,
-        targets: str | Sequence[str] | None = None,
+        targets: str | Path | Sequence[str] | None = None,
         *,
         n_cells: int | None = None,
         contexts: Sequence[str] | str | None = None,
-        genes: str | Sequence[str] | None = None,
+        genes: str | Path | Sequence[str] | None = None,
         challenge: str | Challenge = "none",
         predictor: str | Mapping[str, Any] | Predictor = "model",
         draw: bool | None = None,
@@ -63,7 +63,7 @@ class LoadedModel(TrainedModel):
     ) -> AnnData: ...
 
     def predict(
-        self, cells: Any = None, targets: str | Sequence[str] | None = None, **options: Any
+        self, cells: Any = None, targets: str | Path | Sequence[str] | None = None, **options: Any
     ) -> Tensor | AnnData:
         """Predicted cells, with control cells if the challenge allows them: what ``vcell infer`` writes.
 
@@ -109,7 +109,7 @@ class LoadedModel(TrainedModel):
         """
         if isinstance(cells, CellSetBatch):
             return super().predict(cells)
-        verbose = options.pop("verbose", False)
+        verbose = as_switch("verbose", options.pop("verbose", False))
         with spoken(verbose), tempfile.TemporaryDirectory(prefix="vcell-predict-") as folder:
             return self._predicted(cells, targets, Path(folder), options)
 
@@ -118,15 +118,15 @@ class LoadedModel(TrainedModel):
         if is_anndata(cells):
             with as_file(cells) as path:
                 return self._predicted(str(path), targets, folder, {**options, "contexts": contexts})
-        controls = str(cells.path) if isinstance(cells, CellStore) else str(cells) if isinstance(cells, Path) else cells
+        controls = str(cells.path) if isinstance(cells, CellStore) else as_names_or_file("cells", cells)
         asked = PredictOptions(
             challenge=challenge_of(options.pop("challenge", "none")),
-            targets=targets if targets is None or isinstance(targets, str) else [str(target) for target in targets],
-            contexts=contexts,
-            controls=controls
-            if controls is None or isinstance(controls, str)
-            else list(map(str, given_list(controls))),
-            **options,
+            targets=as_names_or_file("targets", targets),
+            contexts=as_names("contexts", contexts),
+            controls=controls,
+            genes=as_names_or_file("genes", options.pop("genes", None)),
+            store=as_names_or_file("store", options.pop("store", None)),
+            **as_plain(options),
         )
         check_predictors(asked.predictor)
         plan = plan_model(asked, self, self.path, folder / "controls")
@@ -177,10 +177,10 @@ def load(
     """
     from vcell.predict.predictors import table_in_place_of_its_own
 
-    path = find_checkpoint(str(ckpt), runs)
-    if isinstance(table, str | Path):
-        table = table_in_place_of_its_own(str(table), path)
-    found = LoadedModel.load(path, table, trust, model)
+    path = find_checkpoint(as_name("ckpt", ckpt, known=()), as_name("runs", runs, known=()))
+    if table is not None and not isinstance(table, PerturbationTable):
+        table = table_in_place_of_its_own(as_name("table", table), path)
+    found = LoadedModel.load(path, table, as_names("trust", trust) or (), model)
     if not isinstance(found, LoadedModel):
         raise VcellError(f"{path} could not be loaded")
     found.path = path

@@ -15,7 +15,7 @@ from vcell.data.files.csr import row_of
 from vcell.data.files.h5ad import column_names, open_h5ad, read_column, read_index
 from vcell.data.files.lists import read_matrix
 from vcell.data.files.matrix import Matrix
-from vcell.errors import VcellError, shortlist
+from vcell.errors import VcellError, no_such_file, shortlist
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 NAMES = ("target_gene", "perturbation", "target", "gene", "condition")
@@ -75,7 +75,7 @@ def read_table(path: Path, perturbation: str, context: str | None) -> Table:
     try:
         frame = pd.read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else read_matrix(path, "pred")
     except FileNotFoundError as error:
-        raise VcellError(f"no such file: {path} (looked from {Path.cwd()})") from error
+        raise no_such_file(path) from error
     except VcellError:
         raise
     except Exception as error:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from vcell.challenge import Challenge
-from vcell.config import challenge_of
-from vcell.data.files.memory import Given, as_file
+from vcell.challenge import Challenge, challenge_of
+from vcell.data.files.memory import Given, as_file, given_list
 from vcell.data.store.store import Cells, CellStore
+from vcell.process.given import as_name, as_names_or_file, as_switch
 from vcell.process.progress import spoken
 from vcell.score import figures
 from vcell.score.cells import Columns
@@ -87,7 +88,7 @@ def score_prediction(
     perturbation: str | None = None,
     context: str | None = None,
     control: str = "non-targeting",
-    against: Mapping[str, Given] | Sequence[str | Path] = (),
+    against: Mapping[str, Given] | Given | Sequence[Given] = (),
     ckpt: str | Path | None = None,
     store: str | Sequence[str] | None = None,
     engine: str = "auto",
@@ -136,18 +137,24 @@ def score_prediction(
         If the cells are not comparable, or targets were trained on.
     """
     rules = challenge_of(challenge)
+    columns = Columns(
+        as_name("perturbation", perturbation) or rules.perturbation,
+        as_name("context", context) or rules.context,
+        as_name("control", control, known=()),
+    )
+    others = as_others(against)
+    for key, switch in (("allow_leaks", allow_leaks), ("pictures", pictures), ("verbose", verbose)):
+        as_switch(key, switch)
     with ExitStack() as stack, spoken(verbose):
-        given = against.values() if isinstance(against, Mapping) else against
-        names = list(against) if isinstance(against, Mapping) else [Path(str(p)).stem for p in against]
         options = ScoreOptions(
             pred=stack.enter_context(as_file(pred, "prediction.h5ad")),
             real=Path(real.name) if isinstance(real, Cells) else stack.enter_context(as_file(real, "measured.h5ad")),
             challenge=rules,
-            columns=Columns(perturbation or rules.perturbation, context or rules.context, control),
-            against=[stack.enter_context(as_file(p, f"{n}.h5ad")) for n, p in zip(names, given, strict=True)],
+            columns=columns,
+            against=[stack.enter_context(as_file(p, f"{n}.h5ad")) for n, p in others],
             real_stores=[str(real.path)] if isinstance(real, CellStore) else (),
-            ckpt=None if ckpt is None else str(ckpt),
-            store=store,
+            ckpt=as_name("ckpt", ckpt),
+            store=as_names_or_file("store", store),
             engine=engine,
             allow_leaks=allow_leaks,
             pictures=pictures,
@@ -155,3 +162,15 @@ def score_prediction(
             threads=threads,
         )
         return Scores(score(options)[0])
+
+
+def as_others(given: Any) -> list[tuple[str, Given]]:
+    """Predictions to compare with, each with the name that its file shows; AnnData without one are numbered."""
+    if isinstance(given, Mapping):
+        return [(as_name("a name in against", name).replace("/", "_"), cells) for name, cells in given.items()]
+    if given is None or (isinstance(given, Sized) and not isinstance(given, str) and not len(given)):
+        return []
+    return [
+        (Path(one).stem if isinstance(one, str | Path) else f"other_{number}", one)
+        for number, one in enumerate(given_list(given), 1)
+    ]

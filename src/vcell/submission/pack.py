@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vcell.challenge import Challenge
-from vcell.config import challenge_of
+from vcell.challenge import Challenge, challenge_of
 from vcell.data.files.memory import Given, as_file
 from vcell.errors import VcellError
 from vcell.predict.key import key_of
 from vcell.predict.options import PredictOptions
+from vcell.process.given import as_name, as_names, as_names_or_file, as_switch
 from vcell.process.progress import spoken
 from vcell.submission.container import Packed
 from vcell.submission.options import PackageOptions
@@ -21,10 +21,10 @@ def pack_submission(
     pred: Given,
     challenge: str | Challenge,
     *,
-    genes: str | Sequence[str] | None = None,
-    targets: str | Sequence[str] | None = None,
-    controls: str | Sequence[str] | None = None,
-    contexts: Sequence[str] | None = None,
+    genes: str | Path | Sequence[str] | None = None,
+    targets: str | Path | Sequence[str] | None = None,
+    controls: str | Path | Sequence[str] | None = None,
+    contexts: str | Sequence[str] | None = None,
     out: str | Path | None = None,
     check: bool = False,
     convert: bool = False,
@@ -73,12 +73,15 @@ def pack_submission(
     rules = challenge_of(challenge)
     what = PredictOptions(
         rules,
-        targets=targets if targets is None or isinstance(targets, str) else list(targets),
-        genes=genes if genes is None or isinstance(genes, str) else list(genes),
-        controls=controls if controls is None or isinstance(controls, str) else list(controls),
-        contexts=contexts,
+        targets=as_names_or_file("targets", targets),
+        genes=as_names_or_file("genes", genes),
+        controls=as_names_or_file("controls", controls),
+        contexts=as_names("contexts", contexts),
     )
+    for key, switch in (("check", check), ("convert", convert), ("overwrite", overwrite), ("verbose", verbose)):
+        as_switch(key, switch)
+    name = as_name("out", out)
     with as_file(pred, "prediction.h5ad") as path, spoken(verbose):
         key = key_of("package", {"pred": str(path), "challenge": rules.name}, (), path)
-        place = None if out is None else Path(out)
+        place = None if name is None else Path(name)
         return package(PackageOptions(path, what, place, check, convert, overwrite, by, key=key))

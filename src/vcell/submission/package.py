@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +18,9 @@ from anndata.io import read_elem
 from vcell.atomic import sha256, written_file
 from vcell.challenge import Challenge
 from vcell.data.files.h5ad import open_h5ad
-from vcell.errors import VcellError, check_choice, check_ending, install, shortlist
+from vcell.data.files.paths import expand
+from vcell.data.store.store import is_store
+from vcell.errors import VcellError, check_choice, check_ending, install, no_such_file, shortlist
 from vcell.predict.from_table import CONTROL, cells_from_table, control_cells
 from vcell.predict.layout import Layout
 from vcell.predict.options import PredictOptions
@@ -111,12 +113,14 @@ def job_of(options: PackageOptions) -> Job:
     challenge, pred = options.cells.challenge, options.pred
     check_choice("by", options.by, BY)
     if not pred.is_file():
-        raise VcellError(f"no such file: {pred} (looked from {Path.cwd()})")
+        raise no_such_file(pred)
     out = options.out or pred.with_suffix(".vcc" if challenge.container else ".checked.h5ad")
     if out.resolve() == pred.resolve():
         raise VcellError(f"out={out} is the prediction itself; choose another file")
     check_ending("out", out, [".vcc"] if challenge.container else [".h5ad", ".h5", ""])
-    genes = options.cells.gene_list
+    controls, genes = options.cells.controls, options.cells.gene_list
+    if controls is not None and not is_store(controls):
+        expand(controls, "controls")  # they are read when all else is right
     if genes is None and challenge.n_genes is not None:
         raise VcellError(f"challenge={challenge.name} has a gene list whose order matters: genes=gene_names.csv")
     return Job(options, out, genes, _targets(options.cells))
@@ -140,18 +144,16 @@ def _targets(options: PredictOptions) -> list[str] | None:
 
 
 @contextmanager
-def submission(job: Job, cells: Path) -> Iterator[tuple[Path, Mapping[str, np.ndarray] | None]]:
-    """The h5ad to check and pack, and the profiles of real control cells by context, where they are known."""
+def submission(job: Job, cells: Path) -> Iterator[tuple[Path, Callable[[], Mapping[str, np.ndarray] | None]]]:
+    """The h5ad to check and pack, and what finds the profiles of real control cells by context: None where they are not known."""
     converted = job.out.with_name(f".{job.out.name}.converted.h5ad")
+    given = cells == job.pred
     try:
-        profiles = None
-        if cells == job.pred:
-            profiles = _profiles_of_controls(job)
-            if job.options.convert:
-                converted.parent.mkdir(parents=True, exist_ok=True)
-                job.changes.extend(convert(cells, converted, job.challenge, job.genes, job.control))
-                cells = converted
-        yield cells, profiles or _profiles_inside(cells)
+        if given and job.options.convert:
+            converted.parent.mkdir(parents=True, exist_ok=True)
+            job.changes.extend(convert(cells, converted, job.challenge, job.genes, job.control))
+            cells = converted
+        yield cells, lambda: (_profiles_of_controls(job) if given else None) or _profiles_inside(cells)
     finally:
         converted.unlink(missing_ok=True)
 

@@ -6,7 +6,7 @@ first rule that is broken is said, with the cells, genes or labels that break it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -27,7 +27,7 @@ def check_submission(
     genes: Sequence[str] | None,
     targets: Mapping[str, int | None] | None,
     control: str,
-    profiles: Mapping[str, np.ndarray] | None = None,
+    profiles: Callable[[], Mapping[str, np.ndarray] | None] = lambda: None,
 ) -> Findings:
     """Checks the h5ad `path`.
 
@@ -38,7 +38,8 @@ def check_submission(
     control
         The label of control cells.
     profiles
-        Of real control cells by context (`predict.profile`), by which swapped contexts are found.
+        Gives those of real control cells by context (`predict.profile`), by which swapped contexts are found; called when all else is
+        right, for reading many control cells takes a while.
 
     Raises
     ------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def check_values(
     challenge: Challenge,
     control: str,
     findings: Findings,
-    profiles: Mapping[str, np.ndarray] | None,
+    profiles: Callable[[], Mapping[str, np.ndarray] | None],
     path: Path,
 ) -> None:
     """Every stored value: what it may be, what a cell sums to, and what the cells of a label look like together."""
@@ -76,11 +76,12 @@ def check_values(
             f"{path}: every cell is 0 for {len(shown):,} targets ({shortlist(shown, 5)}): the model predicted nothing for them"
         )
     _note_alike(findings, sums, lengths, number, names, control)
-    if profiles and not (challenge.values == "log1p" and findings.whole):
+    known = None if challenge.values == "log1p" and findings.whole else profiles()
+    if known:
         found_profiles = {
             str(c): profile(by_context[i]) for i, c in enumerate(labels.context.categories) if by_context[i].any()
         }
-        check_contexts(found_profiles, profiles)
+        check_contexts(found_profiles, known)
     elif challenge.contexts:
         findings.notes.append(
             "swapped contexts cannot be detected from this file alone: set controls=FILES, the real control cells"

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from torch import nn
 
-from vcell.config import class_path, compose, with_settings
+from vcell.config import check_group, class_path, compose, with_settings
 from vcell.data.files.memory import Given, given_list
 from vcell.data.files.paths import is_zarr
 from vcell.data.store.build import build_store
 from vcell.data.store.store import Cells, CellStore
 from vcell.errors import VcellError, check_number
 from vcell.model.losses import Loss
+from vcell.process.given import as_mapping, as_name, as_names, as_part, as_switch
 from vcell.process.progress import spoken
 from vcell.process.stopping import Stopped
 from vcell.training.build import Own
@@ -108,27 +110,38 @@ def fit(
         If something of it cannot be used, or the run there has other settings.
     """
     check_number("max_steps", max_steps, -1)
+    if validate_every is not None:
+        check_number("validate_every", validate_every, 1)
+    name, more = as_name("name", name, known=()), as_mapping("settings", settings)
+    as_switch("overwrite", overwrite), as_switch("verbose", verbose)
+    held_out = {key: _held_out(key, asked) for key, asked in (("val", val), ("test", test))}
+    vectors = as_name("table", table)
+    groups = {
+        "trainer": trainer,
+        "model": model if isinstance(model, str) else "tiny",
+        "loss": loss if isinstance(loss, str) else "energy",
+    }
+    for group, known in groups.items():
+        check_group(group, known)
+    own = Own(
+        model=None if isinstance(model, str) else as_part("model", model),
+        loss=None if isinstance(loss, str) else as_part("loss", loss),
+        sampler=None if sampler is None else as_part("sampler", sampler),
+    )
     given = [data] if isinstance(data, Cells) else given_list(data)
     if not all(_is_store(one) for one in given):
-        read = {key: value for key, value in (settings or {}).items() if key.startswith("data.")}
+        read = {key: value for key, value in more.items() if key.startswith("data.")}
         given = [build_store(given, Path("data", name, "store"), settings=read, verbose=verbose)]
     stores = [_folder_of(one) for one in given]
-    groups = [
-        f"model={model if isinstance(model, str) else 'tiny'}",
-        f"loss={loss if isinstance(loss, str) else 'energy'}",
-    ]
-    config = compose("train", ["experiment=perturb_seq", f"trainer={trainer}", *groups])
+    config = compose("train", ["experiment=perturb_seq", *(f"{group}={name}" for group, name in groups.items())])
     every = validate_every or max(1, max_steps // 10)
     values: dict[str, Any] = {
         "name": name, "seed": seed, "overwrite": overwrite, "data.path": None, "data.stores": stores,
-        "data.split.val.perturbations": _held_out(val), "data.split.test.perturbations": _held_out(test),
-        "perturbation.path": None if table is None else str(table), "trainer.max_steps": max_steps, "trainer.val_check_interval": every,
-        "trainer.log_every_n_steps": min(20, every), **(settings or {}),
+        "data.split.val.perturbations": held_out["val"], "data.split.test.perturbations": held_out["test"],
+        "perturbation.path": vectors, "trainer.max_steps": max_steps, "trainer.val_check_interval": every,
+        "trainer.log_every_n_steps": min(20, every), **more,
     }  # fmt: skip
     config = with_settings(config, values)
-    own = Own(
-        model=None if isinstance(model, str) else model, loss=None if isinstance(loss, str) else loss, sampler=sampler
-    )
     # what is recorded of objects is their class, so that a run with another one is recognised
     for key, thing in (("model", own.model), ("loss", own.loss), ("data.sets.sampler", own.sampler)):
         if thing is not None:
@@ -152,5 +165,5 @@ def _folder_of(store: Any) -> str:
     return str(store.path if isinstance(store, CellStore) else store)
 
 
-def _held_out(asked: float | Sequence[str]) -> Any:
-    return asked if isinstance(asked, int | float) else [asked] if isinstance(asked, str) else list(asked)
+def _held_out(key: str, asked: float | Sequence[str]) -> Any:
+    return asked if isinstance(asked, Real) else as_names(key, asked)

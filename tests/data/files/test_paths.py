@@ -30,3 +30,12 @@ def test_toml_paths_are_found_from_the_folder_above(tmp_path: Path):
     (folder / "a.h5").touch()
     (folder / "starter.toml").write_text('[datasets]\nx = "support/{a,b}.h5"\n')
     assert toml_patterns(folder / "starter.toml") == [str(tmp_path / "support" / "{a,b}.h5")]
+
+
+def test_a_link_that_leads_nowhere_is_said(tmp_path: Path):
+    """Also among others that a glob finds: a screen without one of its files would be trained on in silence."""
+    (tmp_path / "a.h5ad").touch()
+    (tmp_path / "b.h5ad").symlink_to(tmp_path / "gone.h5ad")
+    for pattern in (f"{tmp_path}/b.h5ad", f"{tmp_path}/*.h5ad", f"{tmp_path}/{{a,b}}.h5ad"):
+        with pytest.raises(VcellError, match=r"b\.h5ad is a link that leads to no file\. Set data\.path="):
+            expand(pattern)

@@ -19,7 +19,7 @@ from vcell.data.files.genes import ENSEMBL, NAMELESS
 from vcell.data.files.labels import NO_GUIDE, as_labels, is_without_guide, renamed
 from vcell.data.files.paths import is_zarr
 from vcell.data.files.zarrstore import as_h5
-from vcell.errors import VcellError, nearest
+from vcell.errors import VcellError, nearest, no_such_file
 
 STRINGS_AT_ONCE = 500_000
 CHUNK_CACHE = 32 * 2**20  # bytes per data set: neighbouring cells lie in one chunk, which is unpacked once
@@ -68,7 +68,7 @@ def open_h5ad(path: Path) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
     except FileNotFoundError as error:
-        raise VcellError(f"no such file: {path} (looked from {Path.cwd()})") from error
+        raise no_such_file(path) from error
     except OSError as error:
         raise VcellError(_why_not(path, error)) from error
     with file:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vcell.errors import VcellError, nearest, shortlist
+from vcell.errors import VcellError, nearest, no_such_file, shortlist
 
 HEADERS = {
     "gene", "genes", "gene_name", "gene_names", "gene_symbol", "gene_symbols", "symbol", "symbols", "hgnc_symbol", "feature_name", "features",
@@ -50,7 +50,7 @@ def read_text(path: str | Path, key: str = "FILE") -> str:
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
     except FileNotFoundError as error:
-        raise VcellError(f"no such file: {path} (looked from {Path.cwd()}). Set {key}") from error
+        raise no_such_file(path, f" Set {key}") from error
     except IsADirectoryError as error:
         raise VcellError(f"{path} is a folder, not a file. Set {key}") from error
     except (OSError, EOFError) as error:

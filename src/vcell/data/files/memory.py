@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
-from vcell.errors import VcellError
+from vcell.errors import VcellError, no_such_file
 
 if TYPE_CHECKING:  # it takes half a second to load, and most commands only read files
     from anndata import AnnData
@@ -50,10 +50,20 @@ def as_file(cells: Given, name: str = "cells.h5ad") -> Iterator[Path]:
     Raises
     ------
     VcellError
-        If they are neither a path nor an AnnData, or cannot be written as one.
+        If they are neither a path nor an AnnData, if there is no such file, or if they cannot be written as one.
     """
     if isinstance(cells, str | Path):
-        yield Path(cells).expanduser()
+        path = Path(cells).expanduser()
+        if cells == "":
+            raise VcellError("the name of a file of cells is empty")
+        try:
+            path.stat()
+        except FileNotFoundError as error:
+            raise no_such_file(path) from error
+        except (OSError, ValueError) as error:  # too long a name, or one with a null byte
+            why = getattr(error, "strerror", None) or error
+            raise VcellError(f"{str(path)[:60]} cannot be read: {why}") from error
+        yield path
         return
     if not is_anndata(cells):
         raise VcellError(f"cells must be given as a path or as an AnnData, not as {type(cells).__name__}")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vcell.errors import VcellError
+from vcell.errors import VcellError, no_such_file
 
 PIECE, PIECES = 2**16, 64  # bytes, and how many, read to recognise a file
 
@@ -21,7 +21,7 @@ def expand(path: str | Sequence[str], key: str = "data.path") -> list[Path]:
     Raises
     ------
     VcellError
-        Naming every pattern that matches no file.
+        Naming every pattern that matches no file, or a link that leads to none.
     """
     patterns = [path] if isinstance(path, str) else list(path)
     found: dict[Path, None] = {}
@@ -30,12 +30,14 @@ def expand(path: str | Sequence[str], key: str = "data.path") -> list[Path]:
         matches = sorted(glob.glob(pattern, recursive=True))
         if not matches:
             missing.append(pattern)
+        if broken := [m for m in matches if not Path(m).exists()]:
+            raise no_such_file(broken[0], f" Set {key}=FILE.h5ad")
         found.update({Path(m): None for m in matches if Path(m).is_file() or is_zarr(Path(m))})
         folders = [m for m in matches if Path(m).is_dir() and not is_zarr(Path(m))]
         if folders and not any(Path(m).is_file() for m in matches):
             raise VcellError(f"{folders[0]} is a folder. Name the files in it: {key}='{folders[0]}/*.h5ad'")
     if missing:
-        raise VcellError(f"no such file: {', '.join(missing)} (looked from {Path.cwd()}). Set {key}=FILE.h5ad")
+        raise no_such_file(", ".join(missing), f" Set {key}=FILE.h5ad")
     return list(found)
 
 
@@ -112,7 +114,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     try:
         content = tomllib.loads(path.read_text())
     except FileNotFoundError as error:
-        raise VcellError(f"no such file: {path} (looked from {Path.cwd()}). Set data.toml=FILE.toml") from error
+        raise no_such_file(path, " Set data.toml=FILE.toml") from error
     except IsADirectoryError as error:
         raise VcellError(f"data.toml={path} is a folder, not a file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -12,6 +12,8 @@ from vcell.data.files.memory import Given, as_file, given_list
 from vcell.data.store.ensure import ensure_store
 from vcell.data.store.options import StoreOptions
 from vcell.data.store.store import Cells
+from vcell.errors import check_number
+from vcell.process.given import as_mapping, as_name, as_names, as_switch
 from vcell.process.progress import spoken
 
 
@@ -24,7 +26,7 @@ def build_store(
     context: str | None = "cell_type",
     context_name: str | None = None,
     control: str | Sequence[str] = "non-targeting",
-    genes: str = "union",
+    genes: str | Path = "union",
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     workers: int | None = None,
@@ -65,16 +67,27 @@ def build_store(
         If cells cannot be read, or the store there was made from others.
     """
     given = given_list(cells)
+    if workers is not None:
+        check_number("workers", workers, 1)
+    labels = as_names("control", control)
+    columns = {
+        f"data.columns.{role}": as_name(role, column)
+        for role, column in (("perturbation", perturbation), ("batch", batch), ("context", context))
+    }
+    values = {
+        "data.store": as_name("out", out, known=()),
+        "data.context": as_name("context_name", context_name),
+        "data.control": labels[0] if labels and isinstance(control, str) else labels,
+        "data.genes": as_name("genes", genes),
+        **columns,
+        **as_mapping("settings", settings),
+    }
+    as_switch("overwrite", overwrite), as_switch("verbose", verbose)
     config = compose("prepare", ["data=perturb_seq"])
-    columns = {"data.columns.perturbation": perturbation, "data.columns.batch": batch, "data.columns.context": context}
-    control_label = control if isinstance(control, str) else list(control)
     with ExitStack() as stack, spoken(verbose):
         paths = [
             str(one) if isinstance(one, str | Path) else str(stack.enter_context(as_file(one, f"adata{i}.h5ad")))
             for i, one in enumerate(given)
         ]
-        values = {
-            "data.path": paths, "data.store": str(out), "data.context": context_name, "data.control": control_label, "data.genes": genes,
-            **columns, **(settings or {}),
-        }  # fmt: skip
-        return ensure_store(StoreOptions.of(with_settings(config, values).data), overwrite, workers)
+        data = with_settings(config, {"data.path": paths, **values}).data
+        return ensure_store(StoreOptions.of(data), overwrite, workers)
