@@ -26,7 +26,7 @@ def test_demo_beats_the_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     train(
         compose(
             "train",
-            ["experiment=demo", "trainer=cpu", "trainer.max_steps=20", "trainer.val_check_interval=20", *SMALLER],
+            ["experiment=demo", "trainer=cpu", "trainer.max_steps=8", "trainer.val_check_interval=8", *SMALLER],
         )
     )
     genes = "data/demo/screen/gene_names.csv"

@@ -32,7 +32,7 @@ def test_papalexi_from_file_to_scores(table: str, tmp_path: Path, monkeypatch: p
 
     monkeypatch.chdir(tmp_path)
     prepare(compose("prepare", ["data=papalexi", f"data.path={PAPALEXI}"]))
-    steps = ["trainer=cpu", "trainer.max_steps=20", "trainer.val_check_interval=20", f"perturbation.path={table}"]
+    steps = ["trainer=cpu", "trainer.max_steps=8", "trainer.val_check_interval=8", f"perturbation.path={table}"]
     train(compose("train", ["experiment=papalexi", f"data.path={PAPALEXI}", *steps]))
     infer_here("out=pred.h5ad")
     evaluate(compose("evaluate", ["pred=pred.h5ad", f"real={PAPALEXI}", "engine=fast"]))
@@ -50,7 +50,7 @@ def test_papalexi_from_file_to_scores(table: str, tmp_path: Path, monkeypatch: p
     ]  # fmt: skip
     assert np.isfinite(scores[["SCORE", "DES", "PDS", "MAE"]].to_numpy()).all()
     assert scores.loc["split_half", "DES"] == scores["DES"].max()
-    # 20 steps teach little, but the average response to a knock-out is nearer the truth than no response
+    # 8 steps teach little, but the average response to a knock-out is nearer the truth than no response
     assert scores.loc["context_mean", "MAE"] < scores.loc["copied_controls", "MAE"]
 
 

@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vcell.errors import VcellError, check_choice, nearest
 from vcell.process.given import as_plain
@@ -120,7 +121,10 @@ def with_settings(config: DictConfig, settings: Mapping[str, Any]) -> DictConfig
     for key, value in settings.items():
         if not any(key == name or name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in known):
             raise VcellError(f"there is no setting {key!r}.{nearest(key, known)}")
-        OmegaConf.update(config, key, as_plain(value), merge=False, force_add=True)
+        try:
+            OmegaConf.update(config, key, as_plain(value), merge=False, force_add=True)
+        except OmegaConfBaseException as error:
+            raise VcellError(f"{key} cannot be a {type(value).__name__}") from error
     return config
 
 

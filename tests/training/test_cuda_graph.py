@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from omegaconf import DictConfig
 from torch import Tensor
 
 from tests.conftest import train_here
@@ -60,9 +62,14 @@ def batch_of(step: int, cells: int = 5, masked: bool = False) -> CellSetBatch:
     )  # fmt: skip
 
 
+@cache
+def composed(*overrides: str) -> DictConfig:
+    return compose("train", list(overrides))
+
+
 def trained(loss: str, graphed: bool, **batches: Any) -> tuple[list[float], list[Tensor]]:
     torch.manual_seed(0)
-    config = compose("train", ["model=tiny", f"loss={loss}", "model.dropout=0"])
+    config = composed("model=tiny", f"loss={loss}", "model.dropout=0")
     model, terms = build(config.model, n_genes=12, perturbation_width=4), build(config.loss)
     weights, losses = list(model.parameters()), []
     update = torch.optim.AdamW(weights, 0.001)
@@ -110,7 +117,7 @@ def test_a_step_of_another_shape_is_run_as_usual():
 
 def allowed(asked: str | bool = True, **differing: Any) -> bool:
     """As `may_be_recorded` says of a run on a GPU, but for what differs."""
-    config = compose("train", ["model=tiny"])
+    config = composed("model=tiny")
     model = build(config.model, n_genes=12, perturbation_width=4)
     settings: dict[str, Any] = {
         "world_size": 1, "accumulate_grad_batches": 1, "precision": "bf16-mixed", "gradient_clip_algorithm": None, "device": "cuda", "callbacks": [],

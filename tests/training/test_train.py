@@ -31,7 +31,7 @@ from vcell.training.module import TransitionModule
 from vcell.training.saving import KeepLast
 from vcell.training.validation import ValidationScores
 
-STEPS_TO_KILL = 60
+STEPS_TO_KILL = 36
 LAST = Path("runs/demo/checkpoints/last.ckpt")
 
 
@@ -250,7 +250,7 @@ def test_a_run_killed_at_random_moments_ends_like_one_never_killed(fresh: Path, 
         "model.dropout=0.2",
         "model.decoder_layers=2",
         "callbacks.last.every_n_steps=3",
-        "trainer.val_check_interval=20",
+        "trainer.val_check_interval=12",
     ]
     length = f"trainer.max_steps={STEPS_TO_KILL}"
     train_here(*options, length, "name=whole")
