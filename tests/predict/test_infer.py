@@ -173,6 +173,25 @@ def test_files_without_controls_are_told_how_to_name_them(
         )
 
 
+def test_control_cells_without_counts_are_left_out(
+    in_trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    cells = ad.read_h5ad("data/demo/screen/simA.h5ad")
+    controls = cells[cells.obs["target_gene"] == "non-targeting"].copy()
+    controls[2:].copy().write_h5ad(tmp_path / "full.h5ad")
+    controls.X.data[: controls.X.indptr[2]] = 0
+    controls.X.eliminate_zeros()
+    controls.write_h5ad(tmp_path / "some_empty.h5ad")
+    found = {
+        name: predict(
+            tmp_path / f"of_{name}.h5ad", f"controls={tmp_path / name}.h5ad", "targets=[GENE0001]", "n_cells=9"
+        )
+        for name in ("full", "some_empty")
+    }
+    assert "2 cells without counts are left out of the control cells" in capsys.readouterr().out
+    np.testing.assert_array_equal(found["some_empty"].X.toarray(), found["full"].X.toarray())
+
+
 def test_what_is_predicted_unasked_is_the_request_of_the_data(in_trained: Path, tmp_path: Path):
     unasked = predict(tmp_path / "a.h5ad")
     asked = predict(tmp_path / "b.h5ad", f"targets={REQUEST}", "contexts=[simC]")

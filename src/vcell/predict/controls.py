@@ -123,8 +123,10 @@ def control_store(
     if others:
         print(f"note         cells labelled {shortlist(others, 3)} are taken for control cells, {control}", flush=True)
     rules = LabelRules(rename=others)
-    recipe = Recipe(found, control, rules, context, obsm=tuple(obsm))
+    recipe = Recipe(found, control, rules, context, empty_cells="drop", obsm=tuple(obsm))
     store = ingest(files, place, recipe, GeneChoice("union" if genes is None else list(genes)))
+    if dropped := store.meta["empty_cells_dropped"]:
+        print(f"note         {dropped:,} cells without counts are left out of the control cells", flush=True)
     for source, number in store.meta["genes_missing"].items():
         print(
             f"note         {source} lacks {number:,} of {store.n_genes:,} genes: they are 0 in predictions from it",
