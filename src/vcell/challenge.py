@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from vcell.config import build, check_group, compose
 from vcell.errors import VcellError, check_choice, check_number, nearest, shortlist
-from vcell.process.given import as_name, as_names, as_plain, as_switch
+from vcell.process.given import as_name, as_name_or_none, as_names, as_plain, as_switch
 
 CONTROLS = ("required", "allowed", "forbidden")
 VALUES = ("log1p", "counts")
@@ -85,9 +85,9 @@ class Challenge:
 
     def __post_init__(self) -> None:
         for key in ("name", "perturbation"):
-            object.__setattr__(self, key, as_name(f"challenge.{key}", getattr(self, key), known=()))
-        for key in ("context", "control"):
             object.__setattr__(self, key, as_name(f"challenge.{key}", getattr(self, key)))
+        for key in ("context", "control"):
+            object.__setattr__(self, key, as_name_or_none(f"challenge.{key}", getattr(self, key)))
         object.__setattr__(self, "draw", as_switch("challenge.draw", self.draw))
         for key, known in (("controls", CONTROLS), ("values", VALUES), ("container", CONTAINERS), ("scorer", SCORERS)):
             check_choice(f"challenge.{key}", getattr(self, key), known)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vcell.errors import VcellError, check_choice, check_number
-from vcell.process.given import as_mapping, as_name, as_names, as_names_or_file, as_plain, as_switch
+from vcell.process.given import as_mapping, as_name, as_name_or_none, as_names, as_names_or_file, as_plain, as_switch
 
 NAMES = ["MYC", "STAT1"]
 
@@ -32,6 +32,12 @@ def test_names_come_in_any_form_that_holds_names(given: Any):
 def test_one_name_is_a_list_of_one_and_a_number_is_a_name():
     assert as_names("contexts", "A549") == ["A549"] and as_names("contexts", None) is None
     assert as_names("targets", np.array([3, 3368])) == ["3", "3368"] and as_name("control", np.int64(0)) == "0"
+
+
+def test_none_is_no_name_but_where_it_may_be():
+    assert as_name_or_none("batch", None) is None and as_name_or_none("batch", "lane") == "lane"
+    with pytest.raises(VcellError, match="out must be one name, not None"):
+        as_name("out", None)
 
 
 def test_a_file_is_not_taken_for_names():
@@ -59,7 +65,7 @@ def test_what_holds_no_names_is_refused(given: Any, words: str):
 
 
 def test_a_switch_is_no_word():
-    assert as_switch("overwrite", np.bool_(True)) is True and as_switch("draw", None, or_none=True) is None
+    assert as_switch("overwrite", np.bool_(True)) is True
     for wrong in ("false", 0, None):
         with pytest.raises(VcellError, match="overwrite must be True or False, not "):
             as_switch("overwrite", wrong)

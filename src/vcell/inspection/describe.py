@@ -19,7 +19,7 @@ from vcell.errors import check_choice, check_number
 from vcell.inspection.columns import USUAL
 from vcell.inspection.inspect import inspect
 from vcell.inspection.report import as_text, rows_of
-from vcell.process.given import as_mapping, as_name, as_names, as_names_or_file
+from vcell.process.given import as_mapping, as_name_or_none, as_names, as_names_or_file
 from vcell.process.progress import spoken
 
 
@@ -96,14 +96,16 @@ def describe(
     --------
     >>> vcell.describe("screen/simA.h5ad")  # doctest: +SKIP
     """
-    known = {role: as_name(f"columns[{role!r}]", column) for role, column in as_mapping("columns", columns).items()}
+    known = {
+        role: as_name_or_none(f"columns[{role!r}]", column) for role, column in as_mapping("columns", columns).items()
+    }
     for role in known:
         check_choice("columns", role, (*USUAL, "gene"))
     check_number("sample", sample, 1)
     given = as_names_or_file("genes", genes)
     names = read_gene_list(given, "genes") if isinstance(given, str) else given
     with as_file(cells) as path, spoken(False):
-        found = inspect(path, known, as_names("control", control), as_name("matrix", matrix), names, sample)
+        found = inspect(path, known, as_names("control", control), as_name_or_none("matrix", matrix), names, sample)
     settings = _settings(found["prepare"])
     if not isinstance(cells, str | Path):
         found["path"] = "AnnData"

@@ -177,7 +177,7 @@ def load(
     """
     from vcell.predict.predictors import table_in_place_of_its_own
 
-    path = find_checkpoint(as_name("ckpt", ckpt, known=()), as_name("runs", runs, known=()))
+    path = find_checkpoint(as_name("ckpt", ckpt), as_name("runs", runs))
     if table is not None and not isinstance(table, PerturbationTable):
         table = table_in_place_of_its_own(as_name("table", table), path)
     found = LoadedModel.load(path, table, as_names("trust", trust) or (), model)

@@ -5,7 +5,7 @@ Names come as lists, tuples, arrays, indexes, columns of a table or categories; 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from os import PathLike, fspath
 from typing import Any
@@ -13,15 +13,23 @@ from typing import Any
 from vcell.errors import VcellError
 
 
-def as_name(key: str, value: Any, *, known: Collection[Any] = (None,)) -> Any:
-    """One name, of an obs column or a label, or a file's; or one of `known`, which stands for itself."""
+def as_name(key: str, value: Any) -> str:
+    """One name: of an obs column, a label, or a file.
+
+    Raises
+    ------
+    VcellError
+        For what is no name.
+    """
     value = _scalar(value)
-    if any(value is one for one in known):
-        return value
-    name = _name(value)
-    if name is None:
+    if (name := _name(value)) is None:
         raise VcellError(f"{key} must be one name, not {_what(value)}")
     return name
+
+
+def as_name_or_none(key: str, value: Any) -> str | None:
+    """The same, where None means that there is none."""
+    return None if value is None else as_name(key, value)
 
 
 def as_names(key: str, value: Any) -> list[str] | None:
@@ -54,12 +62,12 @@ def as_names_or_file(key: str, value: Any) -> str | list[str] | None:
     return fspath(value) if isinstance(value, str | PathLike) else as_names(key, value)
 
 
-def as_switch(key: str, value: Any, *, or_none: bool = False) -> Any:
+def as_switch(key: str, value: Any) -> bool:
     """True or False: words such as "false" would count as True."""
     value = _scalar(value)
-    if isinstance(value, bool) or (or_none and value is None):
+    if isinstance(value, bool):
         return value
-    raise VcellError(f"{key} must be True{', False or None' if or_none else ' or False'}, not {_what(value)}")
+    raise VcellError(f"{key} must be True or False, not {_what(value)}")
 
 
 def as_part(key: str, value: Any) -> Any:

@@ -14,7 +14,7 @@ import pandas as pd
 from vcell.challenge import Challenge, challenge_of
 from vcell.data.files.memory import Given, as_file, given_list
 from vcell.data.store.store import Cells, CellStore
-from vcell.process.given import as_name, as_names_or_file, as_switch
+from vcell.process.given import as_name, as_name_or_none, as_names_or_file, as_switch
 from vcell.process.progress import spoken
 from vcell.score import figures
 from vcell.score.cells import Columns
@@ -138,9 +138,9 @@ def score_prediction(
     """
     rules = challenge_of(challenge)
     columns = Columns(
-        as_name("perturbation", perturbation) or rules.perturbation,
-        as_name("context", context) or rules.context,
-        as_name("control", control, known=()),
+        as_name_or_none("perturbation", perturbation) or rules.perturbation,
+        as_name_or_none("context", context) or rules.context,
+        as_name("control", control),
     )
     others = as_others(against)
     for key, switch in (("allow_leaks", allow_leaks), ("pictures", pictures), ("verbose", verbose)):
@@ -153,7 +153,7 @@ def score_prediction(
             columns=columns,
             against=[stack.enter_context(as_file(p, f"{n}.h5ad")) for n, p in others],
             real_stores=[str(real.path)] if isinstance(real, CellStore) else (),
-            ckpt=as_name("ckpt", ckpt),
+            ckpt=as_name_or_none("ckpt", ckpt),
             store=as_names_or_file("store", store),
             engine=engine,
             allow_leaks=allow_leaks,

@@ -18,7 +18,7 @@ from vcell.data.store.build import build_store
 from vcell.data.store.store import Cells, CellStore
 from vcell.errors import VcellError, check_number
 from vcell.model.losses import Loss
-from vcell.process.given import as_mapping, as_name, as_names, as_part, as_switch
+from vcell.process.given import as_mapping, as_name, as_name_or_none, as_names, as_part, as_switch
 from vcell.process.progress import spoken
 from vcell.process.stopping import Stopped
 from vcell.training.build import Own
@@ -112,10 +112,10 @@ def fit(
     check_number("max_steps", max_steps, -1)
     if validate_every is not None:
         check_number("validate_every", validate_every, 1)
-    name, more = as_name("name", name, known=()), as_mapping("settings", settings)
+    name, more = as_name("name", name), as_mapping("settings", settings)
     as_switch("overwrite", overwrite), as_switch("verbose", verbose)
     held_out = {key: _held_out(key, asked) for key, asked in (("val", val), ("test", test))}
-    vectors = as_name("table", table)
+    vectors = as_name_or_none("table", table)
     groups = {
         "trainer": trainer,
         "model": model if isinstance(model, str) else "tiny",

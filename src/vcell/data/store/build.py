@@ -13,7 +13,7 @@ from vcell.data.store.ensure import ensure_store
 from vcell.data.store.options import StoreOptions
 from vcell.data.store.store import Cells
 from vcell.errors import check_number
-from vcell.process.given import as_mapping, as_name, as_names, as_switch
+from vcell.process.given import as_mapping, as_name, as_name_or_none, as_names, as_switch
 from vcell.process.progress import spoken
 
 
@@ -71,14 +71,14 @@ def build_store(
         check_number("workers", workers, 1)
     labels = as_names("control", control)
     columns = {
-        f"data.columns.{role}": as_name(role, column)
+        f"data.columns.{role}": as_name_or_none(role, column)
         for role, column in (("perturbation", perturbation), ("batch", batch), ("context", context))
     }
     values = {
-        "data.store": as_name("out", out, known=()),
-        "data.context": as_name("context_name", context_name),
+        "data.store": as_name("out", out),
+        "data.context": as_name_or_none("context_name", context_name),
         "data.control": labels[0] if labels and isinstance(control, str) else labels,
-        "data.genes": as_name("genes", genes),
+        "data.genes": as_name_or_none("genes", genes),
         **columns,
         **as_mapping("settings", settings),
     }
