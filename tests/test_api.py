@@ -237,7 +237,7 @@ def test_what_is_given_wrongly_is_refused(in_trained: Path):
         (lambda: vcell.build_store("a.h5ad", "s", workers="many"), "workers=many must be a whole number"),
         (lambda: vcell.build_store("a.h5ad", "s", control=["ctrl", None]), "number 2 of them is None"),
         (lambda: vcell.fit("a.h5ad", settings=[("seed", 1)]), "settings must be a dict"),
-        (lambda: vcell.fit("s", test={"GENE1": 2}), "test must be a name or a list of names, not a dict"),
+        (lambda: vcell.fit("s", test={"GENE1": 2}), "test must be a name or a list of names, not a value of type dict"),
         (lambda: vcell.fit("s", model="tny"), "model=tny must be one of .*Did you mean 'tiny'"),
         (lambda: vcell.fit("s", trainer="tpu"), "trainer=tpu must be one of"),
         (lambda: vcell.fit("s", loss=3), "loss must be a name, or an object or class that can be called, not 3"),

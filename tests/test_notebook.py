@@ -47,6 +47,7 @@ def test_the_notebooks_run_in_a_kernel(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
+@BEFORE_RELEASE  # the page of the documentation that shows the same is run by test_docs
 def test_the_python_notebook_runs_top_to_bottom(tmp_path: Path):
     quick = {**os.environ, "VCELL_QUICK": "1"}
     arguments = [str(NOTEBOOKS / "vcell_python.ipynb"), "shown.json"]

@@ -50,13 +50,13 @@ def test_a_file_is_not_taken_for_names():
     [
         (["MYC", None], "targets must be names, and number 2 of them is None"),
         (["MYC", float("nan")], "number 2 of them is nan"),
-        ([["MYC"]], "number 1 of them is a list"),
-        ({"MYC": 100}, "a name or a list of names, not a dict"),
-        (pd.DataFrame({"gene": NAMES}), "not a DataFrame. Give one column of the table"),
+        ([["MYC"]], "number 1 of them is a value of type list"),
+        ({"MYC": 100}, "a name or a list of names, not a value of type dict"),
+        (pd.DataFrame({"gene": NAMES}), "not a value of type DataFrame. Give one column of the table"),
         (b"MYC", "not b'MYC'"),
         (0.5, "not 0.5"),
         (True, "not True"),
-        (object(), "not a object"),
+        (object(), "not a value of type object"),
     ],
 )
 def test_what_holds_no_names_is_refused(given: Any, words: str):

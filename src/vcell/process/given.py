@@ -114,4 +114,4 @@ def _name(value: Any) -> str | None:
 def _what(value: Any) -> str:
     """A value for a message: itself where it is short, else what it is."""
     short = repr(value) if value is None or isinstance(value, str | bool | int | float | bytes) else ""
-    return short if 0 < len(short) <= 40 else f"a {type(value).__name__}"
+    return short if 0 < len(short) <= 40 else f"a value of type {type(value).__name__}"
