@@ -99,6 +99,9 @@ def the_measured_cells_are_the_stores() -> None:
         ("folds=1", "folds=1"),
         ("fold=2", "fold=2 must be a whole number from 0 to 1"),
         ("by=cell", "must be perturbation, context or both"),
+        ("engine=official2", "engine=official2 must be one of auto, official, fast"),
+        ("draw=maybe", "draw=maybe must be one of null, true, false"),
+        ("use=best", "use=best must end in .ckpt: best.ckpt or last.ckpt"),
     ],
 )
 def test_bad_plans_are_refused(override: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -106,6 +109,15 @@ def test_bad_plans_are_refused(override: str, words: str, tmp_path: Path, monkey
     with pytest.raises(VcellError, match=words):
         cross(override)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_of_which_nothing_came_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    cells = ["experiment=perturb_seq", "data.path=absent.h5ad", "name=cv"]
+    for plan in ("folds=2", "folds=3"):
+        with pytest.raises(VcellError, match=r"absent\.h5ad"):
+            crossval(compose("crossval", [*cells, plan]))
+        assert not RUN.exists()
 
 
 def test_ways_of_drawing_counts_are_compared(

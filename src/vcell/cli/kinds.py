@@ -23,7 +23,7 @@ TABLES = {
 }  # fmt: skip
 # one file, folder or name
 SINGLE = {
-    "pred", "real", "path", "out", "fasta", "ckpt", "init_from", "name", "run_dir", "bank", "plot", "real_matrix", "challenge.name",
+    "pred", "real", "path", "out", "fasta", "ckpt", "init_from", "name", "run_dir", "bank", "plot", "real_matrix", "use", "challenge.name",
     "challenge.perturbation", "challenge.context", "challenge.control", "data.toml",
     "data.context", "data.matrix", "data.genes", "prepare.cluster", "runs", "folder",
 }  # fmt: skip

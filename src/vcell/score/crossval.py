@@ -45,11 +45,15 @@ def run_folds(options: CrossvalOptions) -> bool:
     Folds(options.folds, 0, options.by, options.within)  # refuses what means nothing before the first fold
     keep_plan(options)
     folds = range(options.folds) if options.fold is None else [options.fold]
-    for number, fold in enumerate(folds):
-        done = time.monotonic() - started
-        left = f", about {done / number * (len(folds) - number) / 60:.0f} min left" if number else ""
-        print(f"== fold {fold} ({number + 1} of {len(folds)}{left})", flush=True)
-        run_fold(options, fold)
+    try:
+        for number, fold in enumerate(folds):
+            done = time.monotonic() - started
+            left = f", about {done / number * (len(folds) - number) / 60:.0f} min left" if number else ""
+            print(f"== fold {fold} ({number + 1} of {len(folds)}{left})", flush=True)
+            run_fold(options, fold)
+    except VcellError:
+        discard_plan(options.folder)
+        raise
     missing = [f for f in range(options.folds) if not (options.folder_of(f) / "scores" / "scores.json").is_file()]
     if missing:
         print(
@@ -74,6 +78,13 @@ def keep_plan(options: CrossvalOptions) -> None:
             )
         return
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(dict(options.plan))))
+
+
+def discard_plan(folder: Path) -> None:
+    """Removes a plan of which nothing came: the first fold was refused, and the next command may plan otherwise."""
+    if [path.name for path in folder.iterdir()] == [PLAN]:
+        (folder / PLAN).unlink()
+        folder.rmdir()
 
 
 def run_fold(options: CrossvalOptions, fold: int) -> None:

@@ -13,9 +13,10 @@ from vcell.challenge import Challenge
 from vcell.config import build, plain
 from vcell.data.splits import Group
 from vcell.effects.names import BASELINES
-from vcell.errors import MOST_SEED, VcellError, check_number, nearest
+from vcell.errors import MOST_SEED, VcellError, check_choice, check_ending, check_number, nearest
 from vcell.score.cells import Columns
 
+ENGINES = ("auto", "official", "fast")
 # keys of vcell.crossval itself; all others are those of vcell.train
 CROSSVAL_KEYS = (
     "challenge",
@@ -135,6 +136,7 @@ class ScoreOptions:
         )
 
     def __post_init__(self) -> None:
+        check_choice("engine", self.engine, ENGINES)
         for name, least in (("pds_subset", 2), ("threads", 1)):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), least)
@@ -199,6 +201,10 @@ class CrossvalOptions:
             check_number("fold", config.fold, 0, config.folds - 1, other="null")
         if config.threads is not None:
             check_number("threads", config.threads, 1)
+        # what is looked at after training only must not wait for it
+        check_choice("engine", config.engine, ENGINES)
+        check_choice("draw", config.draw, (None, True, False))
+        check_ending("use", config.use, [".ckpt"], ": best.ckpt or last.ckpt")
         rules = {**plain(config.challenge), **dict.fromkeys(RELAXED), "contexts": []}
         named = {name: plain(config[name]) for name in ("name", "folds", "by", "within", "fold", "use", "draw", "seed", "trust", "engine", "threads", "overwrite", "ablate", "compare")}  # fmt: skip
         whole: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]

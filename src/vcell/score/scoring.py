@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 
-from vcell.errors import check_choice
 from vcell.process.progress import progress_bar
 from vcell.score import caveats
 from vcell.score.embedding import Embedding, Sample
@@ -27,7 +26,6 @@ from vcell.system import in_threads
 if TYPE_CHECKING:
     import torch
 
-ENGINES = ("auto", "official", "fast")
 CEILING = "split_half"
 CELL_GROUPS = 10  # of the intervals over cells
 EXPECTED = 4  # references
@@ -154,7 +152,6 @@ class ContextScorer:
     """
 
     def __init__(self, pair: Pair, scorer: Scorer, engine: str, threads: int, device: torch.device | None) -> None:
-        check_choice("engine", engine, ENGINES)
         self.scorer, self.engine = scorer, engine
         tasks: list[Callable[[], Any]] = [
             partial(Sample.of, pair.real, BULK_SUM if scorer.counts else None),
