@@ -50,7 +50,7 @@ def shown(path: Path) -> list[dict[str, Any]]:
         with capture_output(display=False) as printed:
             shell.run_cell(source).raise_error()
         types = {kind: text for value in values if value is not None for kind, text in formatted(shell, value).items()}
-        found.append({"printed": printed.stdout, "types": types})
+        found.append({"printed": printed.stdout + printed.stderr, "types": types})
     return found
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vcell.config import build, check_group, compose
 from vcell.errors import VcellError, check_choice, check_number, nearest, shortlist
@@ -97,12 +98,7 @@ class Challenge:
         for key in ("n_genes", "n_targets", "cells", "max_cells", "max_stored", "max_counts_per_cell", "below_log1p"):
             if (number := getattr(self, key)) is not None:
                 check_number(f"challenge.{key}", number, 0, whole=key != "below_log1p", above=True, other="null")
-        phases = [] if self.contexts is None else self.contexts
-        if isinstance(phases, str | bytes) or not isinstance(phases, Iterable):
-            raise VcellError(f"challenge.contexts={phases} must be lists of contexts, one for each phase: [[C, D]]")
-        object.__setattr__(
-            self, "contexts", tuple(tuple(as_names("challenge.contexts", phase) or ()) for phase in phases)
-        )
+        object.__setattr__(self, "contexts", _phases(self.contexts))
 
     @property
     def drawn(self) -> bool:
@@ -189,6 +185,13 @@ def challenge_of(asked: str | Challenge) -> Challenge:
     check_group("challenge", asked)
     rules: Challenge = build(compose("infer", [f"challenge={asked}"]).challenge)
     return rules
+
+
+def _phases(given: Any) -> tuple[tuple[str, ...], ...]:
+    phases = () if given is None else given
+    if isinstance(phases, str | bytes) or not isinstance(phases, Iterable):
+        raise VcellError(f"challenge.contexts={phases!r} must be lists of contexts, one for each phase: [[C, D]]")
+    return tuple(tuple(as_names("challenge.contexts", phase) or ()) for phase in phases)
 
 
 def _check_targets(here: Mapping[str, int], targets: Mapping[str, int | None], where: str) -> None:

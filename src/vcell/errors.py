@@ -80,10 +80,10 @@ def check_number(
     raise VcellError(f"{key}={value} must be {kind} {bounds}{alternative}{hint}")
 
 
-def no_such_file(path: str | PurePath, advice: str = "") -> VcellError:
+def no_such_file(path: str | PurePath, advice: str = "", what: str = "file") -> VcellError:
     """The error for a file that is not there, or a link that leads to none; `advice` begins with a blank and is whole sentences."""
     link = Path(path).is_symlink()
-    text = f"{path} is a link that leads to no file" if link else f"no such file: {path} (looked from {Path.cwd()})"
+    text = f"{path} is a link that leads to no file" if link else f"no such {what}: {path} (looked from {Path.cwd()})"
     return VcellError(f"{text}.{advice}" if advice else text)
 
 

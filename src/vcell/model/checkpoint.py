@@ -22,7 +22,7 @@ from vcell.data.splits import Group
 from vcell.data.store.view import store_paths
 from vcell.effects.make import FITTED
 from vcell.effects.own_gene import measure_own_genes
-from vcell.errors import VcellError
+from vcell.errors import VcellError, no_such_file
 from vcell.model.run_table import table_for
 from vcell.model.table import PerturbationTable
 from vcell.model.transition import TransitionModel
@@ -215,7 +215,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         If the file is absent, damaged, or not vcell's.
     """
     if not path.is_file():
-        raise VcellError(f"no such checkpoint: {path} (looked from {Path.cwd()})")
+        raise no_such_file(path, what="checkpoint")
     try:
         check_zip(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

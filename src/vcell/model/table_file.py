@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vcell.atomic import check_zip
-from vcell.errors import VcellError, shortlist
+from vcell.errors import VcellError, no_such_file, shortlist
 
 Named = tuple[list[str], Tensor]
 HUMAN = "9606"  # of species, in STRING
@@ -41,7 +41,7 @@ def read_table_file(path: Path) -> Named:
         If it is absent, empty, of no kind that is known, or would run code.
     """
     if not path.is_file():
-        raise VcellError(f"no such perturbation table: {path} (looked from {Path.cwd()}). Set perturbation.path")
+        raise no_such_file(path, " Set perturbation.path", "perturbation table")
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise VcellError(

@@ -70,6 +70,12 @@ def as_switch(key: str, value: Any) -> bool:
     raise VcellError(f"{key} must be True or False, not {_what(value)}")
 
 
+def check_switches(**given: Any) -> None:
+    """Refuses those that are neither True nor False."""
+    for key, value in given.items():
+        as_switch(key, value)
+
+
 def as_part(key: str, value: Any) -> Any:
     """An object that takes the place of a part: a network, a loss, a sampler, or what makes one."""
     if callable(value):

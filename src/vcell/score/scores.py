@@ -14,7 +14,7 @@ import pandas as pd
 from vcell.challenge import Challenge, challenge_of
 from vcell.data.files.memory import Given, as_file, given_list
 from vcell.data.store.store import Cells, CellStore
-from vcell.process.given import as_name, as_name_or_none, as_names_or_file, as_switch
+from vcell.process.given import as_name, as_name_or_none, as_names_or_file, check_switches
 from vcell.process.progress import spoken
 from vcell.score import figures
 from vcell.score.cells import Columns
@@ -143,8 +143,7 @@ def score_prediction(
         as_name("control", control),
     )
     others = as_others(against)
-    for key, switch in (("allow_leaks", allow_leaks), ("pictures", pictures), ("verbose", verbose)):
-        as_switch(key, switch)
+    check_switches(allow_leaks=allow_leaks, pictures=pictures, verbose=verbose)
     with ExitStack() as stack, spoken(verbose):
         options = ScoreOptions(
             pred=stack.enter_context(as_file(pred, "prediction.h5ad")),

@@ -10,7 +10,7 @@ from vcell.data.files.memory import Given, as_file
 from vcell.errors import VcellError
 from vcell.predict.key import key_of
 from vcell.predict.options import PredictOptions
-from vcell.process.given import as_name_or_none, as_names, as_names_or_file, as_switch
+from vcell.process.given import as_name_or_none, as_names, as_names_or_file, check_switches
 from vcell.process.progress import spoken
 from vcell.submission.container import Packed
 from vcell.submission.options import PackageOptions
@@ -78,8 +78,7 @@ def pack_submission(
         controls=as_names_or_file("controls", controls),
         contexts=as_names("contexts", contexts),
     )
-    for key, switch in (("check", check), ("convert", convert), ("overwrite", overwrite), ("verbose", verbose)):
-        as_switch(key, switch)
+    check_switches(check=check, convert=convert, overwrite=overwrite, verbose=verbose)
     name = as_name_or_none("out", out)
     with as_file(pred, "prediction.h5ad") as path, spoken(verbose):
         key = key_of("package", {"pred": str(path), "challenge": rules.name}, (), path)

@@ -18,7 +18,7 @@ from vcell.data.store.build import build_store
 from vcell.data.store.store import Cells, CellStore
 from vcell.errors import VcellError, check_number
 from vcell.model.losses import Loss
-from vcell.process.given import as_mapping, as_name, as_name_or_none, as_names, as_part, as_switch
+from vcell.process.given import as_mapping, as_name, as_name_or_none, as_names, as_part, check_switches
 from vcell.process.progress import spoken
 from vcell.process.stopping import Stopped
 from vcell.training.build import Own
@@ -112,36 +112,24 @@ def fit(
     check_number("max_steps", max_steps, -1)
     if validate_every is not None:
         check_number("validate_every", validate_every, 1)
+    check_switches(overwrite=overwrite, verbose=verbose)
     name, more = as_name("name", name), as_mapping("settings", settings)
-    as_switch("overwrite", overwrite), as_switch("verbose", verbose)
-    held_out = {key: _held_out(key, asked) for key, asked in (("val", val), ("test", test))}
-    vectors = as_name_or_none("table", table)
-    groups = {
-        "trainer": trainer,
-        "model": model if isinstance(model, str) else "tiny",
-        "loss": loss if isinstance(loss, str) else "energy",
-    }
-    for group, known in groups.items():
-        check_group(group, known)
-    own = Own(
-        model=None if isinstance(model, str) else as_part("model", model),
-        loss=None if isinstance(loss, str) else as_part("loss", loss),
-        sampler=None if sampler is None else as_part("sampler", sampler),
-    )
+    groups, own = _parts(trainer, model, loss, sampler)
+    every = validate_every or max(1, max_steps // 10)
+    values: dict[str, Any] = {
+        "name": name, "seed": seed, "overwrite": overwrite, "data.path": None,
+        "data.split.val.perturbations": _held_out("val", val), "data.split.test.perturbations": _held_out("test", test),
+        "perturbation.path": as_name_or_none("table", table), "trainer.max_steps": max_steps, "trainer.val_check_interval": every,
+        "trainer.log_every_n_steps": min(20, every),
+    }  # fmt: skip
     given = [data] if isinstance(data, Cells) else given_list(data)
     if not all(_is_store(one) for one in given):
         read = {key: value for key, value in more.items() if key.startswith("data.")}
         given = [build_store(given, Path("data", name, "store"), settings=read, verbose=verbose)]
     stores = [_folder_of(one) for one in given]
-    config = compose("train", ["experiment=perturb_seq", *(f"{group}={name}" for group, name in groups.items())])
-    every = validate_every or max(1, max_steps // 10)
-    values: dict[str, Any] = {
-        "name": name, "seed": seed, "overwrite": overwrite, "data.path": None, "data.stores": stores,
-        "data.split.val.perturbations": held_out["val"], "data.split.test.perturbations": held_out["test"],
-        "perturbation.path": vectors, "trainer.max_steps": max_steps, "trainer.val_check_interval": every,
-        "trainer.log_every_n_steps": min(20, every), **more,
-    }  # fmt: skip
-    config = with_settings(config, values)
+    config = with_settings(
+        compose("train", ["experiment=perturb_seq", *groups]), {**values, "data.stores": stores, **more}
+    )
     # what is recorded of objects is their class, so that a run with another one is recognised
     for key, thing in (("model", own.model), ("loss", own.loss), ("data.sets.sampler", own.sampler)):
         if thing is not None:
@@ -151,6 +139,23 @@ def fit(
             return Run(train(config, own).path)
     except Stopped:  # saved; a notebook keeps running
         raise KeyboardInterrupt from None
+
+
+def _parts(trainer: Any, model: Any, loss: Any, sampler: Any) -> tuple[list[str], Own]:
+    """Overrides that choose groups of settings by their names, and the objects that take the place of what these name."""
+    chosen = {
+        "trainer": trainer,
+        "model": model if isinstance(model, str) else "tiny",
+        "loss": loss if isinstance(loss, str) else "energy",
+    }
+    for group, name in chosen.items():
+        check_group(group, name)
+    own = Own(
+        model=None if isinstance(model, str) else as_part("model", model),
+        loss=None if isinstance(loss, str) else as_part("loss", loss),
+        sampler=None if sampler is None else as_part("sampler", sampler),
+    )
+    return [f"{group}={name}" for group, name in chosen.items()], own
 
 
 def _is_store(given: Any) -> bool:

@@ -13,7 +13,7 @@ from vcell.data.store.ensure import ensure_store
 from vcell.data.store.options import StoreOptions
 from vcell.data.store.store import Cells
 from vcell.errors import check_number
-from vcell.process.given import as_mapping, as_name, as_name_or_none, as_names, as_switch
+from vcell.process.given import as_mapping, as_name, as_name_or_none, as_names, check_switches
 from vcell.process.progress import spoken
 
 
@@ -82,7 +82,7 @@ def build_store(
         **columns,
         **as_mapping("settings", settings),
     }
-    as_switch("overwrite", overwrite), as_switch("verbose", verbose)
+    check_switches(overwrite=overwrite, verbose=verbose)
     config = compose("prepare", ["data=perturb_seq"])
     with ExitStack() as stack, spoken(verbose):
         paths = [
