@@ -9,7 +9,12 @@ if TYPE_CHECKING:
 
 
 def run(config: DictConfig) -> None:
-    from vcell.score.evaluation import evaluate  # here, so that --help and mistyped keys are answered at once
+    # imported here, so that --help and mistyped keys are answered at once
+    from vcell.score.painter import painter
+
+    if config.pictures:
+        painter()  # which gets ready while the scores' own modules are loaded
+    from vcell.score.evaluation import evaluate
     from vcell.score.options import ScoreOptions
 
     evaluate(ScoreOptions.of(config))

@@ -31,8 +31,8 @@ def show(table: Path, *more: str) -> None:
 
 
 def test_neighbours_and_coverage_are_shown(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "targets.csv").write_text("target_gene\nSTAT1\nMARCH8\nMYC+STAT2\nBRD4\n")
-    asked = ["genes=[STAT1,MARCH8]", "neighbours=2", f"of={tmp_path / 'targets.csv'}", f"plot={tmp_path / 'a.png'}"]
+    (tmp_path / "targets $_$.csv").write_text("target_gene\nSTAT1\nMARCH8\nMYC+STAT2\nBRD4\n")
+    asked = ["genes=[STAT1,MARCH8]", "neighbours=2", f"of={tmp_path / 'targets $_$.csv'}", f"plot={tmp_path / 'a.png'}"]
     show(table, *asked, "json=true")
     found = json.loads(capsys.readouterr().out)
     assert found["vectors"] == 5 and found["width"] == 2 and found["names"] == {"approved": 5}

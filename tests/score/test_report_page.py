@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from vcell.pages.curves import panels, write_curves
 from vcell.score.conclusions import conclude
 from vcell.score.explore import Effects
-from vcell.score.figures import Shown, heat_map
+from vcell.score.figures import Delta, called_genes, deltas, embedding, heat_map, png_of
 from vcell.score.report import Report, page
 from vcell.score.scoring import SCORERS
+from vcell.score.shown import Shown
 from vcell.score.statistics import Interval
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -69,11 +71,37 @@ def test_names_cannot_break_the_page():
 
 
 def test_a_heat_map_needs_a_metric_with_room_between_its_ends():
-    shown = make_report().pictures[0]
-    targets = pd.DataFrame({"PDS": 0.5}, index=shown.genes.index)
+    genes = make_report().pictures[0].genes
+    targets = pd.DataFrame({"PDS": 0.5}, index=genes.index)
     (metric,) = (m for m in SCORER.metrics if m.key == "PDS")
-    assert heat_map(targets, shown, {"PDS": 0.4}, {"PDS": 0.9}, [metric]) is not None
-    assert heat_map(targets, shown, {"PDS": 0.9}, {"PDS": 0.4}, [metric]) is None
+    assert heat_map(targets, genes, {"PDS": 0.4}, {"PDS": 0.9}, [metric]) is not None
+    assert heat_map(targets, genes, {"PDS": 0.9}, {"PDS": 0.4}, [metric]) is None
+
+
+@pytest.mark.parametrize("size", [0.004, 1.0, 7.0])
+@pytest.mark.parametrize("targets", [1, 2, 5])
+def test_panels_have_room_for_their_words(targets: int, size: float):
+    rng = np.random.default_rng(0)
+    effects = size * rng.normal(size=(2, targets, 1300))
+    names = ["TARGET_WITH_A_NAME_THAT_IS_LONG", "B", "C", "D", "E"][:targets]
+    shown = {n: Delta(effects[0, i], effects[1, i], np.arange(1300) < 1234, -0.5) for i, n in enumerate(names)}
+    spots = pd.DataFrame({"x": size * rng.normal(size=40), "y": -20 * size * rng.random(40), "perturbation": "T1"})
+    spots["kind"] = ["control", "measured", "predicted", "measured"] * 10
+    for figure in (deltas(shown), embedding(spots)):
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        boxes = [axis.get_tightbbox(canvas.get_renderer()) for axis in figure.axes if axis.get_visible()]
+        width, height = figure.bbox.size
+        for number, box in enumerate(boxes):
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+            assert not any(box.overlaps(other) for other in boxes[:number])
+
+
+def test_a_name_may_hold_signs_of_formulas():
+    genes = make_report().pictures[0].genes.rename(index={"T0": "A$_$B", "T1": r"\$\frac$"})
+    effect = Delta(np.arange(5.0), np.arange(5.0), np.arange(5) > 2, 1.0)
+    for picture in (png_of(deltas, {"A$_$B": effect}), png_of(called_genes, genes)):
+        assert picture is not None and picture.startswith(b"\x89PNG")
 
 
 def test_without_pictures_the_page_has_tables_alone():

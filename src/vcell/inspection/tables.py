@@ -16,6 +16,7 @@ from vcell.effects.linear import likeness
 from vcell.errors import VcellError, check_ending, check_number, nearest, shortlist
 from vcell.inspection.names import names_of
 from vcell.model.table import PerturbationTable
+from vcell.pages.words import as_they_are
 
 PICTURED = 3000  # points, at most
 
@@ -144,4 +145,4 @@ def plot(found: Look, out: Path) -> None:
         panels[1].set(yticks=[], xlim=(0, start), title=f"names in {Path(c.source).name}")
         panels[1].legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.6))
     with written_file(out) as scratch:
-        figure.savefig(scratch, dpi=120, format=out.suffix.removeprefix(".") or "png")
+        as_they_are(figure).savefig(scratch, dpi=120, format=out.suffix.removeprefix(".") or "png")

@@ -18,12 +18,13 @@ from vcell.data.store.store import is_store
 from vcell.data.store.view import open_stores
 from vcell.effects.names import BASELINES
 from vcell.errors import VcellError
-from vcell.score import caveats, figures, strata
+from vcell.score import caveats, strata
 from vcell.score.cells import CellFile, Columns, ReadCells, StoreCells
 from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import summary
 from vcell.score.official import require
 from vcell.score.options import ScoreOptions
+from vcell.score.painter import painter
 from vcell.score.pairs import Pair, common_genes, only, pair_in, pairs, scored_contexts
 from vcell.score.references import References
 from vcell.score.report import OVERALL, Report, table_text, write_report
@@ -37,6 +38,7 @@ from vcell.score.scoring import (
     score_context,
     without_cells,
 )
+from vcell.score.shown import Shown, collect
 from vcell.score.side import Side
 from vcell.score.statistics import FEW_TARGETS, Interval, Resampled, better_by
 from vcell.system import choose_gpu, cores
@@ -64,7 +66,7 @@ class Evaluation:
     name: str
     others: list[str]
     contexts: list[ContextScores] = field(default_factory=list)
-    pictures: list[figures.Shown] = field(default_factory=list)
+    pictures: list[Shown] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     genes_seen: dict[str, str] = field(default_factory=dict)
 
@@ -88,7 +90,7 @@ class Evaluation:
         """Adds what the pictures show of the prediction in one context, once that is scored."""
 
         def add(side: Side, judge: ContextScorer) -> None:
-            shown = figures.collect(pair, side, judge, show)
+            shown = collect(pair, side, judge, show)
             self.pictures.append(shown.drawing() if draw else shown)
 
         return add
@@ -156,8 +158,9 @@ class Evaluation:
 def evaluate(options: ScoreOptions) -> Report:
     """Scores `options.pred` against `options.real`, writes the report, and says what came of it."""
     check_folder(options.folder, "out")
+    helper = painter() if options.pictures else None
     found, references = score(options, draw=True)
-    write_report(options.folder, found)
+    write_report(options.folder, found, helper)
     if references.run_folder is not None:
         hand_over(references.run_folder, options.folder)
     say(found, references, options)
@@ -215,8 +218,6 @@ def run_evaluation(options: ScoreOptions, draw: bool) -> tuple[Evaluation, Refer
     scorer, device, columns = SCORERS[options.challenge.scorer], choose_gpu(options.device), options.columns
     if options.engine != "fast":
         require(scorer.package.replace("-", "_"), scorer.year)
-    if draw and options.pictures:
-        figures.prepare()
     room = next(parent for parent in options.folder.resolve().parents if parent.is_dir())  # for scratch files
     pred = CellFile(options.pred, columns, needs_controls=not scorer.counts, folder=room)
     real = measured_cells(options, room)

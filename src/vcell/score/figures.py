@@ -3,137 +3,43 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from vcell.errors import VcellError, nearest
-from vcell.score.explore import Effects, effects, target_table
+from vcell.pages.words import as_they_are
 from vcell.score.metrics import Metric, has_room, per_target
-from vcell.score.own import correlation
-from vcell.score.pairs import Pair
-from vcell.score.side import Side
 from vcell.score.statistics import Interval
-from vcell.score.sums import CellGroup
 
-if TYPE_CHECKING:
-    from vcell.score.scoring import ContextScorer
-
-SHOWN_TARGETS = 6
 SHOWN_GENES = 3_000  # dots of a scatter
-SHOWN_CELLS = 1_500
+LONGEST_NAME = 30  # letters over a scatter
 DOTS_PER_INCH = 130
 PREDICTED, MEASURED, GREY, DARK = "#2a6fbb", "#e08214", "#b8bec7", "#1c2430"
 Picture = Any  # a matplotlib figure
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What the pictures of one context need.
+class Delta:
+    """The effect of a target on every gene: predicted, measured, and which are truly changed; `r`: Pearson correlation of the two."""
 
-    Attributes
-    ----------
-    deltas
-        Of chosen targets: predicted and measured effect of every gene, and which are truly changed.
-    genes
-        One row per target: numbers of called genes (`real`, `pred`, `both`; `right`: in both, in the same direction), size of the measured
-        effect, cells, and log2 fold changes of its own gene (`own_real`, `own_pred`).
-    cells
-        Coordinates `x`, `y` of some cells, their `kind` (control, measured, predicted) and `perturbation`.
-    effects
-        Fold changes and calls of every target, for the page.
-    drawn
-        Pictures that are being drawn in the background; None: they are drawn when they are asked for.
-    """
-
-    context: str
-    deltas: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
-    genes: pd.DataFrame
-    cells: pd.DataFrame
-    effects: Effects
-    drawn: Future[dict[str, bytes]] | None = field(default=None, repr=False, compare=False)
-
-    def drawing(self) -> Shown:
-        """The same, its pictures begun: they are drawn while references are scored."""
-        return replace(self, drawn=_background().submit(of_context, self))
-
-    def pictures(self) -> dict[str, bytes]:
-        """PNG of every picture that shows one context, by name."""
-        return of_context(self) if self.drawn is None else self.drawn.result()
+    predicted_G: np.ndarray
+    measured_G: np.ndarray
+    called_G: np.ndarray
+    r: float
 
 
-@cache
-def _background() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="pictures")
-
-
-def prepare() -> None:
-    """Loads in the background what pictures are drawn with: nobody waits for it then."""
-    _background().submit(import_module, "matplotlib.backends.backend_agg")
-
-
-def of_context(shown: Shown) -> dict[str, bytes]:
-    """`Shown.pictures`, drawn now."""
-    figures = {
-        "deltas": deltas(shown),
-        "called": called_genes(shown),
-        "knockdown": knock_down(shown),
-        "embedding": embedding(shown),
+def of_context(targets: Mapping[str, Delta], genes: pd.DataFrame, cells: pd.DataFrame) -> dict[str, bytes]:
+    """PNG of every picture that shows one context, by name; arguments as in `vcell.score.shown.Shown`."""
+    pictures = {
+        "deltas": png_of(deltas, targets),
+        "called": png_of(called_genes, genes),
+        "knockdown": png_of(knock_down, genes),
+        "embedding": png_of(embedding, cells),
     }
-    return {name: png(figure) for name, figure in figures.items() if figure is not None}
-
-
-def collect(pair: Pair, pred: Side, judge: ContextScorer, show: Sequence[str] | None) -> Shown:
-    """From what was computed of the prediction and of the measured cells.
-
-    Raises
-    ------
-    VcellError
-        If a target to show was not scored.
-    """
-    real: Side = judge.fast.real
-    targets = pred.cells.targets
-    genes = target_table(pair, pred, real)
-    chosen = chosen_targets(genes, show)
-    deltas = {
-        t: (pred.delta_of(targets.index(t)), real.delta_of(r), real.calls.called_PG[r])
-        for t, r in ((t, real.calls.of(t)) for t in chosen)
-    }
-    return Shown(pair.context, deltas, genes, _cells(pair, judge), effects(pred, real))
-
-
-def chosen_targets(genes: pd.DataFrame, show: Sequence[str] | None) -> list[str]:
-    """Those asked for; otherwise from the strongest measured effect to the weakest."""
-    if show:
-        for target in show:
-            if target not in genes.index:
-                raise VcellError(f"show={target} is not a scored target.{nearest(target, genes.index)}")
-        return list(show)
-    ordered = genes.sort_values("real", ascending=False, kind="stable").index
-    places = np.unique(np.linspace(0, len(ordered) - 1, min(SHOWN_TARGETS, len(ordered))).astype(int))
-    return [str(ordered[i]) for i in places]
-
-
-def _cells(pair: Pair, judge: ContextScorer) -> pd.DataFrame:
-    parts = []
-    each = max(1, SHOWN_CELLS // max(1, len(pair.pred.targets)))
-    for kind, cells in (("measured", pair.real), ("predicted", pair.pred)):
-        for label in cells.targets:
-            at = judge.embedding.place(cells.group(label), each)
-            parts.append(
-                pd.DataFrame({"x": at[:, 0], "y": at[:, min(1, at.shape[1] - 1)], "kind": kind, "perturbation": label})
-            )
-    at = judge.embedding.place(CellGroup(pair.real.controls), SHOWN_CELLS // 2)
-    parts.append(
-        pd.DataFrame({"x": at[:, 0], "y": at[:, min(1, at.shape[1] - 1)], "kind": "control", "perturbation": ""})
-    )
-    return pd.concat(parts, ignore_index=True)
+    return {name: picture for name, picture in pictures.items() if picture is not None}
 
 
 def floor_to_ceiling(
@@ -193,12 +99,18 @@ def _shown_range(axis: Any) -> tuple[float, float]:
     return max(low, -0.75), min(high, 1.75)
 
 
-def heat_map(table: pd.DataFrame, shown: Shown, floor: Mapping[str, float], top: Mapping[str, float], metrics: Sequence[Metric]) -> Picture | None:  # fmt: skip
+def heat_map(
+    table: pd.DataFrame,
+    genes: pd.DataFrame,
+    floor: Mapping[str, float],
+    top: Mapping[str, float],
+    metrics: Sequence[Metric],
+) -> Picture | None:
     """Metrics (rows) of every target (columns, the strongest measured effect first): 0 is the floor's mean, 1 the ceiling's; None where no
     metric has room between them."""
     from matplotlib.figure import Figure
 
-    order = shown.genes.sort_values("real", ascending=False, kind="stable").index
+    order = genes.sort_values("real", ascending=False, kind="stable").index
     kept = [m for m in metrics if has_room(floor[m.key], top[m.key], m)]
     if not kept:
         return None
@@ -217,24 +129,27 @@ def heat_map(table: pd.DataFrame, shown: Shown, floor: Mapping[str, float], top:
     return figure
 
 
-def deltas(shown: Shown) -> Picture:
+def deltas(targets: Mapping[str, Delta]) -> Picture:
     """Predicted against measured effect of every gene, for chosen targets."""
     from matplotlib.figure import Figure
 
-    number = len(shown.deltas)
+    number = len(targets)
     columns = min(3, number)
     rows = -(-number // columns)
-    figure = Figure(figsize=(3.1 * columns, 3.1 * rows), layout="constrained")
-    for axis, (target, (pred, real, called)) in zip(figure.subplots(rows, columns, squeeze=False).ravel(), shown.deltas.items(), strict=False):  # fmt: skip
+    figure = Figure(figsize=(3.1 * columns, 3.1 * rows))
+    for axis, (target, delta) in zip(_panels(figure, rows, columns), targets.items(), strict=False):
+        pred, real, called = delta.predicted_G, delta.measured_G, delta.called_G
         quiet = np.flatnonzero(~called)
         quiet = quiet[np.argsort(-np.abs(real[quiet]), kind="stable")[:SHOWN_GENES]]
         limit = max(float(np.abs(real).max()), float(np.abs(pred).max()), 1e-6) * 1.05
         axis.plot([-limit, limit], [-limit, limit], color=GREY, linewidth=1)
         axis.plot(real[quiet], pred[quiet], ".", color=GREY, markersize=2, rasterized=True)
         axis.plot(real[called], pred[called], ".", color=PREDICTED, markersize=4, rasterized=True)
-        axis.set(xlim=(-limit, limit), ylim=(-limit, limit), xlabel="measured", ylabel="predicted")
-        r = correlation(pred[None], real[None])[0]
-        axis.set_title(f"{target}: {int(called.sum()):,} changed, r = {r:.2f}", fontsize=9)
+        axis.set(xlim=(-limit, limit), ylim=(-limit, limit))
+        axis.set_xlabel("measured", fontsize=9)
+        axis.set_ylabel("predicted", fontsize=9)
+        name = target if len(target) <= LONGEST_NAME else f"{target[: LONGEST_NAME - 1]}…"
+        axis.set_title(f"{name}\n{int(called.sum()):,} changed, r = {delta.r:.2f}", fontsize=8)
         axis.axhline(0, color=GREY, linewidth=0.5)
         axis.axvline(0, color=GREY, linewidth=0.5)
     for axis in figure.axes[number:]:
@@ -242,11 +157,11 @@ def deltas(shown: Shown) -> Picture:
     return _tidy(figure)
 
 
-def called_genes(shown: Shown) -> Picture:
+def called_genes(genes: pd.DataFrame) -> Picture:
     """Genes called in the measured cells, in the predicted ones, and in both, target by target."""
     from matplotlib.figure import Figure
 
-    table = shown.genes.sort_values("real", ascending=False, kind="stable")
+    table = genes.sort_values("real", ascending=False, kind="stable")
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     axis = figure.subplots()
     x = np.arange(len(table))
@@ -274,11 +189,11 @@ def _bars(axis: Any, low: pd.Series, high: pd.Series, colour: str, label: str) -
     axis.add_collection(PolyCollection(list(corners.transpose(2, 0, 1)), facecolor=colour, label=label))
 
 
-def knock_down(shown: Shown) -> Picture | None:
+def knock_down(genes: pd.DataFrame) -> Picture | None:
     """Change of the target's own gene, predicted against measured; None where no target is a gene of the files."""
     from matplotlib.figure import Figure
 
-    table = shown.genes[["own_real", "own_pred"]].replace([np.inf, -np.inf], np.nan).clip(-8, 8).dropna()
+    table = genes[["own_real", "own_pred"]].replace([np.inf, -np.inf], np.nan).clip(-8, 8).dropna()
     if table.empty:
         return None
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
@@ -297,18 +212,18 @@ def knock_down(shown: Shown) -> Picture | None:
     return _tidy(figure)
 
 
-def embedding(shown: Shown) -> Picture:
+def embedding(cells: pd.DataFrame) -> Picture:
     """Measured and predicted cells in two principal components of the measured ones, each target's means joined by a line."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(9, 4.4))
+    left, right = _panels(figure, 1, 2)
     for kind, colour in (("control", GREY), ("measured", MEASURED), ("predicted", PREDICTED)):
-        cells = shown.cells[shown.cells["kind"] == kind]
-        left.plot(cells["x"], cells["y"], ".", color=colour, markersize=2.5, alpha=0.5, label=kind, rasterized=True)
+        some = cells[cells["kind"] == kind]
+        left.plot(some["x"], some["y"], ".", color=colour, markersize=2.5, alpha=0.5, label=kind, rasterized=True)
     left.legend(fontsize=8, frameon=False, markerscale=4)
     left.set_title("cells", fontsize=10)
-    means = shown.cells[shown.cells["kind"] != "control"].groupby(["perturbation", "kind"])[["x", "y"]].mean().unstack()
+    means = cells[cells["kind"] != "control"].groupby(["perturbation", "kind"])[["x", "y"]].mean().unstack()
     right.plot(means["x"].T.to_numpy(), means["y"].T.to_numpy(), color=GREY, linewidth=0.7)
     for kind, colour in (("measured", MEASURED), ("predicted", PREDICTED)):
         right.plot(means["x"][kind], means["y"][kind], "o", color=colour, markersize=4, label=kind)
@@ -318,6 +233,24 @@ def embedding(shown: Shown) -> Picture:
     return _tidy(figure)
 
 
+def _panels(figure: Picture, rows: int, columns: int) -> list[Any]:
+    """Axes of one size, with room for a title, two labels and numbers. To have matplotlib find the room takes longer than drawing."""
+    width, height = figure.get_size_inches() / (columns, rows)
+    left, right, bottom, top = 0.82 / width, 0.16 / width, 0.48 / height, 0.44 / height  # parts of a panel
+    wide, high = 1 - left - right, 1 - bottom - top
+    room = {
+        "left": left / columns, "right": 1 - right / columns, "bottom": bottom / rows, "top": 1 - top / rows,
+        "wspace": (left + right) / wide, "hspace": (bottom + top) / high,
+    }  # fmt: skip
+    return list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=room).ravel())
+
+
+def png_of(draw: Callable[..., Picture | None], *args: Any) -> bytes | None:
+    """PNG of what `draw` makes of the arguments; None where there is nothing to show."""
+    picture = draw(*args)
+    return None if picture is None else png(picture)
+
+
 def png(figure: Picture) -> bytes:
     """Drawn once, where `savefig` draws twice to see how large everything becomes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -325,7 +258,7 @@ def png(figure: Picture) -> bytes:
 
     before, resolution, buffer = figure.canvas, figure.get_dpi(), io.BytesIO()
     figure.set_dpi(DOTS_PER_INCH)
-    canvas = FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(as_they_are(figure))
     try:
         canvas.draw()
     finally:  # somebody's notebook may show it too

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ import pandas as pd
 
 from vcell.atomic import write_text, written_file
 from vcell.pages.render import for_json, render
+from vcell.process.helper import Helper
 from vcell.records.provenance import PACKAGE, command_line, git_commit, versions
 from vcell.score import figures
 from vcell.score.conclusions import conclude
 from vcell.score.explore import BYTES, PAGE_BYTES, columns_of_target
-from vcell.score.figures import Shown
 from vcell.score.metrics import Metric, has_room
 from vcell.score.scoring import CEILING, Scorer
+from vcell.score.shown import Shown
 from vcell.score.statistics import Interval
 
 OVERALL = "SCORE"
@@ -79,13 +80,13 @@ def table_text(scores: pd.DataFrame, metrics: Sequence[Metric]) -> str:
     return "\n".join([head, *rows])
 
 
-def write_report(folder: Path, report: Report) -> None:
-    """scores.csv, by_context.csv, per_perturbation.csv, PNG, report.html and scores.json in `folder`.
+def write_report(folder: Path, report: Report, helper: Helper | None = None) -> None:
+    """scores.csv, by_context.csv, per_perturbation.csv, PNG, report.html and scores.json in `folder`; `helper` draws.
 
     Everything is drawn before the first file is written, each file is whole or not there, and scores.json is the last: where it is,
     the others are.
     """
-    drawn = draw(report)
+    drawn = drawing(report, helper or Helper())
     texts = {
         "scores.csv": report.scores.to_csv(index_label="predictor"),
         "by_context.csv": report.by_context.to_csv(),
@@ -93,7 +94,7 @@ def write_report(folder: Path, report: Report) -> None:
         "report.html": page(report),
         "scores.json": json.dumps(for_json(as_json(report)), indent=1),
     }
-    for name, picture in drawn.items():
+    for name, picture in drawn().items():
         with written_file(folder / f"{name}.png") as scratch:
             scratch.write_bytes(picture)
     for name, text in texts.items():
@@ -122,28 +123,38 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def draw(report: Report) -> dict[str, bytes]:
-    """PNG of every picture, by file name: for papers, and where no browser is at hand."""
+def drawing(report: Report, helper: Helper) -> Callable[[], dict[str, bytes]]:
+    """Has every picture drawn: for papers, and where no browser is at hand. Gives what waits for them: PNG by file name."""
     if not report.pictures:
-        return {}
+        return dict
     floor, ceiling = floors(report), report.scores.loc[CEILING].to_dict()
-    found = {"scores": figures.png(floor_to_ceiling(report))}
-    name = next(iter(report.intervals))
-    for shown in report.pictures:
-        end = f"_{shown.context}" if shown.context and len(report.pictures) > 1 else ""
+    several, name = len(report.pictures) > 1, next(iter(report.intervals))
+    ends = [f"_{shown.context}" if shown.context and several else "" for shown in report.pictures]
+    begun = {"scores": helper.submit(figures.png_of, figures.floor_to_ceiling, *_floor_to_ceiling(report))}
+    for end, shown in zip(ends, report.pictures, strict=True):
         table = report.per_perturbation
         table = table[(table["predictor"] == name) & (table["context"] == shown.context)].set_index("perturbation")
-        heat_map = figures.heat_map(table, shown, floor, ceiling, report.metrics)
-        if heat_map is not None:
-            found[f"heatmap{end}"] = figures.png(heat_map)
-        found |= {f"{key}{end}": picture for key, picture in shown.pictures().items()}
-    return found
+        begun[f"heatmap{end}"] = helper.submit(
+            figures.png_of, figures.heat_map, table, shown.genes, floor, ceiling, report.metrics
+        )
+
+    def wait() -> dict[str, bytes]:
+        found = {key: picture for key, one in begun.items() if (picture := one.result()) is not None}
+        for end, shown in zip(ends, report.pictures, strict=True):
+            found |= {f"{key}{end}": picture for key, picture in shown.pictures().items()}
+        return found
+
+    return wait
 
 
 def floor_to_ceiling(report: Report) -> figures.Picture:
     """Every metric from floor to ceiling, as a figure."""
+    return figures.floor_to_ceiling(*_floor_to_ceiling(report))
+
+
+def _floor_to_ceiling(report: Report) -> tuple[Any, ...]:
     ends = (report.scorer.floor, CEILING)
-    return figures.floor_to_ceiling(report.scores, report.intervals, floors(report), CEILING, ends, report.metrics)
+    return report.scores, report.intervals, floors(report), CEILING, ends, report.metrics
 
 
 def floors(report: Report) -> dict[str, float]:

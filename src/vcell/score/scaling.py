@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from vcell.data.files.scale import Scale, detect_scale, recover_counts
 from vcell.errors import VcellError
 from vcell.score.cells import SAMPLE_CELLS, Columns
 from vcell.score.rows import LabelledCells, with_values
+from vcell.system import in_threads
 
 
 def whole_counts(cells: LabelledCells, path: Path, what: str) -> LabelledCells:
@@ -122,15 +124,16 @@ def same_scale(
     Measured cells go through their raw counts, so whatever scale their file is in, the comparison is on the
     prediction's. A prediction of whole counts is scaled as the official scorer would: to its cells' median total.
     """
-    real_scale = scale_of(real)
+    looks = [partial(scale_of, real)]
+    if about.get("scale") != "log1p":  # predicted log1p values need not come from whole counts
+        looks.append(partial(scale_of_prediction, pred))
+    real_scale, *found = in_threads(lambda look: look(), looks)
     if not real_scale.recoverable:
         raise VcellError(
             f"the values of the measured cells are {real_scale.words}: give the file with their raw counts, or log1p of them"
         )
-    # predicted log1p values need not come from whole counts
-    pred_scale = None if about.get("scale") == "log1p" else scale_of_prediction(pred)
-    if pred_scale is Scale.COUNTS:
-        target_sum = float(np.median(np.concatenate([_totals(block) for block in pred.blocks()])))
+    if found == [Scale.COUNTS]:
+        target_sum = float(np.median(totals_of(pred, Scale.COUNTS, "the prediction")))
         if target_sum == 0:
             raise VcellError("the prediction holds no counts: half of its cells or more are zero in every gene")
         pred = pred.changed(lambda block: log1p_of_counts(block, Scale.COUNTS, target_sum, "the prediction"))
@@ -141,7 +144,11 @@ def same_scale(
                 f"the prediction holds values up to {largest:,.1f}: neither whole counts nor log1p (below {LARGEST_LOG1P:.0f})"
             )
         target_sum = log1p_target_sum(pred, about, columns)
-    what = "the measured cells"
-    totals = np.concatenate([_totals(recovered(block, real_scale, what)) for block in real.blocks()])
-    real = real.changed(lambda block: log1p_of_counts(block, real_scale, target_sum, what))
-    return pred, real, target_sum, float(np.median(totals))
+    middle = float(np.median(totals_of(real, real_scale, "the measured cells")))
+    real = real.changed(lambda block: log1p_of_counts(block, real_scale, target_sum, "the measured cells"))
+    return pred, real, target_sum, middle
+
+
+def totals_of(cells: LabelledCells, scale: Scale, what: str) -> np.ndarray:
+    """Counts of each cell, which every cell must give back."""
+    return np.concatenate(list(in_threads(lambda block: _totals(recovered(block, scale, what)), cells.blocks())))

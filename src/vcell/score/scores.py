@@ -14,6 +14,7 @@ import pandas as pd
 from vcell.challenge import Challenge, challenge_of
 from vcell.data.files.memory import Given, as_file, given_list
 from vcell.data.store.store import Cells, CellStore
+from vcell.pages.words import as_they_are
 from vcell.process.given import as_name, as_name_or_none, as_names_or_file, check_switches
 from vcell.process.progress import spoken
 from vcell.score import figures
@@ -62,7 +63,7 @@ class Scores:
 
     def plot(self) -> figures.Picture:
         """The prediction's metrics from floor to ceiling, as a matplotlib figure."""
-        figure = floor_to_ceiling(self.found)
+        figure = as_they_are(floor_to_ceiling(self.found))
         figure._repr_png_ = partial(figures.png, figure)  # a notebook shows it, pyplot or not
         return figure
 

@@ -102,7 +102,9 @@ def recover_counts(values: np.ndarray, indptr: np.ndarray, scale: Scale) -> Reco
     values, lengths = linear(values, scale), np.diff(indptr)
     unit = np.ones(len(lengths))
     if scale in (Scale.COUNTS, Scale.LOG1P_COUNTS):
-        return Recovered(np.rint(values), _every(is_whole(values), indptr), unit)
+        whole = np.rint(values)
+        fine = np.ones(len(lengths), bool) if (whole == values).all() else _every(is_whole(values), indptr)
+        return Recovered(whole, fine, unit)
     smallest = smallest_positive(values, indptr)
     counts = np.zeros_like(values)
     fine = lengths == 0
