@@ -15,8 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from vcell.pages.curves import panels, write_curves
 from vcell.score.conclusions import conclude
 from vcell.score.explore import Effects
-from vcell.score.figures import Delta, called_genes, deltas, embedding, heat_map, png_of
-from vcell.score.report import Report, page
+from vcell.score.figures import Delta, called_genes, deltas, embedding, heat_map, knock_down, png_of
+from vcell.score.report import Report, floor_to_ceiling, page
 from vcell.score.scoring import SCORERS
 from vcell.score.shown import Shown
 from vcell.score.statistics import Interval
@@ -80,17 +80,28 @@ def test_a_heat_map_needs_a_metric_with_room_between_its_ends():
 
 @pytest.mark.parametrize("size", [0.004, 1.0, 7.0])
 @pytest.mark.parametrize("targets", [1, 2, 5])
-def test_panels_have_room_for_their_words(targets: int, size: float):
+def test_pictures_have_room_for_their_words(targets: int, size: float):
     rng = np.random.default_rng(0)
+    names = ["A_TARGET_WHOSE_NAME_GOES_ON_AND_ON", "B", "C", "D", "E"][:targets]
     effects = size * rng.normal(size=(2, targets, 1300))
-    names = ["TARGET_WITH_A_NAME_THAT_IS_LONG", "B", "C", "D", "E"][:targets]
     shown = {n: Delta(effects[0, i], effects[1, i], np.arange(1300) < 1234, -0.5) for i, n in enumerate(names)}
     spots = pd.DataFrame({"x": size * rng.normal(size=40), "y": -20 * size * rng.random(40), "perturbation": "T1"})
     spots["kind"] = ["control", "measured", "predicted", "measured"] * 10
-    for figure in (deltas(shown), embedding(spots)):
+    counts = {k: rng.integers(0, int(3000 * size), targets) for k in ("real", "pred", "both")}
+    genes = pd.DataFrame(counts | {"own_real": -size, "own_pred": size}, index=names)
+    report = make_report()
+    metrics = [m for m in report.metrics if m.key in ("DES", "PDS")]
+    table = pd.DataFrame({m.key: rng.random(targets) for m in metrics}, index=names)
+    ends = {m.key: 0.0 for m in metrics}, {m.key: 1.0 for m in metrics}
+    figures = [
+        deltas(shown), embedding(spots), called_genes(genes), knock_down(genes),
+        heat_map(table, genes, *ends, metrics), floor_to_ceiling(report),
+    ]  # fmt: skip
+    for figure in figures:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
-        boxes = [axis.get_tightbbox(canvas.get_renderer()) for axis in figure.axes if axis.get_visible()]
+        parts = [*(axis for axis in figure.axes if axis.get_visible()), *figure.legends]
+        boxes = [part.get_tightbbox(canvas.get_renderer()) for part in parts]
         width, height = figure.bbox.size
         for number, box in enumerate(boxes):
             assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height

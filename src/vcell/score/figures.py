@@ -15,7 +15,8 @@ from vcell.score.metrics import Metric, has_room, per_target
 from vcell.score.statistics import Interval
 
 SHOWN_GENES = 3_000  # dots of a scatter
-LONGEST_NAME = 30  # letters over a scatter
+LONGEST_NAME = 30  # letters
+MOST_NAMED = 40  # targets
 DOTS_PER_INCH = 130
 PREDICTED, MEASURED, GREY, DARK = "#2a6fbb", "#e08214", "#b8bec7", "#1c2430"
 Picture = Any  # a matplotlib figure
@@ -56,7 +57,7 @@ def floor_to_ceiling(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 1.2 + 0.62 * len(metrics)), layout="constrained")
+    figure = Figure(figsize=(8, 1.2 + 0.62 * len(metrics)))
     axis = figure.subplots()
     others = [n for n in scores.index if n not in intervals and n not in (ends[0], ceiling)]
     markers = dict(zip(others, ["|", "x", "+", "d", "v", "^", "<", ">"] * 3, strict=False))
@@ -89,7 +90,9 @@ def floor_to_ceiling(
     axis.set_xticks([0, 1], ["floor", f"ceiling\n({ceiling})"])
     axis.set_xlim(*_shown_range(axis))
     axis.set_ylim(len(metrics) - 0.4, -0.7)
-    figure.legend(fontsize=8, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(fontsize=8, loc="lower center", ncols=3, frameon=False)
+    rows = -(-(len(intervals) + len(others)) // 3)  # of the legend
+    _margins(figure, left=0.9, right=0.15, bottom=0.55 + 0.18 * rows, top=0.1)
     return _tidy(figure)
 
 
@@ -117,15 +120,16 @@ def heat_map(
     values = np.array(
         [(per_target(table, m).loc[order].to_numpy(float) - floor[m.key]) / (top[m.key] - floor[m.key]) for m in kept]
     )
-    figure = Figure(figsize=(9, 1.4 + 0.4 * len(kept)), layout="constrained")
-    axis = figure.subplots()
+    named = _height_of(order)
+    figure = Figure(figsize=(9, 0.5 + named + 0.4 * len(kept)))
+    axis, scale = figure.subplots(1, 2, width_ratios=[100, 2])
     image = axis.imshow(np.clip(values, -1, 2), aspect="auto", cmap="RdYlBu", vmin=-1, vmax=2, interpolation="nearest")
     axis.set_yticks(range(len(kept)), [m.key for m in kept])
-    if len(order) <= 40:
-        axis.set_xticks(range(len(order)), order, rotation=90, fontsize=7)
+    _name_targets(axis, order)
     axis.set_xlabel(f"{len(order):,} targets, most truly changed genes first", fontsize=9)
-    bar = figure.colorbar(image, ax=axis, ticks=[-1, 0, 1, 2], fraction=0.03)
+    bar = figure.colorbar(image, cax=scale, ticks=[-1, 0, 1, 2])
     bar.ax.set_yticklabels(["-1", "floor", "ceiling", "2"], fontsize=8)
+    _margins(figure, left=0.9, right=0.6, bottom=0.4 + named, top=0.1, between=0.02)
     return figure
 
 
@@ -148,8 +152,7 @@ def deltas(targets: Mapping[str, Delta]) -> Picture:
         axis.set(xlim=(-limit, limit), ylim=(-limit, limit))
         axis.set_xlabel("measured", fontsize=9)
         axis.set_ylabel("predicted", fontsize=9)
-        name = target if len(target) <= LONGEST_NAME else f"{target[: LONGEST_NAME - 1]}…"
-        axis.set_title(f"{name}\n{int(called.sum()):,} changed, r = {delta.r:.2f}", fontsize=8)
+        axis.set_title(f"{short(target)}\n{int(called.sum()):,} changed, r = {delta.r:.2f}", fontsize=8)
         axis.axhline(0, color=GREY, linewidth=0.5)
         axis.axvline(0, color=GREY, linewidth=0.5)
     for axis in figure.axes[number:]:
@@ -162,9 +165,9 @@ def called_genes(genes: pd.DataFrame) -> Picture:
     from matplotlib.figure import Figure
 
     table = genes.sort_values("real", ascending=False, kind="stable")
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    named = _height_of(table.index)
+    figure = Figure(figsize=(9, 2.9 + named))
     axis = figure.subplots()
-    x = np.arange(len(table))
     both, missed, wrong = table["both"], table["real"] - table["both"], table["pred"] - table["both"]
     _bars(axis, 0 * both, both, PREDICTED, "called in both")
     _bars(axis, both, both + missed, MEASURED, "missed: measured only")
@@ -172,12 +175,33 @@ def called_genes(genes: pd.DataFrame) -> Picture:
     axis.autoscale_view()
     axis.axhline(0, color=DARK, linewidth=0.7)
     axis.set_ylabel("genes")
-    if len(table) <= 40:
-        axis.set_xticks(x, table.index, rotation=90, fontsize=7)
-    else:
+    _name_targets(axis, table.index)
+    if not named:
         axis.set_xlabel(f"{len(table):,} targets")
-    axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3)
+    figure.legend(fontsize=8, frameon=False, loc="upper center", ncols=3)
+    _margins(figure, left=0.85, right=0.1, bottom=0.2 + (named or 0.3), top=0.35)
     return _tidy(figure)
+
+
+def _height_of(names: Sequence[str]) -> float:
+    """Room for names below the columns of a picture, in inches; 0 where they are too many to be read."""
+    return 0.0 if len(names) > MOST_NAMED else 0.075 * min(LONGEST_NAME, max(map(len, names)))
+
+
+def _name_targets(axis: Any, names: Sequence[str]) -> None:
+    if len(names) <= MOST_NAMED:
+        axis.set_xticks(range(len(names)), [short(name) for name in names], rotation=90, fontsize=7)
+
+
+def short(name: str) -> str:
+    """A name that has room in a picture."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+def _margins(figure: Picture, left: float, right: float, bottom: float, top: float, between: float = 0.0) -> None:
+    """Room around the axes, in inches. To have matplotlib find out how much is needed takes longer than drawing."""
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height, wspace=between)
 
 
 def _bars(axis: Any, low: pd.Series, high: pd.Series, colour: str, label: str) -> None:
@@ -196,8 +220,9 @@ def knock_down(genes: pd.DataFrame) -> Picture | None:
     table = genes[["own_real", "own_pred"]].replace([np.inf, -np.inf], np.nan).clip(-8, 8).dropna()
     if table.empty:
         return None
-    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(4.6, 4.2))
     axis = figure.subplots()
+    _margins(figure, left=0.75, right=0.15, bottom=0.55, top=0.15)
     low, high = min(-1.0, float(table.to_numpy().min()) * 1.08), max(1.0, float(table.to_numpy().max()) * 1.08)
     axis.plot([low, high], [low, high], color=GREY, linewidth=1)
     axis.axhline(0, color=GREY, linewidth=0.5)
@@ -234,7 +259,7 @@ def embedding(cells: pd.DataFrame) -> Picture:
 
 
 def _panels(figure: Picture, rows: int, columns: int) -> list[Any]:
-    """Axes of one size, with room for a title, two labels and numbers. To have matplotlib find the room takes longer than drawing."""
+    """Axes of one size, with room for a title, two labels and numbers."""
     width, height = figure.get_size_inches() / (columns, rows)
     left, right, bottom, top = 0.82 / width, 0.16 / width, 0.48 / height, 0.44 / height  # parts of a panel
     wide, high = 1 - left - right, 1 - bottom - top

@@ -42,7 +42,7 @@ def whole_counts(cells: LabelledCells, path: Path, what: str) -> LabelledCells:
             f"{path}: the 2026 scores require whole counts, and those of {what} are {'log1p or other values' if scale is Scale.UNKNOWN else scale.words}."
             f"{hint if what == 'the prediction' else ' Give the file with their raw counts'}"
         )
-    return cells.changed(lambda block: recovered(block, scale, what))
+    return cells.revalued(lambda block: recovered(block, scale, what))
 
 
 def scale_of(cells: LabelledCells) -> Scale:
@@ -136,7 +136,7 @@ def same_scale(
         target_sum = float(np.median(totals_of(pred, Scale.COUNTS, "the prediction")))
         if target_sum == 0:
             raise VcellError("the prediction holds no counts: half of its cells or more are zero in every gene")
-        pred = pred.changed(lambda block: log1p_of_counts(block, Scale.COUNTS, target_sum, "the prediction"))
+        pred = pred.revalued(lambda block: log1p_of_counts(block, Scale.COUNTS, target_sum, "the prediction"))
     else:
         largest = max((float(block.data.max(initial=0.0)) for block in pred.blocks()), default=0.0)
         if largest >= LARGEST_LOG1P:
@@ -145,7 +145,7 @@ def same_scale(
             )
         target_sum = log1p_target_sum(pred, about, columns)
     middle = float(np.median(totals_of(real, real_scale, "the measured cells")))
-    real = real.changed(lambda block: log1p_of_counts(block, real_scale, target_sum, "the measured cells"))
+    real = real.revalued(lambda block: log1p_of_counts(block, real_scale, target_sum, "the measured cells"))
     return pred, real, target_sum, middle
 
 
