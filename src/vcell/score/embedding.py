@@ -11,7 +11,6 @@ from scipy.linalg import eigh
 
 from vcell.score.differential import log1p_cpm, millions_of
 from vcell.score.grouped import GroupedCells
-from vcell.score.rows import with_values
 from vcell.score.sums import CellGroup, totals
 
 FITTED_CELLS = 2_000
@@ -43,14 +42,17 @@ class Sample:
     def of(cls, cells: GroupedCells, target_sum: float | None) -> Sample:
         """Some cells of every label, deterministic."""
         each = max(2, FITTED_CELLS // len(cells.cells))
-        sample = _log1p(
-            sparse.vstack([spread(cells.cells[label], each) for label in cells.cells], format="csr"), target_sum
-        )
-        squares = with_values(sample, np.square(sample.data, dtype=np.float64))
-        variance = CellGroup(squares).mean() - CellGroup(sample).mean() ** 2
-        genes = np.sort(np.argsort(-variance, kind="stable")[:FITTED_GENES])
-        everyone, ones = np.arange(sample.shape[0]), np.ones(sample.shape[0])
-        dense_CG = _of_genes(sample, everyone, genes, ones)[:, :-1]
+        parts = [_log1p(spread(cells.cells[label], each), target_sum) for label in cells.cells]
+        number = sum(part.shape[0] for part in parts)
+        sum_G, square_G = np.zeros((2, len(cells.genes)))
+        for part in parts:
+            _add_moments(part.indices, part.data, sum_G, square_G)
+        variance_G = square_G / number - (sum_G / number) ** 2
+        genes = np.sort(np.argsort(-variance_G, kind="stable")[:FITTED_GENES])
+        dense_CG, at = np.zeros((number, len(genes) + 1)), 0
+        for part in parts:
+            at += len(_of_genes(part, np.arange(part.shape[0]), genes, np.ones(part.shape[0]), dense_CG[at:]))
+        dense_CG = dense_CG[:, :-1]
         mean_G = dense_CG.mean(0)
         return cls(genes, mean_G, np.subtract(dense_CG, mean_G, out=dense_CG), target_sum)
 
@@ -116,21 +118,35 @@ class Embedding:
         return dense @ self.axes_GK
 
 
-def _of_genes(cells: sparse.csr_matrix, rows: np.ndarray, genes: np.ndarray, scale_C: np.ndarray) -> np.ndarray:
+def _of_genes(
+    cells: sparse.csr_matrix,
+    rows: np.ndarray,
+    genes: np.ndarray,
+    scale_C: np.ndarray,
+    room: np.ndarray | None = None,
+) -> np.ndarray:
     """Some columns of some rows, each cell's values times a factor; and a last column that means nothing: values of other genes go there,
-    which is quicker than to ask of each whether it is wanted."""
+    which is quicker than to ask of each whether it is wanted. They are put into the first rows of `room`, zeros, where that is given."""
     column = np.full(cells.shape[1], len(genes), np.int32)
     column[genes] = np.arange(len(genes), dtype=np.int32)
-    return _dense(cells.indptr, cells.indices, cells.data, rows, column, scale_C, len(genes) + 1)
+    dense = np.zeros((len(rows), len(genes) + 1)) if room is None else room[: len(rows)]
+    _fill(cells.indptr, cells.indices, cells.data, rows, column, scale_C, dense)
+    return dense
 
 
 @njit(nogil=True, cache=True)
-def _dense(starts, genes, values, rows, column, scale_C, n_columns):
-    dense = np.zeros((len(rows), n_columns), np.float64)
+def _fill(starts, genes, values, rows, column, scale_C, dense):
     for c in range(len(rows)):
         for k in range(starts[rows[c]], starts[rows[c] + 1]):
             dense[c, column[genes[k]]] = values[k] * scale_C[c]
-    return dense
+
+
+@njit(nogil=True, cache=True)
+def _add_moments(genes, values, sum_G, square_G):
+    for k in range(len(genes)):
+        value = float(values[k])
+        sum_G[genes[k]] += value
+        square_G[genes[k]] += value * value
 
 
 def energy_distance_unbiased(x_CK: np.ndarray, y_CK: np.ndarray) -> float:
