@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
-# multiprocessing would carry out the user's script anew
+# not by multiprocessing, which would carry out the user's script anew
 PROGRAM = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); from vcell.process.helper import serve; serve()"
 )

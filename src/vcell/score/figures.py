@@ -57,9 +57,10 @@ def floor_to_ceiling(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 1.2 + 0.62 * len(metrics)))
-    axis = figure.subplots()
     others = [n for n in scores.index if n not in intervals and n not in (ends[0], ceiling)]
+    below = 0.55 + 0.18 * -(-(len(intervals) + len(others)) // 3)  # inches, with the rows of the legend
+    figure = Figure(figsize=(8, 0.1 + 0.62 * len(metrics) + below))
+    axis = figure.subplots()
     markers = dict(zip(others, ["|", "x", "+", "d", "v", "^", "<", ">"] * 3, strict=False))
     colours = [PREDICTED, "#1b9e77", "#7570b3", "#a6761d"]
     for row, metric in enumerate(metrics):
@@ -91,8 +92,7 @@ def floor_to_ceiling(
     axis.set_xlim(*_shown_range(axis))
     axis.set_ylim(len(metrics) - 0.4, -0.7)
     figure.legend(fontsize=8, loc="lower center", ncols=3, frameon=False)
-    rows = -(-(len(intervals) + len(others)) // 3)  # of the legend
-    _margins(figure, left=0.9, right=0.15, bottom=0.55 + 0.18 * rows, top=0.1)
+    _margins(figure, left=0.9, right=0.15, bottom=below, top=0.1)
     return _tidy(figure)
 
 
@@ -185,7 +185,7 @@ def called_genes(genes: pd.DataFrame) -> Picture:
 
 def _height_of(names: Sequence[str]) -> float:
     """Room for names below the columns of a picture, in inches; 0 where they are too many to be read."""
-    return 0.0 if len(names) > MOST_NAMED else 0.075 * min(LONGEST_NAME, max(map(len, names)))
+    return 0.0 if len(names) > MOST_NAMED else 0.075 * min(LONGEST_NAME, max(map(len, names), default=0))
 
 
 def _name_targets(axis: Any, names: Sequence[str]) -> None:
