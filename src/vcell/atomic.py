@@ -5,13 +5,16 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import re
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vcell.errors import VcellError
+
+MOST_LETTERS = 50  # of a label in a file's name, which takes 255 bytes
 
 
 @contextmanager
@@ -92,6 +95,18 @@ def write_text(out: Path, text: str) -> None:
     """Writes a text file, UTF-8, whole or not at all."""
     with written_file(out) as scratch:
         scratch.write_text(text, encoding="utf-8")
+
+
+def names_of_files(labels: Sequence[str]) -> list[str]:
+    """For each label a part of a file's name, no two alike: without what a file's name may not hold anywhere, and not too long."""
+    names: list[str] = []
+    for label in labels:
+        name = plain = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", label)[:MOST_LETTERS]
+        number = 2
+        while name in names:
+            name, number = f"{plain}_{number}", number + 1
+        names.append(name)
+    return names
 
 
 def sync(folder: Path) -> None:

@@ -222,17 +222,18 @@ def test_scores_do_not_depend_on_where_the_cells_lie(
 def test_contexts_weigh_the_same(real_2026: Path, tmp_path: Path):
     real = ad.read_h5ad(real_2026)
     few = real[real.obs["target_gene"].isin(["G0", "G7", "non-targeting"])].copy()
-    few.obs["context"] = "B"
+    few.obs["context"] = "B/2"
     both = ad.concat([real, few], index_unique="-")
     both.write_h5ad(tmp_path / "r.h5ad")
     both[both.obs["target_gene"] != "non-targeting"].copy().write_h5ad(tmp_path / "p.h5ad")
     options = [f"pred={tmp_path / 'p.h5ad'}", f"real={tmp_path / 'r.h5ad'}", "challenge=vcc2026", "engine=fast"]
-    scores = score(tmp_path / "s", *options)
+    scores = score(tmp_path / "s", *options, "pictures=true")
     table = pd.read_csv(tmp_path / "s" / "per_perturbation.csv")
     wrong = table[table["predictor"] == "wrong_target"].groupby("context")["PDS"].mean()
     by_context = pd.read_csv(tmp_path / "s" / "by_context.csv", index_col=["predictor", "context"])
     assert scores.loc["wrong_target", "SCORE"] == pytest.approx(by_context.loc["wrong_target", "SCORE"].mean())
-    assert set(wrong.index) == {"A", "B"} and scores.loc["wrong_target", "PDS"] == pytest.approx(wrong.mean())
+    assert set(wrong.index) == {"A", "B/2"} and scores.loc["wrong_target", "PDS"] == pytest.approx(wrong.mean())
+    assert (tmp_path / "s" / "called_B_2.png").is_file() and not any(p.is_dir() for p in (tmp_path / "s").iterdir())
 
 
 def test_two_predictions_are_compared_on_the_same_targets(in_trained: Path, pred: Path, tmp_path: Path, capsys):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vcell.atomic import write_text, written_file
+from vcell.atomic import names_of_files, write_text, written_file
 from vcell.pages.render import for_json, render
 from vcell.process.helper import Helper
 from vcell.records.provenance import PACKAGE, command_line, git_commit, versions
@@ -128,8 +128,9 @@ def drawing(report: Report, helper: Helper) -> Callable[[], dict[str, bytes]]:
     if not report.pictures:
         return dict
     floor, ceiling = floors(report), report.scores.loc[CEILING].to_dict()
-    several, name = len(report.pictures) > 1, next(iter(report.intervals))
-    ends = [f"_{shown.context}" if shown.context and several else "" for shown in report.pictures]
+    name, ends = next(iter(report.intervals)), [""]
+    if len(report.pictures) > 1:
+        ends = [f"_{context}" for context in names_of_files([shown.context for shown in report.pictures])]
     begun = {"scores": helper.submit(figures.png_of, figures.floor_to_ceiling, *_floor_to_ceiling(report))}
     for end, shown in zip(ends, report.pictures, strict=True):
         table = report.per_perturbation

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from vcell.atomic import names_of_files
 from vcell.data.files.paths import braces, expand, toml_patterns
 from vcell.errors import VcellError
 
@@ -39,3 +40,10 @@ def test_a_link_that_leads_nowhere_is_said(tmp_path: Path):
     for pattern in (f"{tmp_path}/b.h5ad", f"{tmp_path}/*.h5ad", f"{tmp_path}/{{a,b}}.h5ad"):
         with pytest.raises(VcellError, match=r"b\.h5ad is a link that leads to no file\. Set data\.path="):
             expand(pattern)
+
+
+def test_labels_become_names_of_files():
+    labels = ["K562/x", "K562:x", "a$b", "HEK 293\n", "long" * 99, "long" * 99]
+    names = names_of_files(labels)
+    assert names[:4] == ["K562_x", "K562_x_2", "a$b", "HEK 293_"] and len(set(names)) == len(labels)
+    assert max(map(len, names)) < 60
