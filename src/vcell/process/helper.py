@@ -84,7 +84,7 @@ def serve() -> None:
     """What the process does, until the one that asks has ended."""
     asked, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed is no answer
-    with suppress(EOFError, OSError, ImportError):
+    with suppress(Exception):  # the process that asks has ended, or does the work itself
         for module in pickle.load(asked):
             import_module(module)
         while True:
