@@ -84,7 +84,7 @@ def test_arguments_may_be_those_of_numpy_and_pandas(in_trained: Path):
 def test_others_to_compare_with_have_names(tmp_path: Path):
     cells = ad.AnnData(np.ones((1, 1)))
     assert as_others(()) == [] and as_others("a/b.h5ad") == [("b", "a/b.h5ad")] == as_others(["a/b.h5ad"])
-    assert as_others({"mine/1": Path("x")}) == [("mine_1", Path("x"))]
+    assert as_others({"mine/1": Path("x"), "mine_1": cells}) == [("mine_1", Path("x")), ("mine_1_2", cells)]
     assert as_others(cells)[0][0] == "other_1" and as_others(["a.h5ad", cells])[1] == ("other_2", cells)
 
 

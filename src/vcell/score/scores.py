@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from vcell.atomic import names_of_files
 from vcell.challenge import Challenge, challenge_of
 from vcell.data.files.memory import Given, as_file, given_list
 from vcell.data.store.store import Cells, CellStore
@@ -167,7 +168,8 @@ def score_prediction(
 def as_others(given: Any) -> list[tuple[str, Given]]:
     """Predictions to compare with, each with the name that its file shows; AnnData without one are numbered."""
     if isinstance(given, Mapping):
-        return [(as_name("a name in against", name).replace("/", "_"), cells) for name, cells in given.items()]
+        names = names_of_files([as_name("a name in against", name) for name in given])
+        return list(zip(names, given.values(), strict=True))
     if given is None or (isinstance(given, Sized) and not isinstance(given, str) and not len(given)):
         return []
     return [
