@@ -5,8 +5,9 @@
 A screen and a prediction of it are drawn (over-dispersed counts, about 3,400 genes seen a cell, a tenth of the genes changed by each
 target). Then whole processes are timed, from files to scores: `cell-eval run --profile vcc` (2025), `cell-eval2 run --preset vcc2026`
 (2026), ours on the same files, and `vcell.evaluate engine=fast`, which scores five references, the floor, the split halves (five of
-them in 2026) and draws the report besides, in a process of its own whose 0.15 GB are not in the peak. Last, the rank tests alone: ours,
-those of pdex (numba-mwu, timed on ten targets), and of illico where that is installed. Prints tables and writes them to benchmarks/results/; on a CPU only the ratios say something of other machines.
+them in 2026) and draws the report besides, in a process of its own whose memory is not in the peak. Last, the rank tests alone: ours,
+those of pdex (numba-mwu, timed on ten targets), and of illico where that is installed. Prints tables and writes them to
+benchmarks/results/; on a CPU only the ratios say something of other machines.
 """
 
 from __future__ import annotations

@@ -99,14 +99,14 @@ def write_text(out: Path, text: str) -> None:
 
 def names_of_files(labels: Sequence[str]) -> list[str]:
     """For each label a part of a file's name, no two alike: without what a file's name may not hold anywhere, and not too long."""
-    names: list[str] = []
+    names: dict[str, str] = {}  # by what macOS and Windows take them for
     for label in labels:
         name = plain = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", label)[:MOST_LETTERS]
         number = 2
-        while name in names:
+        while name.casefold() in names:
             name, number = f"{plain}_{number}", number + 1
-        names.append(name)
-    return names
+        names[name.casefold()] = name
+    return list(names.values())
 
 
 def sync(folder: Path) -> None:

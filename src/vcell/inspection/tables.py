@@ -16,7 +16,7 @@ from vcell.effects.linear import likeness
 from vcell.errors import VcellError, check_ending, check_number, nearest, shortlist
 from vcell.inspection.names import names_of
 from vcell.model.table import PerturbationTable
-from vcell.pages.words import as_they_are
+from vcell.pages.pictures import as_they_are
 
 PICTURED = 3000  # points, at most
 

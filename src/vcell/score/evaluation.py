@@ -18,6 +18,7 @@ from vcell.data.store.store import is_store
 from vcell.data.store.view import open_stores
 from vcell.effects.names import BASELINES
 from vcell.errors import VcellError
+from vcell.process.helper import Helper
 from vcell.score import caveats, strata
 from vcell.score.cells import CellFile, Columns, ReadCells, StoreCells
 from vcell.score.grouped import GroupedCells
@@ -86,12 +87,14 @@ class Evaluation:
         """What intervals run over."""
         return "cells" if self.few else "targets"
 
-    def showing(self, pair: Pair, show: Sequence[str] | None, draw: bool) -> Callable[[Side, ContextScorer], None]:
+    def showing(
+        self, pair: Pair, show: Sequence[str] | None, helper: Helper | None
+    ) -> Callable[[Side, ContextScorer], None]:
         """Adds what the pictures show of the prediction in one context, once that is scored."""
 
         def add(side: Side, judge: ContextScorer) -> None:
             shown = collect(pair, side, judge, show)
-            self.pictures.append(shown.drawing() if draw else shown)
+            self.pictures.append(shown.drawing(helper) if helper else shown)
 
         return add
 
@@ -159,7 +162,7 @@ def evaluate(options: ScoreOptions) -> Report:
     """Scores `options.pred` against `options.real`, writes the report, and says what came of it."""
     check_folder(options.folder, "out")
     helper = painter() if options.pictures else None
-    found, references = score(options, draw=True)
+    found, references = score(options, helper)
     write_report(options.folder, found, helper)
     if references.run_folder is not None:
         hand_over(references.run_folder, options.folder)
@@ -167,15 +170,15 @@ def evaluate(options: ScoreOptions) -> Report:
     return found
 
 
-def score(options: ScoreOptions, draw: bool = False) -> tuple[Report, References]:
-    """The report on a prediction, and the references it was scored with; `draw`: its pictures are drawn meanwhile.
+def score(options: ScoreOptions, helper: Helper | None = None) -> tuple[Report, References]:
+    """The report on a prediction, and the references it was scored with; `helper` draws its pictures meanwhile.
 
     Raises
     ------
     VcellError
         If a file cannot be read, predicted and measured cells are not comparable, or targets were trained on.
     """
-    found, references, about = run_evaluation(options, draw)
+    found, references, about = run_evaluation(options, helper)
     intervals = {n: found.intervals(n) for n in [found.name, *found.others]}
     details = {
         "pred": str(options.pred), "real": str(options.real), "vcell": __version__, "challenge": options.challenge.name,
@@ -213,7 +216,7 @@ def hand_over(run_folder: Path, out: Path) -> None:
         print(f"note         the report was not added to the run's curves: {type(error).__name__}: {error}", flush=True)
 
 
-def run_evaluation(options: ScoreOptions, draw: bool) -> tuple[Evaluation, References, dict[str, Any]]:
+def run_evaluation(options: ScoreOptions, helper: Helper | None) -> tuple[Evaluation, References, dict[str, Any]]:
     """Every context, one after the other."""
     scorer, device, columns = SCORERS[options.challenge.scorer], choose_gpu(options.device), options.columns
     if options.engine != "fast":
@@ -240,7 +243,7 @@ def run_evaluation(options: ScoreOptions, draw: bool) -> tuple[Evaluation, Refer
                 f"{len(chosen):,} scored targets are those the run was validated on, by which its checkpoint was chosen"
             )
         baselines, threads = references.predictions(pair), options.threads or cores()
-        shown = found.showing(pair, options.show, draw) if options.pictures else lambda side, judge: None
+        shown = found.showing(pair, options.show, helper) if options.pictures else lambda side, judge: None
         scores = score_context(pair, made, baselines, found.name, scorer, options.engine, threads, device, shown)
         found.contexts.append(scores)
         notes += scores.notes

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vcell.pages.words import as_they_are
+from vcell.pages.pictures import as_they_are, margins
 from vcell.score.metrics import Metric, has_room, per_target
 from vcell.score.statistics import Interval
 
@@ -92,7 +92,7 @@ def floor_to_ceiling(
     axis.set_xlim(*_shown_range(axis))
     axis.set_ylim(len(metrics) - 0.4, -0.7)
     figure.legend(fontsize=8, loc="lower center", ncols=3, frameon=False)
-    _margins(figure, left=0.9, right=0.15, bottom=below, top=0.1)
+    margins(figure, left=0.9, right=0.15, bottom=below, top=0.1)
     return _tidy(figure)
 
 
@@ -129,7 +129,7 @@ def heat_map(
     axis.set_xlabel(f"{len(order):,} targets, most truly changed genes first", fontsize=9)
     bar = figure.colorbar(image, cax=scale, ticks=[-1, 0, 1, 2])
     bar.ax.set_yticklabels(["-1", "floor", "ceiling", "2"], fontsize=8)
-    _margins(figure, left=0.9, right=0.6, bottom=0.4 + named, top=0.1, between=0.02)
+    margins(figure, left=0.9, right=0.6, bottom=0.4 + named, top=0.1, wspace=0.02)
     return figure
 
 
@@ -179,7 +179,7 @@ def called_genes(genes: pd.DataFrame) -> Picture:
     if not named:
         axis.set_xlabel(f"{len(table):,} targets")
     figure.legend(fontsize=8, frameon=False, loc="upper center", ncols=3)
-    _margins(figure, left=0.85, right=0.1, bottom=0.2 + (named or 0.3), top=0.35)
+    margins(figure, left=0.85, right=0.1, bottom=0.2 + (named or 0.3), top=0.35)
     return _tidy(figure)
 
 
@@ -196,12 +196,6 @@ def _name_targets(axis: Any, names: Sequence[str]) -> None:
 def short(name: str) -> str:
     """A name that has room in a picture."""
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
-
-
-def _margins(figure: Picture, left: float, right: float, bottom: float, top: float, between: float = 0.0) -> None:
-    """Room around the axes, in inches. To have matplotlib find out how much is needed takes longer than drawing."""
-    width, height = figure.get_size_inches()
-    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height, wspace=between)
 
 
 def _bars(axis: Any, low: pd.Series, high: pd.Series, colour: str, label: str) -> None:
@@ -222,7 +216,7 @@ def knock_down(genes: pd.DataFrame) -> Picture | None:
         return None
     figure = Figure(figsize=(4.6, 4.2))
     axis = figure.subplots()
-    _margins(figure, left=0.75, right=0.15, bottom=0.55, top=0.15)
+    margins(figure, left=0.75, right=0.15, bottom=0.55, top=0.15)
     low, high = min(-1.0, float(table.to_numpy().min()) * 1.08), max(1.0, float(table.to_numpy().max()) * 1.08)
     axis.plot([low, high], [low, high], color=GREY, linewidth=1)
     axis.axhline(0, color=GREY, linewidth=0.5)

@@ -15,7 +15,7 @@ from vcell.atomic import names_of_files
 from vcell.challenge import Challenge, challenge_of
 from vcell.data.files.memory import Given, as_file, given_list
 from vcell.data.store.store import Cells, CellStore
-from vcell.pages.words import as_they_are
+from vcell.pages.pictures import as_they_are
 from vcell.process.given import as_name, as_name_or_none, as_names_or_file, check_switches
 from vcell.process.progress import spoken
 from vcell.score import figures

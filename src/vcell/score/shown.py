@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from vcell.errors import VcellError, nearest
+from vcell.process.helper import Helper
 from vcell.score import figures
 from vcell.score.explore import Effects, effects, target_table
 from vcell.score.figures import Delta
 from vcell.score.own import correlation
-from vcell.score.painter import painter
 from vcell.score.pairs import Pair
 from vcell.score.side import Side
 from vcell.score.sums import CellGroup
@@ -53,9 +53,9 @@ class Shown:
     effects: Effects
     drawn: Future[dict[str, bytes]] | None = field(default=None, repr=False, compare=False)
 
-    def drawing(self) -> Shown:
-        """The same, its pictures begun: they are drawn while references are scored."""
-        return replace(self, drawn=painter().submit(figures.of_context, self.deltas, self.genes, self.cells))
+    def drawing(self, helper: Helper) -> Shown:
+        """The same, its pictures begun: `helper` draws them while references are scored."""
+        return replace(self, drawn=helper.submit(figures.of_context, self.deltas, self.genes, self.cells))
 
     def pictures(self) -> dict[str, bytes]:
         """PNG of every picture that shows one context, by name."""

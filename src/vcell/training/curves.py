@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from vcell.atomic import written_file
 from vcell.errors import VcellError
 from vcell.pages.curves import write_curves
+from vcell.pages.pictures import margins
 from vcell.records.metrics import read_metrics
 
 
@@ -122,10 +123,8 @@ def plot_curves(metrics: Path, out: Path) -> None:
 
     columns = min(3, len(panels))
     rows_of_panels = -(-len(panels) // columns)
-    width, height = 4.2 * columns, 3.0 * rows_of_panels
-    figure = Figure(figsize=(width, height))
-    # margins in inches: finding them from the text takes as long as drawing
-    figure.subplots_adjust(0.65 / width, 0.5 / height, 1 - 0.15 / width, 1 - 0.35 / height, wspace=0.28, hspace=0.5)
+    figure = Figure(figsize=(4.2 * columns, 3.0 * rows_of_panels))
+    margins(figure, left=0.65, right=0.15, bottom=0.5, top=0.35, wspace=0.28, hspace=0.5)
     axes = figure.subplots(rows_of_panels, columns, squeeze=False).ravel()
     for axis in axes[len(panels) :]:
         axis.remove()

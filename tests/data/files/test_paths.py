@@ -43,7 +43,8 @@ def test_a_link_that_leads_nowhere_is_said(tmp_path: Path):
 
 
 def test_labels_become_names_of_files():
-    labels = ["K562/x", "K562:x", "a$b", "HEK 293\n", "long" * 99, "long" * 99]
+    labels = ["K562/x", "K562:x", "a$b", "HEK 293\n", "long" * 99, "long" * 99, "a$B"]
     names = names_of_files(labels)
-    assert names[:4] == ["K562_x", "K562_x_2", "a$b", "HEK 293_"] and len(set(names)) == len(labels)
+    assert names[:4] == ["K562_x", "K562_x_2", "a$b", "HEK 293_"] and names[-1] == "a$B_2"
+    assert len({name.lower() for name in names}) == len(labels)
     assert max(map(len, names)) < 60
