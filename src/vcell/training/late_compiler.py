@@ -1,0 +1,118 @@
+"""Loads torch's compiler when something is compiled, not before.
+
+`import lightning`, every optimizer and torch's count of FLOPs import `torch._dynamo`, and with it a part of inductor: a quarter of the time
+that a training command takes to start. Of what they ask it for, three things do nothing where nothing is compiled; these are given here.
+Whatever else is asked for loads the compiler, in the place that was kept for it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, module_from_spec
+from threading import RLock
+from types import FunctionType, ModuleType
+from typing import Any
+
+NAME = "torch._dynamo"
+LOADING = RLock()
+
+
+class _Late(ModuleType):
+    """The compiler, not loaded yet."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {NAME!r} has no attribute {name!r}")
+        return getattr(_loaded(self), name)
+
+
+class _Compiled(type):
+    """Knows what is compiled by asking the compiler, once that is loaded."""
+
+    def __instancecheck__(cls, found: Any) -> bool:
+        return type(module := sys.modules[NAME]) is not _Late and isinstance(found, module.OptimizedModule)
+
+
+class OptimizedModule(metaclass=_Compiled):
+    """A compiled network: for `isinstance`, which is all that Lightning uses it for."""
+
+
+def disable(fn: Any = None, recursive: bool = True, **options: Any) -> Any:
+    """A function that the compiler leaves alone: the function itself, until there is a compiler."""
+    if not isinstance(fn, FunctionType):
+        return _loaded().disable(fn, recursive, **options)
+    left_alone: list[Callable[..., Any]] = []
+
+    @wraps(fn)
+    def run(*args: Any, **named: Any) -> Any:
+        if not left_alone:
+            if type(module := sys.modules[NAME]) is _Late:
+                return fn(*args, **named)
+            left_alone.append(module.disable(fn, recursive, **options))
+        return left_alone[0](*args, **named)
+
+    return run
+
+
+def graph_break(msg: str = "") -> None:
+    """Does nothing where nothing is compiled."""
+
+
+class _Parts(MetaPathFinder):
+    """Loads the compiler before any module of it is imported, as Python does with packages that are not there yet."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not fullname.startswith(f"{NAME}."):
+            return None
+        _loaded()
+        return ModuleSpec(fullname, _There(sys.modules[fullname])) if fullname in sys.modules else None
+
+
+class _There(Loader):
+    """Gives a module that was loaded while it was looked for."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module, self.spec = module, module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self.module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec
+
+
+PARTS = _Parts()
+
+
+def _loaded(module: ModuleType | None = None) -> ModuleType:
+    """The compiler, loaded in the place that was kept for it."""
+    module = module or sys.modules[NAME]
+    with LOADING:
+        if type(module) is _Late:
+            module.__class__ = ModuleType  # type: ignore[assignment]
+            sys.meta_path.remove(PARTS)
+            assert module.__spec__ is not None and module.__spec__.loader is not None
+            try:
+                module.__spec__.loader.exec_module(module)
+            except BaseException:  # a half of it must not be taken for the whole, as with any other import
+                sys.modules.pop(NAME, None)
+                raise
+    return module
+
+
+def load_late() -> None:
+    """Keeps the compiler's place until it is asked for. Does nothing where it is loaded already."""
+    if NAME in sys.modules or (spec := find_spec(NAME)) is None:
+        return
+    module = module_from_spec(spec)
+    module.__class__ = _Late
+    for early in (OptimizedModule, disable, graph_break):
+        setattr(module, early.__name__, early)
+    sys.modules[NAME] = module
+    sys.meta_path.insert(0, PARTS)
