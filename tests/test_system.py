@@ -9,7 +9,8 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from vcell.system import in_threads
+from vcell.errors import VcellError
+from vcell.system import choose_device, choose_gpu, in_threads
 
 
 def blas_threads() -> set[int]:
@@ -90,3 +91,22 @@ def test_freed_memory_stays_and_goes_back_afterwards():
     done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
     within, afterwards = map(float, done.stdout.split())
     assert within > 300 and afterwards < 100
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("gpu", "device=gpu must be one of auto, cpu, cuda"),
+        ("cuda:1", "choose the GPU with CUDA_VISIBLE_DEVICES=1"),
+        (None, "device=None must be one of auto, cpu, cuda"),
+        pytest.param("cuda", "needs a GPU that torch can use", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")),
+    ],
+)  # fmt: skip
+def test_a_device_that_is_not_there_is_refused(device, words: str):
+    with pytest.raises(VcellError, match=words):
+        choose_device(device, 0)
+
+
+def test_the_processor_is_chosen_by_name_or_as_torch_names_it():
+    assert choose_gpu("cpu") is None and choose_gpu(torch.device("cpu")) is None
+    assert choose_device(torch.device("cpu"), 0) == torch.device("cpu")

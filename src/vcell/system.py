@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CGROUPS = Path("/sys/fs/cgroup")
 VARIABLES = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
+DEVICES = ("auto", "cpu", "cuda")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 LARGE_NETWORK = 10_000_000  # weights
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
@@ -121,20 +122,32 @@ def slurm_tasks_per_node() -> int:
     return max(1, int(tasks) // int(nodes)) if tasks.isdigit() and nodes.isdigit() and int(nodes) else 1
 
 
-def choose_device(device: str, number: int) -> torch.device:
-    """The device to predict on; of several GPUs, that of this process."""
+def choose_device(device: str | torch.device, number: int) -> torch.device:
+    """The device to predict on; of several GPUs, that of this process.
+
+    Raises
+    ------
+    VcellError
+        If there is no such device.
+    """
+    device = str(device)  # torch's own too
+    if device.startswith("cuda:"):
+        raise VcellError(f"device={device} must be cuda; choose the GPU with CUDA_VISIBLE_DEVICES={device[5:]}")
+    check_choice("device", device, DEVICES)
     import torch
 
-    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise VcellError(f"device={device} is not available: use auto, cpu or (with a GPU) cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise VcellError(
+            "device=cuda needs a GPU that torch can use, and there is none here (python -m vcell.doctor says what it sees). Use auto or cpu"
+        )
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", number % torch.cuda.device_count())
 
 
-def choose_gpu(device: str) -> torch.device | None:
+def choose_gpu(device: str | torch.device) -> torch.device | None:
     """`choose_device`, None for the CPU: where that is asked for torch is not loaded, which takes a second."""
-    if device == "cpu":
+    if str(device) == "cpu":
         return None
     found = choose_device(device, 0)
     return None if found.type == "cpu" else found

@@ -39,6 +39,16 @@ def test_a_bare_name_means_the_newest_run(in_trained: Path, tmp_path: Path, monk
         find_checkpoint("best.ckpt")
 
 
+@pytest.mark.parametrize("given", ["runs/mine", "runs/mine/checkpoints", "mine"])
+def test_a_folder_in_place_of_a_checkpoint_is_told_the_file_in_it(tmp_path, monkeypatch, given: str):
+    monkeypatch.chdir(tmp_path)
+    file = Path("runs", "mine", "checkpoints", "best.ckpt")
+    file.parent.mkdir(parents=True)
+    file.touch()
+    with pytest.raises(VcellError, match=rf"name the file: ckpt={file}$"):
+        find_checkpoint(given)
+
+
 def test_damaged_and_foreign_files_are_refused(in_trained: Path, tmp_path: Path):
     whole = Path("runs/demo/checkpoints/last.ckpt").read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])

@@ -267,6 +267,15 @@ def test_targets_that_were_trained_on_are_refused(in_trained: Path, tmp_path: Pa
     score(tmp_path / "s", *options, "allow_leaks=true")
 
 
+def test_a_store_that_is_asked_for_is_not_left_out(in_trained: Path, pred: Path, tmp_path: Path):
+    options = [f"pred={pred}", f"real={REAL}", "engine=fast", "pictures=false"]
+    with pytest.raises(
+        VcellError, match=r"the cell store absent, .* does not exist\. Specify where it is with store=FOLDER$"
+    ):
+        score(tmp_path / "s", *options, "store=absent")
+    assert not (tmp_path / "s").exists()
+
+
 def test_shifted_controls_are_reported(in_trained: Path, pred: Path, tmp_path: Path, capsys):
     cells = ad.read_h5ad(pred)
     rows = np.flatnonzero(cells.obs["target_gene"] == "non-targeting")

@@ -30,7 +30,7 @@ def open_controls(options: PredictOptions, identity: Identity, ckpt: Path, genes
     """
     challenge = options.challenge
     if options.controls is None:
-        store = open_run_store(options.store, identity, ckpt)
+        store = open_run_store(options.store, identity, ckpt, ", or provide control cells with controls=FILE.h5ad")
     else:
         store = control_store(
             options,
@@ -50,23 +50,23 @@ def open_controls(options: PredictOptions, identity: Identity, ckpt: Path, genes
     return store
 
 
-def open_run_store(store: Any, identity: Identity, ckpt: Path) -> Cells:
+def open_run_store(store: Any, identity: Identity, ckpt: Path, otherwise: str = "") -> Cells:
     """The cell store (or stores) a checkpoint was trained on.
 
-    `store` says where it lies now; None where it lay in training.
+    `store` says where it lies now; None where it lay in training. `otherwise` says what else can be done where it is not there.
     """
     paths = [Path(path) for path in store_of(store, identity)]
     absent = [path for path in paths if not path.exists()]
     if absent:
         raise VcellError(
-            f"the cell store {absent[0]}, which {ckpt} was trained on, does not exist. Specify where it is with store=FOLDER, or "
-            "provide control cells with controls=FILE.h5ad"
+            f"the cell store {absent[0]}, which {ckpt} was trained on, does not exist. Specify where it is with "
+            f"store=FOLDER{otherwise}"
         )
     opened = open_stores(paths)
     if opened.fingerprint != identity.store["fingerprint"]:
         raise VcellError(
             f"the cell store {opened.name} is not the one {ckpt} was trained on (fingerprints differ). Specify the right one with "
-            "store=FOLDER, or control cells with controls=FILE.h5ad"
+            f"store=FOLDER{otherwise}"
         )
     return verified(opened)
 

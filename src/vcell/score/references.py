@@ -63,7 +63,7 @@ class References:
             for predictor in references.predictors.values():
                 predictor.amplitude = str(about.get("amplitude", "error"))
         except VcellError as error:
-            if options.ckpt is not None:
+            if options.ckpt is not None or options.store:  # what was asked for is not left out
                 raise
             references.remarks.append(f"context mean and perturbation mean are left out: {error}")
         return references
