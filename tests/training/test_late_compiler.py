@@ -34,6 +34,12 @@ step(compiled)
 print(loaded(), isinstance(net, OptimizedModule), isinstance(compiled, OptimizedModule))
 """
 
+IN_THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor() as pool:
+    print(len(list(pool.map(lambda _: torch._dynamo.reset(), range(4)))), loaded())
+"""
+
 BY_ITS_MODULES = """
 import torch._dynamo.config, torch._dynamo.eval_frame
 from torch._dynamo import graph_break
@@ -49,8 +55,9 @@ step(torch.compile(net, backend="eager"))
     [
         (COMPILES, ["False False", "True False True"]),
         (BY_ITS_MODULES, ["True torch._dynamo.decorators True", "[True, True, True]"]),
+        (IN_THREADS, ["4 True"]),
     ],
-    ids=["when something is compiled", "by one of its modules"],
+    ids=["when something is compiled", "by one of its modules", "by several threads"],
 )
 def test_the_compiler_is_loaded(script: str, said: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", STARTED + script], capture_output=True, text=True)

@@ -18,23 +18,29 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 NAME = "torch._dynamo"
-LOADING = RLock()
+LOADING, PATIENCE = RLock(), 60  # seconds
 
 
 class _Late(ModuleType):
     """The compiler, not loaded yet."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(f"module {NAME!r} has no attribute {name!r}")
-        return getattr(_loaded(self), name)
+        if not name.startswith("__") and _load(self):
+            return getattr(self, name)
+        raise AttributeError(f"module {NAME!r} has no attribute {name!r}")
+
+
+def _compiler() -> ModuleType | None:
+    """The compiler, if it is loaded."""
+    module = sys.modules.get(NAME)
+    return None if type(module) is _Late else module
 
 
 class _Compiled(type):
     """Knows what is compiled by asking the compiler, once that is loaded."""
 
     def __instancecheck__(cls, found: Any) -> bool:
-        return type(module := sys.modules[NAME]) is not _Late and isinstance(found, module.OptimizedModule)
+        return (compiler := _compiler()) is not None and isinstance(found, compiler.OptimizedModule)
 
 
 class OptimizedModule(metaclass=_Compiled):
@@ -44,15 +50,17 @@ class OptimizedModule(metaclass=_Compiled):
 def disable(fn: Any = None, recursive: bool = True, **options: Any) -> Any:
     """A function that the compiler leaves alone: the function itself, until there is a compiler."""
     if not isinstance(fn, FunctionType):
-        return _loaded().disable(fn, recursive, **options)
+        module = sys.modules[NAME]
+        _load(module)
+        return module.disable(fn, recursive, **options)
     left_alone: list[Callable[..., Any]] = []
 
     @wraps(fn)
     def run(*args: Any, **named: Any) -> Any:
         if not left_alone:
-            if type(module := sys.modules[NAME]) is _Late:
+            if (compiler := _compiler()) is None:
                 return fn(*args, **named)
-            left_alone.append(module.disable(fn, recursive, **options))
+            left_alone.append(compiler.disable(fn, recursive, **options))
         return left_alone[0](*args, **named)
 
     return run
@@ -70,7 +78,7 @@ class _Parts(MetaPathFinder):
     ) -> ModuleSpec | None:
         if not fullname.startswith(f"{NAME}."):
             return None
-        _loaded()
+        _load(sys.modules[NAME])
         return ModuleSpec(fullname, _There(sys.modules[fullname])) if fullname in sys.modules else None
 
 
@@ -88,22 +96,28 @@ class _There(Loader):
 
 
 PARTS = _Parts()
+EARLY = (OptimizedModule, disable, graph_break)
 
 
-def _loaded(module: ModuleType | None = None) -> ModuleType:
-    """The compiler, loaded in the place that was kept for it."""
-    module = module or sys.modules[NAME]
-    with LOADING:
-        if type(module) is _Late:
-            module.__class__ = ModuleType  # type: ignore[assignment]
+def _load(module: ModuleType) -> bool:
+    """Loads the compiler in the place that was kept for it. False while it is being loaded: within that, and to threads that waited long enough
+    to be what it waits for."""
+    if not LOADING.acquire(timeout=PATIENCE):
+        return False
+    try:
+        if PARTS in sys.meta_path:
             sys.meta_path.remove(PARTS)
+            for early in EARLY:
+                delattr(module, early.__name__)
             assert module.__spec__ is not None and module.__spec__.loader is not None
-            try:
-                module.__spec__.loader.exec_module(module)
-            except BaseException:  # a half of it must not be taken for the whole, as with any other import
-                sys.modules.pop(NAME, None)
-                raise
-    return module
+            module.__spec__.loader.exec_module(module)
+            module.__class__ = ModuleType
+    except BaseException:  # a half of it must not be taken for the whole, as with any other import
+        sys.modules.pop(NAME, None)
+        raise
+    finally:
+        LOADING.release()
+    return type(module) is not _Late
 
 
 def load_late() -> None:
@@ -112,7 +126,7 @@ def load_late() -> None:
         return
     module = module_from_spec(spec)
     module.__class__ = _Late
-    for early in (OptimizedModule, disable, graph_break):
+    for early in EARLY:
         setattr(module, early.__name__, early)
     sys.modules[NAME] = module
     sys.meta_path.insert(0, PARTS)
