@@ -4,7 +4,7 @@
 
 `PYTHON` is that of an environment with arc-state (pip install arc-state==0.11.1); without one the benchmark says so and ends. Each
 command trains twice, for a few steps and for some more: a step's time comes from the difference, without start-up and validation, and
-what is left of the shorter one is the time of a command besides its steps (ours finds its cell store made, as every command after the first).
+the rest of the shorter one is overhead: starting, opening the data (for ours, a cell store that already exists), validating and saving.
 arc-state runs at its defaults but for the shape (state_sm, 16 sets of 128 cells, all genes) and, where there are fewer cores than its 12
 loader workers, as many workers as cores; ours as `vcell.train` does (`trainer.precision=auto`), and once more with STATE's own head on a GPU, in bf16 on a
 CPU. Prints a table and writes it to benchmarks/results/.
@@ -66,19 +66,19 @@ def main() -> None:
         ways[f"vcell, {other[0]}"] = lambda steps: ours(folder, steps, other[1])
         ways["vcell"](1)  # prepares the store
         seconds: dict[str, list[float]] = {way: [] for way in ways}
-        besides: dict[str, list[float]] = {way: [] for way in ways}
+        overhead: dict[str, list[float]] = {way: [] for way in ways}
         first, last = options.steps
         for _ in range(options.rounds):
             for way, run in ways.items():
                 few, many = run(first), run(last)
                 step = (many - few) / (last - first)
                 seconds[way].append(step)
-                besides[way].append(few - first * step)
-                print(f"{way}: {step:.3g} s a step, {besides[way][-1]:.3g} s besides", flush=True)
+                overhead[way].append(few - first * step)
+                print(f"{way}: {step:.3g} s a step, {overhead[way][-1]:.3g} s of overhead", flush=True)
     save(
         f"vs_state_{device_name()}_{options.genes}",
         f"python benchmarks/vs_state.py --rounds {options.rounds} --peer PYTHON --genes {options.genes}",
-        report(seconds, besides, options, gpu),
+        report(seconds, overhead, options, gpu),
     )
 
 
@@ -129,20 +129,20 @@ def run(command: list, folder: Path) -> float:
 
 
 def report(
-    seconds: dict[str, list[float]], besides: dict[str, list[float]], options: argparse.Namespace, gpu: bool
+    seconds: dict[str, list[float]], overhead: dict[str, list[float]], options: argparse.Namespace, gpu: bool
 ) -> str:
     where = torch.cuda.get_device_name() if gpu else processor()
     first = next(iter(seconds))
-    base, base_besides = statistics.median(seconds[first]), statistics.median(besides[first])
+    base, base_overhead = statistics.median(seconds[first]), statistics.median(overhead[first])
     lines = [
         f"{where}; {options.genes:,} genes; state_sm, 16 sets of 128 cells; one-hot perturbations; median of {options.rounds} rounds.\n",
-        "| trainer | steps per second, relative to arc-state (range) | a command besides its steps, relative (range) |"
+        "| trainer | steps per second, relative to arc-state (range) | overhead, relative (range) |"
         + (" ms a step | 40,000 steps |" if gpu else ""),
         f"|---|---|---|{'---|---|' if gpu else ''}",
     ]
     for way, times in seconds.items():
         middle = statistics.median(times)
-        other = [time / base_besides for time in besides[way]]
+        other = [time / base_overhead for time in overhead[way]]
         line = f"| {way} | {base / middle:.1f} ({base / max(times):.1f} to {base / min(times):.1f}) "
         line += f"| {statistics.median(other):.2f} ({min(other):.2f} to {max(other):.2f}) |"
         lines.append(line + (f" {middle * 1e3:.1f} | {middle * 40_000 / 60:.0f} min |" if gpu else ""))

@@ -138,7 +138,7 @@ def choose_device(device: str | torch.device, number: int) -> torch.device:
 
     if device == "cuda" and not torch.cuda.is_available():
         raise VcellError(
-            "device=cuda needs a GPU that torch can use, and there is none here (python -m vcell.doctor says what it sees). Use auto or cpu"
+            "device=cuda needs a GPU that torch can use, and there is none here (python -m vcell.doctor shows what torch sees). Use auto or cpu"
         )
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")

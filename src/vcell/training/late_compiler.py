@@ -1,8 +1,8 @@
 """Loads torch's compiler when something is compiled, not before.
 
-`import lightning`, every optimizer and torch's count of FLOPs import `torch._dynamo`, and with it a part of inductor: a quarter of the time
-that a training command takes to start. Of what they ask it for, three things do nothing where nothing is compiled; these are given here.
-Whatever else is asked for loads the compiler, in the place that was kept for it.
+`import lightning`, every optimizer and torch's count of FLOPs import `torch._dynamo`, which takes far longer to load than Lightning itself. They
+ask it for three things, which do nothing where nothing is compiled; these are given here. Whatever else is asked for loads the compiler, in
+the place that was kept for it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec, module_from_spec
 from threading import RLock
 from types import FunctionType, ModuleType
 from typing import Any
+
+from vcell.training.light_start import execute, keep_place
 
 NAME = "torch._dynamo"
 LOADING, PATIENCE = RLock(), 60  # seconds
@@ -109,8 +110,7 @@ def _load(module: ModuleType) -> bool:
             sys.meta_path.remove(PARTS)
             for early in EARLY:
                 delattr(module, early.__name__)
-            assert module.__spec__ is not None and module.__spec__.loader is not None
-            module.__spec__.loader.exec_module(module)
+            execute(module)
             module.__class__ = ModuleType
     except BaseException:  # a half of it must not be taken for the whole, as with any other import
         sys.modules.pop(NAME, None)
@@ -120,13 +120,10 @@ def _load(module: ModuleType) -> bool:
     return type(module) is not _Late
 
 
-def load_late() -> None:
+def load_compiler_late() -> None:
     """Keeps the compiler's place until it is asked for. Does nothing where it is loaded already."""
-    if NAME in sys.modules or (spec := find_spec(NAME)) is None:
+    if (module := keep_place(NAME, _Late)) is None:
         return
-    module = module_from_spec(spec)
-    module.__class__ = _Late
     for early in EARLY:
         setattr(module, early.__name__, early)
-    sys.modules[NAME] = module
     sys.meta_path.insert(0, PARTS)

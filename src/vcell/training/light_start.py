@@ -29,20 +29,31 @@ class _InPart(ModuleType):
             raise AttributeError(f"module {NAME!r} has no attribute {name!r}")
         self.__class__ = ModuleType  # type: ignore[assignment]
         importlib.reload(sys.modules[f"{NAME}.utilities.plot"])  # with matplotlib
-        assert self.__spec__ is not None and self.__spec__.loader is not None
-        self.__spec__.loader.exec_module(self)
+        execute(self)
         return getattr(self, name)
+
+
+def keep_place(name: str, kind: type[ModuleType]) -> ModuleType | None:
+    """A module of some kind, not executed, in the place of one that is not loaded yet; None where that is loaded or not installed."""
+    if name in sys.modules or (spec := find_spec(name)) is None:
+        return None
+    module = sys.modules[name] = module_from_spec(spec)
+    module.__class__ = kind
+    return module
+
+
+def execute(module: ModuleType) -> None:
+    """Runs a module's own code."""
+    assert module.__spec__ is not None and module.__spec__.loader is not None
+    module.__spec__.loader.exec_module(module)
 
 
 def load_in_part() -> None:
     """Has a later `import torchmetrics` load only what is used of it. Does nothing where it is loaded already."""
-    if NAME in sys.modules or (spec := find_spec(NAME)) is None:
+    if (package := keep_place(NAME, _InPart)) is None:
         return
-    package = module_from_spec(spec)
-    package.__class__ = _InPart
     package._logger = logging.getLogger(NAME)  # type: ignore[attr-defined]  # its submodules log with it
     package.__version__ = version(NAME)  # type: ignore[attr-defined]  # Lightning compares it
-    sys.modules[NAME] = package
     try:
         _load_without_plots(Path(package.__path__[0]))
     except Exception:  # a version laid out in another way: all of it then
@@ -53,10 +64,10 @@ def load_in_part() -> None:
 def _load_without_plots(folder: Path) -> None:
     name = f"{NAME}.utilities.imports"  # by hand: its package loads what it says is there
     spec = spec_from_file_location(name, folder / "utilities" / "imports.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
     found: Any = module_from_spec(spec)
     sys.modules[name] = found
-    spec.loader.exec_module(found)
+    execute(found)
     plots, found._MATPLOTLIB_AVAILABLE = found._MATPLOTLIB_AVAILABLE, False
     try:
         importlib.import_module(f"{NAME}.utilities")  # before `metric`, which needs it and is needed by it
