@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-import torch
 
 from vcell.effects.bank import BULK_SUM, SPACES
 from vcell.effects.controls import ContextControls
+from vcell.effects.distances import l1_distances
 from vcell.effects.evidence import Evidence
 from vcell.effects.features import Applied, ridge_of
 from vcell.effects.linear import cosine, discrimination, products, spread, with_norms_of
@@ -350,16 +350,16 @@ def _worth_ranked(
 ) -> list[float]:
     """Discrimination by L1 distance and mean absolute error in a context at some scales, each 0 at chance or with the mean alone, and 1 at best."""
     targets, genes = spread(len(truth_TG), RANKED_TARGETS), spread(truth_TG.shape[1], RANKED_GENES)
-    some, measured = effect_TG[np.ix_(targets, genes)], torch.from_numpy(truth_TG[np.ix_(targets, genes)])
-    unchanged = float((torch.from_numpy(mean_G[genes]) - measured).abs().mean())
+    some, measured = effect_TG[np.ix_(targets, genes)], truth_TG[np.ix_(targets, genes)]
+    unchanged = float(np.abs(mean_G[genes] - measured).mean(dtype=np.float64))
     found = []
     for scale in trials:
-        guess = torch.from_numpy(np.clip(np.float32(scale) * some, -largest_G[genes], largest_G[genes]) + mean_G[genes])
-        distance = torch.cdist(guess, measured, p=1)
+        guess = np.clip(np.float32(scale) * some, -largest_G[genes], largest_G[genes]) + mean_G[genes]
+        distance = l1_distances(guess, measured)
         own = distance.diagonal()[:, None]
-        rank = (distance < own).sum(1).double() + ((distance == own).sum(1).double() - 1) / 2
+        rank = (distance < own).sum(1) + ((distance == own).sum(1) - 1) / 2
         pds = float((1 - rank / max(len(targets) - 1, 1)).mean())
-        error = float((guess - measured).abs().mean())
+        error = float(np.abs(guess - measured).mean(dtype=np.float64))
         found.append(2 * pds - 1 + max(0.0, 1 - error / max(unchanged, 1e-12)))
     return found
 

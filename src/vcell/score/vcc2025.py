@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.spatial.distance import cdist
 
-from vcell.score.blocks import blocks, by_targets, one_array
+from vcell.effects.distances import l1_distances
+from vcell.score.blocks import by_targets, one_array
 from vcell.score.differential import Calls, Tests2025, geometric_mean
 from vcell.score.embedding import CELLS_PER_SET, Embedding
 from vcell.score.grouped import GroupedCells, Lazy
@@ -22,9 +22,12 @@ from vcell.score.half_ranks import SplitControls
 from vcell.score.halves import half_codes, measure_halves
 from vcell.score.side import Measured, OfTarget, Side, known_as
 from vcell.score.sums import CellGroup
+from vcell.system import in_threads
 
 if TYPE_CHECKING:
     import torch
+
+RANKED_TOGETHER = 32  # targets whose distances from all others are held at once
 
 
 class Fast2025:
@@ -196,21 +199,18 @@ def discrimination_l1(
 ) -> np.ndarray:
     """`discrimination_score_l1` ``(targets)``: place of the own measured effect by L1 distance, own gene left out."""
     place = {gene: i for i, gene in enumerate(genes)}
-    real_PG = real_PG.astype(float)
-    others = blocks(*real_PG.shape)
 
-    def ranks(rows: slice) -> np.ndarray:
-        own = pred_PG[rows].astype(float)
-        distance = np.hstack([cdist(own, real_PG[some], "cityblock") for some in others])
-        return np.array([rank(row, distance_P) for row, distance_P in enumerate(distance, rows.start)])
+    def ranks(first: int) -> np.ndarray:
+        distance = l1_distances(pred_PG[first : first + RANKED_TOGETHER], real_PG)
+        return np.array([rank(row, distance_P) for row, distance_P in enumerate(distance, first)])
 
     def rank(row: int, distance_P: np.ndarray) -> int:
         gene = place.get(targets[row])
         if gene is not None:
-            distance_P = distance_P - np.abs(pred_PG[row, gene] - real_PG[:, gene])
+            distance_P = distance_P - np.abs(float(pred_PG[row, gene]) - real_PG[:, gene].astype(float))
         return int(np.flatnonzero(np.argsort(distance_P) == row)[0])
 
-    return 1 - one_array(by_targets(ranks, *pred_PG.shape)) / len(targets)
+    return 1 - one_array(list(in_threads(ranks, range(0, len(pred_PG), RANKED_TOGETHER)))) / len(targets)
 
 
 def _tiled(cell: sparse.csr_matrix, n: int) -> sparse.csr_matrix:
