@@ -12,7 +12,7 @@ import pytest
 
 from vcell.atomic import check_folder, written_file
 from vcell.cli.arguments import check_overrides, readable
-from vcell.config import build, compose
+from vcell.config import build, compose, with_settings
 from vcell.data.simulation.screen import Screen
 from vcell.errors import VcellError, check_choice, check_number
 from vcell.inspection.tables import look_at, plot
@@ -41,19 +41,28 @@ WRONG = [
     ("infer", "challenge.cells=many", "a whole number above 0 or null"), ("infer", "challenge.max_cells=[1]", "a whole number above 0"),
     ("infer", "challenge.n_genes=0", "a whole number above 0"), ("infer", "challenge.below_log1p=x", "a number above 0"),
     ("infer", "counts=donor", "one of auto, donors, moments. Did you mean 'donors'?"), ("infer", "draw=maybe", "one of null, true, false"),
+    ("infer", "addition=true", "a number from 0 to 1 or auto"), ("infer", "addition=2", "a number from 0 to 1 or auto"),
     ("evaluate", "pds_subset=1", "a whole number of at least 2"), ("evaluate", "threads=0", "a whole number of at least 1"),
     ("crossval", "folds=1", "a whole number of at least 2"), ("crossval", "fold=5", "a whole number from 0 to 4 or null"),
-    ("train", "seed=-1", "a whole number from 0"), ("train", "trainer.max_steps=1.5", "a whole number of at least -1"),
+    ("train", "seed=-1", "a whole number from 0"), ("train", "trainer.max_steps=1.5", "a whole number of at least 1"),
+    ("train", "trainer.max_steps=-1", "a whole number of at least 1"), ("train", "trainer.max_steps=null", "trainer.max_steps=null must be"),
+    ("train", "trainer.precision=bf16-true", "one of auto, 32-true, bf16-mixed, 16-mixed"), ("train", "trainer.precision=null", "one of auto"),
+    ("train", "trainer.max_time=5", "DD:HH:MM:SS"), ("train", "trainer.max_time=00:00:00:00", "DD:HH:MM:SS"), ("train", "trainer.max_time=1:00", "DD:HH:MM:SS"),
+    ("train", "trainer.check_val_every_n_epoch=0", "at least 1 or null"),
     ("train", "trainer.max_steps=1e4", "Write 10000"), ("train", "trainer.val_check_interval=0", "at least 1"),
     ("train", "trainer.log_every_n_steps=0", "at least 1"), ("train", "trainer.accumulate_grad_batches=0", "at least 1"),
     ("train", "trainer.gradient_clip_val=-1", "a number of at least 0"), ("train", "compile=foo", "one of default, reduce-overhead"),
     ("train", "name=", "names no run"), ("train", "name=.", "names no run"),
+    ("train", "name=null", "names no run"), ("train", "run_dir=null", "is no folder"),
     ("schedule", "schedule.warmup_steps=-1", "at least 0"), ("schedule", "schedule.floor=2", "a number from 0 to 1"),
     ("schedule", "schedule.decay=cosin", "Did you mean 'cosine'?"),
     ("model", "model.hidden=0", "at least 1"), ("model", "model.layers=-1", "at least 1"), ("model", "model.head_width=0", "at least 1"),
     ("model", "model.dropout=2", "a number from 0 to 1"), ("loss", "loss.blur=0", "a number above 0"),
+    ("model", "model.prior=3", "one of null, "), ("loss", "loss.weights=null", "needs terms with their weights"),
+    ("loss", "loss.weights.energy=null", "a number of at least 0"),
     ("simulate", "library_size=-1", "a number above 0"), ("simulate", "embedding=0", "at least 1"), ("simulate", "genes=1.5", "a whole number"),
-    ("simulate", "seed=-1", "a whole number from 0"), ("simulate", "field={nul: 1}", "field has no nul"), ("simulate", "contexts=[a/b]", "'a/b' cannot be the name of a file"),
+    ("simulate", "seed=-1", "a whole number from 0"), ("simulate", "field={nul: 1}", "field has no nul"), ("simulate", "contexts=null", "one or more different names"), ("simulate", "guide_efficiency=null", "a number above 0"),
+    ("simulate", "contexts=[a/b]", "'a/b' cannot be the name of a file"),
 ]  # fmt: skip
 
 
@@ -148,12 +157,48 @@ def test_in_a_sweep_commas_stand_between_values_to_try():
         ),
         ("train", "perturbation.aliases=foo", "needs names with their values"),
         ("train", "data.simulate=foo", "is a group of settings"),
+        (
+            "train",
+            "optimizer=null",
+            "optimizer=null is a group of settings: set one of them, such as optimizer.lr=VALUE",
+        ),
+        (
+            "train",
+            "data.split.folds=-1",
+            "is a group of settings: set one of them, such as data.split.folds.number=VALUE",
+        ),
+        ("train", "data.split=[a]", "data.split=[a] is a group of settings"),
+        ("train", "data.exclude={a: 1}", "data.exclude={a: 1} must be a list: 'data.exclude=[A,B]'"),
+        ("train", "data.required=[a]", "data.required=[a] needs names with their values"),
+        ("inspect", "path=null", "vcell.inspect needs path=VALUE, and null is none"),
+        ("infer", "out=null", "vcell.infer needs out=VALUE, and null is none"),
+        ("infer", "targets=true", "targets=true must be a name"),
+        ("inspect", "columns=true", "columns=true is a group of settings"),
+        ("train", "overwrite=-1", "overwrite=-1 must be true or false"),
+        ("train", "check=null", "check=null must be true or false"),
+        ("train", "model=null", "model=null must be one of "),
+        ("train", "model=[tiny,state]", "must be one of "),
+        ("train", "loss=3", "loss=3 must be one of energy, "),
+        ("train", "callbacks=[]", "must be one of average, default"),
+        ("train", "logger=[csv,3]", "logger=3 must be one of csv, "),
         ("evaluate", "real_matrix=[X]", "real_matrix=['X'] must be one name"),
     ],
 )
 def test_other_kinds_of_values_are_refused(verb: str, override: str, words: str):
     with pytest.raises(VcellError, match=re.escape(words)):
         check_overrides(verb, [override])
+
+
+@pytest.mark.parametrize(
+    "override", ["callbacks.curves=null", "logger.csv=null", "callbacks=[default,average]", "trainer.max_time=null", "data.sets.resident=true"]
+)  # fmt: skip
+def test_what_may_be_left_out_or_several_is(override: str):
+    assert check_overrides("train", [override]) is not None
+
+
+def test_a_group_of_settings_stays_one_from_python():
+    with pytest.raises(VcellError, match=r"optimizer=null is a group of settings"):
+        with_settings(compose("train", []), {"optimizer": None})
 
 
 def test_a_folder_that_cannot_be_one_is_refused_before_work_begins(tmp_path: Path):

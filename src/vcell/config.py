@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vcell.errors import VcellError, check_choice, nearest
+from vcell.errors import VcellError, check_choice, nearest, typed
 from vcell.process.given import as_plain
 from vcell.system import slurm_tasks_per_node
 
@@ -26,6 +26,8 @@ CONFIG_DIR = _INSIDE if _INSIDE.is_dir() else _CHECKOUT
 # the file with the default values of each group
 DEFAULTS = {"": "training.yaml", "data": "data/base.yaml", "model": "model/base.yaml", "loss": "loss/energy.yaml", "trainer": "trainer/auto.yaml"}  # fmt: skip
 
+SEVERAL = ("callbacks", "logger")  # groups of which several files are taken together
+LEFT_OUT = ("callbacks.", "logger.", "data.simulate.")  # of what lies here, null is none
 HOME = re.compile(r"(?<![^=\[{,:\s\"'])~[\w.-]*(?=/)")  # where a value begins, or one in a list
 RECORD = "config.yaml"  # in a run's folder: the configuration it was begun with
 # How a command does its work, not what comes of it: these keys may differ when a run or a prediction is resumed. FIXED ones may not.
@@ -109,18 +111,27 @@ def check_group(group: str, name: Any) -> None:
     check_choice(group, name, sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml") if path.stem != "base"))
 
 
+def check_is_group(key: str, value: Any, usual: Any) -> None:
+    """Refuses anything but settings where there is usually a group of them: ``optimizer=null``."""
+    left_out = value is None and key.startswith(LEFT_OUT)
+    if isinstance(usual, DictConfig) and usual and not isinstance(value, Mapping | DictConfig) and not left_out:
+        one = next((str(name) for name in usual if not str(name).startswith("_")), "KEY")
+        raise VcellError(f"{key}={typed(value)} is a group of settings: set one of them, such as {key}.{one}=VALUE")
+
+
 def with_settings(config: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
     """A configuration with further values, by dotted key.
 
     Raises
     ------
     VcellError
-        For a key that it does not have, with the nearest one.
+        For a key that it does not have, with the nearest one, and for a group of settings that would be none any more.
     """
     known = [key for key, _ in flatten(OmegaConf.to_container(config))]
     for key, value in settings.items():
         if not any(key == name or name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in known):
             raise VcellError(f"there is no setting {key!r}.{nearest(key, known)}")
+        check_is_group(key, value, OmegaConf.select(config, key, throw_on_missing=False))
         try:
             OmegaConf.update(config, key, as_plain(value), merge=False, force_add=True)
         except OmegaConfBaseException as error:

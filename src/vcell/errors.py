@@ -20,7 +20,7 @@ class VcellError(Exception):
     """Bad input, said in one message without a traceback; commands exit with code 2."""
 
 
-def nearest(name: str, known: Iterable[str], label: str = "Did you mean") -> str:
+def nearest(name: Any, known: Iterable[str], label: str = "Did you mean") -> str:
     """A sentence naming the closest of `known`, or an empty string where none is close.
 
     Examples
@@ -30,17 +30,22 @@ def nearest(name: str, known: Iterable[str], label: str = "Did you mean") -> str
     """
     known = [str(k) for k in known]
     lowered = {k.lower(): k for k in reversed(known)}
-    close = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name).lower(), list(lowered), n=1, cutoff=0.6)
     return f" {label} {lowered[close[0]]!r}?" if close else ""
+
+
+def typed(value: Any) -> str:
+    """A value as one would type it: null, true."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def check_choice(key: str, value: Any, choices: Iterable[Any]) -> None:
     """Refuses a value of the setting `key` that is none of `choices`."""
     known = list(choices)
     if not isinstance(value, Hashable) or value not in known:
-        words = ", ".join({None: "null", True: "true", False: "false"}.get(choice, str(choice)) for choice in known)
+        words = ", ".join(map(typed, known))
         hint = nearest(value, [c for c in known if isinstance(c, str)]) if isinstance(value, str) else ""
-        raise VcellError(f"{key}={value} must be one of {words}{'.' if hint else ''}{hint}")
+        raise VcellError(f"{key}={typed(value)} must be one of {words}{'.' if hint else ''}{hint}")
 
 
 def check_ending(key: str, path: Any, endings: Iterable[str], advice: str = "") -> None:
@@ -60,16 +65,18 @@ def check_number(
     Parameters
     ----------
     least, most
-        The bounds, which are allowed themselves; with `above`, `least` is not.
+        The bounds, which are allowed themselves; with `above`, `least` is not. Minus infinity: there is none.
     whole
         Whether it has to be a whole number.
     other
         What else may be set, for the message: ``auto``.
     """
     number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    if number and (value > least or (value == least and not above)) and value <= most and value != inf:
+    if number and (value > least or (value == least and not above)) and value <= most and abs(value) != inf:
         return
-    if most == inf:
+    if least == -inf:
+        bounds = ""
+    elif most == inf:
         bounds = f"above {least:,}" if above else f"of at least {least:,}"
     else:
         bounds = f"above {least:,}, at most {most:,}" if above else f"from {least:,} to {most:,}"
@@ -77,7 +84,7 @@ def check_number(
     alternative = f" or {other}" if other else ""
     written = isinstance(value, float) and whole and value.is_integer()  # 1e4 is no whole number to YAML
     hint = f". Write {int(value)}" if written else ""
-    raise VcellError(f"{key}={value} must be {kind} {bounds}{alternative}{hint}")
+    raise VcellError(f"{key}={typed(value)} must be {f'{kind} {bounds}'.strip()}{alternative}{hint}")
 
 
 def no_such_file(path: str | PurePath, advice: str = "", what: str = "file") -> VcellError:

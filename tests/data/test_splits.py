@@ -127,7 +127,7 @@ def test_a_fraction_of_contexts_and_of_perturbations_at_once():
 
 @pytest.mark.parametrize(
     ("folds", "words"),
-    [((1, 0), "2 or more"), ((3, 3), "below it"), ((3, 0, "gene"), "perturbation, context or both"), ((4, 0, "context"), "more than there are contexts")],
+    [((1, 0), "number=1 must be a whole number of at least 2"), ((3, 3), "fold=3 must be a whole number from 0 to 2"), ((3, 0, "gene"), "one of perturbation, context, both"), ((4, 0, "context"), "more than there are contexts")],
 )  # fmt: skip
 def test_meaningless_folds_are_refused(folds: tuple, words: str):
     with pytest.raises(VcellError, match=words):

@@ -258,7 +258,7 @@ def test_genes_that_were_not_measured_count_in_no_term():
 
 @pytest.mark.parametrize(
     ("weights", "words"),
-    [({"enery": 1.0}, "Did you mean 'energy'"), ({"energy": 0.0}, "no term"), ({"energy": -1.0}, "negative")],
+    [({"enery": 1.0}, "Did you mean 'energy'"), ({"energy": 0.0}, "no term"), ({"energy": -1.0}, "at least 0")],
 )
 def test_unknown_terms_are_refused(weights: dict, words: str):
     with pytest.raises(VcellError, match=words):

@@ -291,7 +291,7 @@ def test_tables_may_be_standardised_over_training_perturbations_and_weighted(tmp
     torch.testing.assert_close(twice.vectors[:, table.width :], 0.5 * twice.vectors[:, : table.width])
     with pytest.raises(VcellError, match=r"perturbation.weights=\[1\] must be a number for each of the 2 tables"):
         table_for({**two, "weights": [1]}, trained, [])
-    with pytest.raises(VcellError, match="standardise=all must be true"):
+    with pytest.raises(VcellError, match="standardise=all must be one of true, false, training"):
         table_for(settings(path, standardise="all"), trained, [])
 
 

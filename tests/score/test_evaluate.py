@@ -276,6 +276,23 @@ def test_a_store_that_is_asked_for_is_not_left_out(in_trained: Path, pred: Path,
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("columns.perturbation=target_gen", r"no such obs column in .*pred\.h5ad and .*\. Did you mean 'target_gene'\? There are: batch"),
+        ("columns.context=line", "columns.context=line: there is no such obs column"),
+        ("real_columns.context=line", r"real_columns.context=line: there is no such obs column in [^ ]*simC_test\.h5ad\."),
+        ("control=GFP", "control=GFP: no cells are called so .* Control cells there are called non-targeting"),
+    ],
+)  # fmt: skip
+def test_what_is_asked_for_by_name_is_not_replaced_by_what_is_usual(
+    asked: str, words: str, in_trained, pred: Path, tmp_path: Path
+):
+    with pytest.raises(VcellError, match=words):
+        score(tmp_path / "s", f"pred={pred}", f"real={REAL}", "engine=fast", "pictures=false", asked)
+    assert not (tmp_path / "s").exists()
+
+
 def test_shifted_controls_are_reported(in_trained: Path, pred: Path, tmp_path: Path, capsys):
     cells = ad.read_h5ad(pred)
     rows = np.flatnonzero(cells.obs["target_gene"] == "non-targeting")

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vcell.cli.kinds import as_list, check_kinds, takes_names
-from vcell.config import CONFIG_DIR, at_home, compose, flatten, read_yaml
+from vcell.cli.kinds import as_list, check_groups, check_kinds, check_types
+from vcell.config import CONFIG_DIR, at_home, check_is_group, compose, flatten
 from vcell.errors import VcellError, nearest
 
 _CONTINUE = (
@@ -84,9 +83,6 @@ FLAGS = {"download": {"--dry-run": "dry_run=true"}}
 # options of Hydra, and those of them that take a value of their own
 OPTIONS = {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--info", "-i", "--shell-completion", "-sc"}  # fmt: skip
 WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun"}  # fmt: skip
-# true or false by default, but other values mean something too
-MORE_THAN_BOOL = {"compile", "data.sets.resident", "draw"}
-WORDS = {"auto", "median", "max", "null"}  # that stand for numbers
 
 
 def readable(verb: str, arguments: list[str]) -> list[str]:
@@ -236,6 +232,7 @@ def check_overrides(verb: str, arguments: list[str]) -> DictConfig | None:
         return None
     overrides = [a for a in arguments if "=" in a and not a.startswith("-") and not a.startswith("hydra")]
     try:
+        check_groups(overrides)
         if any(o.startswith("+") for o in overrides):
             known = compose(verb, [o for o in overrides if not o.startswith("+")])
             for key in (o.lstrip("+").split("=")[0] for o in overrides if o.startswith("+")):
@@ -244,53 +241,12 @@ def check_overrides(verb: str, arguments: list[str]) -> DictConfig | None:
                     raise VcellError(_unknown_key(verb, key, overrides))
         config = compose(verb, overrides)
         check_types(verb, overrides, config)
-        check_kinds(config, [o.lstrip("+").split("=")[0] for o in overrides])
+        check_kinds(verb, config, [o.lstrip("+").split("=")[0] for o in overrides])
         return config if len(overrides) == len(arguments) else None
     except (HydraException, OmegaConfBaseException) as error:
         raise VcellError(_explain(verb, overrides, str(error))) from error
     finally:
         GlobalHydra.instance().clear()
-
-
-def check_types(verb: str, overrides: list[str], config: DictConfig) -> None:
-    """Refuses text, and lists, where a number, or true or false, is expected."""
-    keys = [o.lstrip("+").split("=")[0] for o in overrides]
-    given = [key for key in keys if not (CONFIG_DIR / key.split("@")[0]).is_dir()]
-    own = _own_settings(verb)
-    given = [key for key in given if not _is_text(own.get(key, 0), config)]  # most are: files, names
-    values = {key: OmegaConf.select(config, key, throw_on_missing=False) for key in given}
-    values = {
-        k: v for k, v in values.items() if isinstance(v, str) or (OmegaConf.is_config(v) and not takes_names(verb, k))
-    }
-    if not values:
-        return
-    usual = compose(verb, [o for o in overrides if o.lstrip("+").split("=")[0] not in values])
-    for key, value in values.items():
-        default: Any = OmegaConf.select(usual, key, throw_on_missing=False)
-        if isinstance(default, DictConfig) and isinstance(value, str):
-            one = next((str(name) for name in default if not str(name).startswith("_")), "KEY")
-            raise VcellError(f"{key}={value} is a group of settings: set one of them, such as {key}.{one}=VALUE")
-        if isinstance(default, bool) and key not in MORE_THAN_BOOL:
-            raise VcellError(f"{key}={value} must be true or false")
-        number = isinstance(default, int | float) and not isinstance(default, bool)
-        if number and value not in WORDS and key not in ("trainer.devices", "seed_everything"):
-            kind = "a whole number" if isinstance(default, int) else "a number"
-            raise VcellError(f"{key}={value} must be {kind}, such as {default}")
-
-
-def _own_settings(verb: str) -> dict[str, Any]:
-    """Settings of a command, without those of groups: of its own file, and of the files beside it that it begins with."""
-    own = read_yaml(CONFIG_DIR / f"{verb}.yaml")
-    beside = [name for name in own.get("defaults", ()) if isinstance(name, str) and name != "_self_"]
-    return {key: value for name in beside for key, value in read_yaml(CONFIG_DIR / f"{name}.yaml").items()} | own
-
-
-def _is_text(default: Any, config: DictConfig) -> bool:
-    """Whether a default is text, or nothing; one that refers to another key is what that key is."""
-    if not isinstance(default, str):
-        return default is None
-    whole = re.fullmatch(r"\$\{(.+)\}", default)
-    return whole is None or (":" not in whole[1] and isinstance(OmegaConf.select(config, whole[1]), str))
 
 
 def _check_sweep(arguments: list[str]) -> None:
@@ -311,10 +267,21 @@ def _explain(verb: str, overrides: list[str], message: str) -> str:
     if several := re.search(r"Ambiguous value for argument '([^']+)'", message):
         hint = "; to run the command once for each of them, add -m" if verb in SWEPT else ""
         return f"{several[1]} is several values, where one is taken{hint}"
+    if merging := re.search(r"Error merging override \+*([^\s=]+)=(.*)", message):
+        return _other_kind(verb, merging[1], merging[2], overrides)
     unknown = re.search(r"Could not override '([^']+)'", message)
     if unknown is None:
         return " ".join(line.strip() for line in message.splitlines() if line.strip())
     return _unknown_key(verb, unknown[1], overrides)
+
+
+def _other_kind(verb: str, key: str, value: str, overrides: list[str]) -> str:
+    """Of a list where there are settings, or settings where there is a list."""
+    usual = OmegaConf.select(compose(verb, [o for o in overrides if o.split("=")[0].lstrip("+") != key]), key)
+    check_is_group(key, value, usual)
+    if isinstance(usual, ListConfig):
+        return f"{key}={value} must be a list: '{key}=[A,B]'"
+    return f"{key}={value} needs names with their values: '{key}={{NAME: VALUE}}'"
 
 
 def _unknown_key(verb: str, key: str, overrides: list[str]) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from vcell.config import flatten
-from vcell.errors import VcellError
+from vcell.config import CONFIG_DIR, SEVERAL, check_group, check_is_group, compose, flatten, read_yaml
+from vcell.errors import VcellError, typed
 
 # last parts of keys that take a list, in which one name alone is a list of one
 LISTS = {
@@ -35,6 +37,9 @@ NAMES = SINGLE | LISTS | {
 }  # fmt: skip
 COLUMNS = ("columns.", "data.columns.", "real_columns.")
 NUMBERS = {"genes", "targets"}  # of a simulation: how many
+# true or false by default, but other values mean something too
+MORE_THAN_BOOL = {"compile", "data.sets.resident", "draw"}
+WORDS = {"auto", "median", "max", "null"}  # that stand for numbers
 
 
 def as_list(verb: str, argument: str) -> str:
@@ -57,14 +62,88 @@ def takes_names(verb: str, key: str) -> bool:
     return key in TABLES or last in NAMES or key.startswith(COLUMNS)
 
 
-def check_kinds(config: DictConfig, keys: Iterable[str]) -> None:
+def check_kinds(verb: str, config: DictConfig, keys: Iterable[str]) -> None:
     """Refuses values of the given keys that are of another kind than the setting takes."""
     for key in keys:
         value = OmegaConf.select(config, key, throw_on_missing=False)
+        if isinstance(value, bool) and takes_names(verb, key):
+            raise VcellError(
+                f"{key}={typed(value)} must be a name; of one that is called so, in two kinds of quotes: '{key}=\"{typed(value)}\"'"
+            )
         if key in TABLES and value is not None and not isinstance(value, DictConfig):
             raise VcellError(f"{key}={value} needs names with their values: '{key}={{NAME: VALUE}}'")
         if (key in SINGLE or key.startswith(COLUMNS)) and isinstance(value, ListConfig | DictConfig):
             raise VcellError(f"{key}={value} must be one name, without brackets: {key}=NAME")
+
+
+def check_groups(overrides: Iterable[str]) -> None:
+    """Refuses what names no file of a group of settings: ``model=null``, and several where one is taken."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        group, value = override.key_or_group, override.value()
+        if override.is_sweep_override() or not (CONFIG_DIR / group).is_dir():
+            continue
+        names = value if isinstance(value, list) and value and group in SEVERAL else [value]
+        for name in names:
+            if not isinstance(name, str) or not name:
+                check_group(group, name)
+
+
+def check_types(verb: str, overrides: list[str], config: DictConfig) -> None:
+    """Refuses text, and lists, where a number, or true or false, is expected, and all but settings where there is a group of them."""
+    keys = [o.lstrip("+").split("=")[0] for o in overrides]
+    given = [key for key in keys if not (CONFIG_DIR / key.split("@")[0]).is_dir()]
+    own = _own_settings(verb)
+    for key in given:
+        usual = own.get(key)
+        if isinstance(usual, str) and (usual == "???" or key in SINGLE) and _is_null(config, key):
+            raise VcellError(f"vcell.{verb} needs {key}=VALUE, and null is none")
+    given = [key for key in given if not _is_text(own.get(key, 0), config)]  # most are: files, names
+    values = {key: OmegaConf.select(config, key, throw_on_missing=False) for key in given}
+    values = {
+        k: v
+        for k, v in values.items()
+        if isinstance(v, str) or (OmegaConf.is_config(v) and not takes_names(verb, k)) or _may_be_other(k, v)
+    }
+    if not values:
+        return
+    usual = compose(verb, [o for o in overrides if o.lstrip("+").split("=")[0] not in values])
+    for key, value in values.items():
+        default: Any = OmegaConf.select(usual, key, throw_on_missing=False)
+        check_is_group(key, value, default)
+        if isinstance(default, bool) and key not in MORE_THAN_BOOL:
+            raise VcellError(f"{key}={typed(value)} must be true or false")
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        if number and value not in WORDS and key not in ("trainer.devices", "seed_everything"):
+            kind = "a whole number" if isinstance(default, int) else "a number"
+            raise VcellError(f"{key}={typed(value)} must be {kind}, such as {default}")
+
+
+def _may_be_other(key: str, value: Any) -> bool:
+    """Whether a number, a list, null or a switch is given for what some configuration file has a switch, or settings, under that name."""
+    if isinstance(value, str | DictConfig):
+        return False
+    switch = "" if isinstance(value, bool) else r"true\b|false\b|"
+    usual = re.compile(rf"^ *{re.escape(key.rsplit('.', 1)[-1])}: *({switch}#|$)", re.M)
+    return any(usual.search(path.read_text("utf-8")) for path in CONFIG_DIR.rglob("*.yaml"))
+
+
+def _is_null(config: DictConfig, key: str) -> bool:
+    return not OmegaConf.is_missing(config, key) and OmegaConf.select(config, key) is None
+
+
+def _own_settings(verb: str) -> dict[str, Any]:
+    """Settings of a command, without those of groups: of its own file, and of the files beside it that it begins with."""
+    own = read_yaml(CONFIG_DIR / f"{verb}.yaml")
+    beside = [name for name in own.get("defaults", ()) if isinstance(name, str) and name != "_self_"]
+    return {key: value for name in beside for key, value in read_yaml(CONFIG_DIR / f"{name}.yaml").items()} | own
+
+
+def _is_text(default: Any, config: DictConfig) -> bool:
+    """Whether a default is text, or nothing; one that refers to another key is what that key is."""
+    if not isinstance(default, str):
+        return default is None
+    whole = re.fullmatch(r"\$\{(.+)\}", default)
+    return whole is None or (":" not in whole[1] and isinstance(OmegaConf.select(config, whole[1]), str))
 
 
 def with_names(verb: str, config: DictConfig) -> DictConfig:

@@ -19,7 +19,7 @@ import numpy as np
 from vcell.atomic import write_text
 from vcell.data.files.labels import listed_names, resolve
 from vcell.data.files.paths import read_toml
-from vcell.errors import MOST_SEED, VcellError, check_number, nearest, shortlist
+from vcell.errors import MOST_SEED, VcellError, check_choice, check_number, nearest, shortlist
 
 Group = tuple[str, str]  # (context, perturbation)
 SPLITS = ("train", "val", "test")
@@ -63,12 +63,10 @@ class Folds:
     within: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.by not in ("perturbation", "context", "both"):
-            raise VcellError(f"data.split.folds.by={self.by} must be perturbation, context or both")
-        if self.number is not None and (self.number < 2 or not 0 <= self.fold < self.number):
-            raise VcellError(
-                f"data.split.folds: number={self.number} must be 2 or more, and fold={self.fold} from 0 to below it"
-            )
+        check_choice("data.split.folds.by", self.by, ("perturbation", "context", "both"))
+        if self.number is not None:
+            check_number("data.split.folds.number", self.number, 2)
+            check_number("data.split.folds.fold", self.fold, 0, self.number - 1)
 
     def test(self, groups: Sequence[Group], seed: int) -> tuple[set[Group], set[Group]]:
         """Groups that test, and groups in no split."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vcell.data.batch import CellSetBatch, codes
-from vcell.errors import VcellError, check_choice, check_number, install, nearest
+from vcell.errors import VcellError, check_choice, check_number, install, nearest, typed
 from vcell.model.energy import PRECISIONS, energy_distance, energy_precision
 
 
@@ -140,14 +140,15 @@ class SetLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("loss.precision", precision, PRECISIONS)
+        if not isinstance(weights, Mapping):
+            raise VcellError(f"loss.weights={typed(weights)} needs terms with their weights: '{{energy: 1}}'")
         for name in weights:
             if name not in TERMS:
                 raise VcellError(f"loss.weights names {name!r}; terms are {', '.join(TERMS)}.{nearest(name, TERMS)}")
+            check_number(f"loss.weights.{name}", weights[name], 0, whole=False)
         self.weights = {str(name): float(weight) for name, weight in weights.items() if weight}
         if not self.weights:
             raise VcellError(f"loss.weights gives no term a weight; terms are {', '.join(TERMS)}")
-        if min(self.weights.values()) < 0:
-            raise VcellError(f"loss.weights must not be negative: {self.weights}")
         for name, value in (("block", block), ("blur", blur), ("temperature", temperature)):
             if value is not None:
                 check_number(f"loss.{name}", value, 0, whole=name == "block", above=True)

@@ -9,7 +9,8 @@ import torch
 
 from vcell.data.files.conditions import Condition
 from vcell.data.files.genes import gene_names
-from vcell.errors import MOST_SEED, VcellError, check_number
+from vcell.data.files.labels import listed_names
+from vcell.errors import MOST_SEED, VcellError, check_choice, check_number
 from vcell.model.table import CELLS, COMBINE, Decision, PerturbationTable
 
 STANDARDISE = (True, False, "training")
@@ -53,11 +54,14 @@ def _plain_table(
     path = perturbation["path"]
     if path is None:
         return _one_hot(perturbation.get("combine"), trained, held_out, every)
-    paths = [path] if isinstance(path, str) else list(path)
-    weights = perturbation.get("weights") or [1.0] * len(paths)
+    paths = listed_names(path)
+    if not paths:
+        raise VcellError("perturbation.path names no table: give its file, or null for a one-hot table")
+    weights = perturbation.get("weights")
+    weights = [1.0] * len(paths) if weights is None else weights if isinstance(weights, Sequence) else [weights]
     if len(weights) != len(paths) or not all(isinstance(weight, int | float) for weight in weights):
         raise VcellError(f"perturbation.weights={list(weights)} must be a number for each of the {len(paths)} tables")
-    tables = [_one_table(str(one), perturbation, trained, every, of_cells) for one in paths]
+    tables = [_one_table(one, perturbation, trained, every, of_cells) for one in paths]
     table = joined([one.times(weight) for one, weight in zip(tables, weights, strict=True)], every)
     if perturbation.get("missing") == "learned":
         table = table.with_own_columns([name for name in trained if name not in table.covering(trained, "sum").row])
@@ -84,10 +88,7 @@ def _one_table(
     every: Sequence[str],
     of_cells: Callable[[], PerturbationTable] | None,
 ) -> PerturbationTable:
-    if perturbation["standardise"] not in STANDARDISE:
-        raise VcellError(
-            f"perturbation.standardise={perturbation['standardise']} must be true (over the table), training, or false"
-        )
+    check_choice("perturbation.standardise", perturbation["standardise"], STANDARDISE)
     if path == CELLS and of_cells is None:
         raise VcellError(
             "this run's perturbation table was made of its control cells, and is too large for its checkpoint: train again with fewer genes"
@@ -99,13 +100,12 @@ def _one_table(
     if perturbation["standardise"]:
         table = table.standardised(trained if perturbation["standardise"] == "training" else ())
     aliases = {k: v for k, v in (perturbation["aliases"] or {}).items() if path != CELLS or v in table.row}
-    combine, missing = perturbation.get("combine"), perturbation.get("missing") or "error"
-    if combine not in COMBINE:
-        raise VcellError(
-            f"perturbation.combine={combine} must be one of {', '.join(str(c or 'null') for c in COMBINE)}"
-        )
+    combine, missing = perturbation.get("combine"), perturbation.get("missing")
+    check_choice("perturbation.combine", combine, COMBINE)
     # how genes are combined by what is learnt shows in the joined table
-    return table.with_aliases(aliases).covering(every, None if combine == "learned" else combine, missing)
+    return table.with_aliases(aliases).covering(
+        every, None if combine == "learned" else combine, "error" if missing is None else missing
+    )
 
 
 def joined(tables: Sequence[PerturbationTable], wanted: Sequence[str] = ()) -> PerturbationTable:

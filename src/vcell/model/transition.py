@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vcell.effects.make import BASELINES
 from vcell.effects.model import EffectModel
-from vcell.errors import VcellError, check_choice, check_number, nearest
+from vcell.errors import VcellError, check_choice, check_number
 from vcell.model.fused import changed
 from vcell.model.layers import Block, Covariate, Linear, RMSNorm, SeveralEncoders, mlp, vector_encoder
 from vcell.model.negative_binomial import CountLaw
@@ -93,12 +93,10 @@ class TransitionModel(nn.Module):
         for name, size in sizes.items():
             check_number(f"model.{name}", size, 1)
         check_number("model.dropout", dropout, 0, 1, whole=False)
+        covariates = covariates or ()
         if unknown := sorted(set(covariates) - set(COVARIATES)):
             raise VcellError(f"model.covariates names {unknown[0]!r}; there are {', '.join(COVARIATES)}")
-        if prior is not None and prior not in BASELINES:
-            raise VcellError(
-                f"model.prior={prior} must be null or one of {', '.join(BASELINES)}.{nearest(prior, BASELINES)}"
-            )
+        check_choice("model.prior", prior, (None, *BASELINES))
         self.n_genes, self.input_width, self.head = n_genes, input_width, head
         # in a list, for it is no part of the weights
         self._prior: list[EffectModel] = [] if prior is None else [BASELINES[prior](n_genes)]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vcell.data.files.h5ad import Columns
+from vcell.data.files.labels import CONTROL
 from vcell.data.gather import Gather
 from vcell.data.sampler import ControlPool
 from vcell.data.store.store import Cells, CellStore
@@ -26,7 +27,6 @@ from vcell.predict.table_kind import ControlSample, Kind, TableEffects, recognis
 from vcell.predict.work import produce
 from vcell.system import Rank
 
-CONTROL = "non-targeting"
 SET_SIZE = 256  # of the plan by which control cells are drawn
 
 

@@ -9,11 +9,18 @@ from typing import Any
 from vcell.challenge import Challenge
 from vcell.config import build, plain
 from vcell.data.files.paths import read_gene_list
-from vcell.errors import MOST_SEED, VcellError, check_choice, check_number
+from vcell.errors import MOST_SEED, check_choice, check_number
 from vcell.model.predictor import Predictor
 
 AMPLITUDES = ("auto", "error", "ranks")
 COUNTS = ("auto", "donors", "moments")
+# what the values of a predicted table are
+KINDS = {
+    "mean_log1p": "mean over cells of log1p of scaled counts",
+    "log1p_pseudobulk": "log1p of scaled mean counts",
+    "pseudobulk": "sums or means of counts",
+    "delta": "mean log1p minus that of the controls",
+}
 MOST_POOLED = 4
 MOST_CELLS = 10_000_000  # of one target: whole screens have fewer, so that some other number was meant
 
@@ -110,6 +117,7 @@ class PredictOptions:
     def __post_init__(self) -> None:
         check_choice("amplitude", self.amplitude, AMPLITUDES)
         check_choice("counts", self.counts, COUNTS)
+        check_choice("pred_kind", self.pred_kind, ("auto", *KINDS))
         check_choice("draw", self.draw, (None, True, False))
         if isinstance(self.contexts, str):
             object.__setattr__(self, "contexts", [self.contexts])
@@ -123,11 +131,8 @@ class PredictOptions:
         for name in ("target_sum", "pred_target_sum"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), 0, whole=False, above=True)
-        number = isinstance(self.addition, int | float) and 0 <= self.addition <= 1
-        if self.addition != "auto" and not number:
-            raise VcellError(
-                f"addition={self.addition} must be auto, or lie between 0 (the prior alone) and 1 (all that the network adds)"
-            )
+        if self.addition != "auto":
+            check_number("addition", self.addition, 0, 1, whole=False, other="auto")
 
     @classmethod
     def of(cls, config: Any) -> PredictOptions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from inspect import signature
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from vcell.data.store.view import with_genes
 from vcell.effects.make import BASELINES, make_baselines, observed
 from vcell.effects.model import EffectModel
 from vcell.effects.transfer import Transfer
-from vcell.errors import VcellError, nearest
+from vcell.errors import VcellError, check_number, nearest, typed
 from vcell.model.blend import Blend
 from vcell.model.checkpoint import Identity, read_identity
 from vcell.model.find import find_checkpoint
@@ -57,6 +58,14 @@ def label_of(asked: Asked) -> Any:
 
 def check_predictors(asked: Asked) -> None:
     """Refuses names that are no predictor; whether a checkpoint is there shows when it is read."""
+    if asked is None or asked == {} or isinstance(asked, int | float | list):
+        raise VcellError(
+            f"predictor={typed(asked)} must be one of {', '.join(PREDICTORS)}, a checkpoint, or several of these with their weights: "
+            "'{model: 0.5, transfer: 0.5}'"
+        )
+    if isinstance(asked, Mapping) and not is_own(asked):
+        for name, weight in asked.items():
+            check_number(f"predictor.{name}", weight, -inf, whole=False)
     for name in predictors_of(asked):
         if name not in PREDICTORS and not Path(name).suffix:
             raise VcellError(

@@ -18,17 +18,12 @@ from vcell.data.files.genes import align
 from vcell.data.files.normalize import LARGEST_LOG1P, counts_of_log1p
 from vcell.data.splits import Group
 from vcell.data.store.store import Cells
-from vcell.errors import VcellError, nearest
+from vcell.errors import VcellError
 from vcell.predict.cells import CountModels
+from vcell.predict.options import KINDS
 from vcell.predict.request import Wanted
 from vcell.predict.table import Table
 
-KINDS = {
-    "mean_log1p": "mean over cells of log1p of scaled counts",
-    "log1p_pseudobulk": "log1p of scaled mean counts",
-    "pseudobulk": "sums or means of counts",
-    "delta": "mean log1p minus that of the controls",
-}
 WORST_MISFIT = 0.35  # mean difference of the typical row from the controls, relative, beyond which it is not like them
 CLEARLY = 1.5  # factor by which the next best kind must fit worse
 SAMPLE_CELLS = 500
@@ -85,8 +80,6 @@ def recognise(
     VcellError
         If nothing fits, or several kinds do.
     """
-    if kind not in ("auto", *KINDS):
-        raise VcellError(f"pred_kind={kind} is none of auto, {', '.join(KINDS)}.{nearest(kind, KINDS)}")
     typical = np.median(table.values[rows], axis=0)
     ask = "Specify what they are: pred_kind=" + "|".join(KINDS) + " pred_target_sum=N"
     if kind == "delta" or (kind == "auto" and (table.values < 0).any()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,11 +16,11 @@ from scipy import sparse
 
 from vcell.data.files.genes import check_unique
 from vcell.data.files.h5ad import column_names, element, has, n_rows, no_anndata, open_h5ad, read_column, read_genes
-from vcell.data.files.labels import NO_GUIDE, LabelRules, as_labels, read_labels, renamed, usual_controls
+from vcell.data.files.labels import NO_GUIDE, LabelRules, as_labels, is_control, read_labels, renamed, usual_controls
 from vcell.data.files.matrix import Matrix, matrix_names
 from vcell.data.splits import Group
 from vcell.data.store.store import Cells
-from vcell.errors import NO_ROOM, VcellError, nearest
+from vcell.errors import NO_ROOM, VcellError, nearest, shortlist
 from vcell.inspection.columns import USUAL
 from vcell.inspection.values import look_at
 from vcell.process.progress import progress_bar
@@ -80,7 +80,7 @@ class CellFile:
         with open_h5ad(path) as file:
             if not has(file, "obs"):
                 raise VcellError(no_anndata(file, "obs", path))
-            known = column_names(element(file, "obs", path))
+            self.obs_columns = known = column_names(element(file, "obs", path))
             name = _first([columns.perturbation, "target_gene", *USUAL["perturbation"]], known)
             if name is None:
                 raise VcellError(
@@ -113,6 +113,7 @@ class CellFile:
         counted = {str(label): int(n) for label, n in labels.value_counts().items()}
         control = self.columns.control
         others = usual_controls([label for label, cells in counted.items() if cells], control)
+        self.has_control, self.other_controls = others == {}, sorted(others or ())
         if others is None:
             if needs_controls:
                 raise VcellError(
@@ -165,6 +166,31 @@ class CellFile:
                 f"{self.path}: {self.matrix} holds negative values, as scanpy.pp.scale makes them: give counts, or log1p of counts"
             )
         return cells
+
+
+def check_asked(files: Sequence[CellFile], asked: Mapping[str, str | None], control: str | None = None) -> None:
+    """Refuses what was asked for by name and is in none of the files. Only where nothing is asked for, usual names stand in.
+
+    Parameters
+    ----------
+    asked
+        Names of obs columns, by the setting that gave them.
+    control
+        The label of control cells.
+    """
+    paths = " and ".join(str(file.path) for file in files)
+    for key, name in asked.items():
+        if name is not None and not any(name in file.obs_columns for file in files):
+            known = list(dict.fromkeys(column for file in files for column in file.obs_columns))
+            raise VcellError(
+                f"{key}={name}: there is no such obs column in {paths}.{nearest(name, known)} There are: {', '.join(known)}"
+            )
+    others = sorted({label for file in files for label in file.other_controls})
+    # of usual names, any stands for any
+    if control is not None and not is_control(control) and not any(file.has_control for file in files):
+        raise VcellError(
+            f"control={control}: no cells are called so in {paths}. Control cells there are called {shortlist(others)}"
+        )
 
 
 def _first(wanted: Sequence[str | None], known: Sequence[str]) -> str | None:

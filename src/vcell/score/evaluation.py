@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from vcell import __version__
 from vcell.atomic import check_folder
 from vcell.config import RECORD, wandb_id
+from vcell.data.files.labels import CONTROL
 from vcell.data.store.ensure import verified
 from vcell.data.store.store import is_store
 from vcell.data.store.view import open_stores
@@ -20,7 +21,7 @@ from vcell.effects.names import BASELINES
 from vcell.errors import VcellError
 from vcell.process.helper import Helper
 from vcell.score import caveats, strata
-from vcell.score.cells import CellFile, Columns, ReadCells, StoreCells
+from vcell.score.cells import CellFile, Columns, ReadCells, StoreCells, check_asked
 from vcell.score.grouped import GroupedCells
 from vcell.score.metrics import summary
 from vcell.score.official import require
@@ -224,6 +225,7 @@ def run_evaluation(options: ScoreOptions, helper: Helper | None) -> tuple[Evalua
     room = next(parent for parent in options.folder.resolve().parents if parent.is_dir())  # for scratch files
     pred = CellFile(options.pred, columns, needs_controls=not scorer.counts, folder=room)
     real = measured_cells(options, room)
+    _check_asked(options, pred, real)
     about, notes = pred.about, list[str]()
     references = References.find(options, about)
     others = {
@@ -258,6 +260,21 @@ def run_evaluation(options: ScoreOptions, helper: Helper | None) -> tuple[Evalua
     notes += references.notes()
     notes += remarks(found, options.pds_subset)
     return found, references, {"target_sum": target_sums, "prediction": about}
+
+
+def _check_asked(options: ScoreOptions, pred: CellFile, real: ReadCells) -> None:
+    """Refuses columns and a label of control cells that were asked for, and that neither file has."""
+    files = [pred, real] if isinstance(real, CellFile) else [pred]
+    columns, usual = options.columns, options.challenge
+    asked = {
+        "columns.perturbation": columns.perturbation if columns.perturbation != usual.perturbation else None,
+        "columns.context": columns.context if columns.context != usual.context else None,
+    }
+    named = isinstance(real, CellFile) and columns.control not in (CONTROL, usual.control)
+    check_asked(files, asked, columns.control if named else None)
+    if isinstance(real, CellFile):
+        own = {"real_columns.perturbation": options.real_perturbation, "real_columns.context": options.real_context}
+        check_asked([real], own)
 
 
 def measured_cells(options: ScoreOptions, room: Path | None = None) -> ReadCells:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from vcell.atomic import names_of_files
 from vcell.challenge import Challenge, challenge_of
+from vcell.data.files.labels import CONTROL
 from vcell.data.files.memory import Given, as_file, given_list
 from vcell.data.store.store import Cells, CellStore
 from vcell.pages.pictures import as_they_are
@@ -89,7 +90,7 @@ def score_prediction(
     challenge: str | Challenge = "none",
     perturbation: str | None = None,
     context: str | None = None,
-    control: str = "non-targeting",
+    control: str = CONTROL,
     against: Mapping[str, Given] | Given | Sequence[Given] = (),
     ckpt: str | Path | None = None,
     store: str | Sequence[str] | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from vcell.data.store.options import StoreOptions
 from vcell.data.store.store import Cells
 from vcell.data.store.view import with_genes
 from vcell.effects.model import EffectModel
-from vcell.errors import MOST_SEED, VcellError, check_choice, check_number
+from vcell.errors import MOST_SEED, VcellError, check_choice, check_number, typed
 from vcell.model.checkpoint import make_identity, sizes_for
 from vcell.model.checkpoint_io import AtomicCheckpointIO
 from vcell.model.coexpression import coexpression_table
@@ -42,6 +43,10 @@ from vcell.training.cuda_graph import CHOICES
 from vcell.training.environment import check_logger, check_wandb, cluster_environment
 from vcell.training.module import TransitionModule
 
+# of training, in Lightning's words, by all the names that people use
+PRECISIONS = {
+    "auto": "auto", "32": "32-true", "32-true": "32-true", "bf16": "bf16-mixed", "bf16-mixed": "bf16-mixed", "16": "16-mixed", "16-mixed": "16-mixed",
+}  # fmt: skip
 COMPILED = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # modes of torch.compile
 
 
@@ -96,12 +101,22 @@ class RunSettings:
             If a number of the run or its trainer is none that it can have.
         """
         trainer = config.trainer
-        if not str(config.name).strip(" ./"):
-            raise VcellError(f"name={config.name} names no run: its folder is runs/NAME")
+        if config.name is None or not str(config.name).strip(" ./"):
+            raise VcellError(f"name={typed(config.name)} names no run: its folder is runs/NAME")
+        if config.run_dir is None:  # from Python
+            raise VcellError("run_dir=null is no folder: runs/NAME, where nothing else is given")
         check_number("seed", config.seed, 0, MOST_SEED)
-        check_number("trainer.max_steps", trainer.max_steps, -1)
+        check_number("trainer.max_steps", trainer.max_steps, 1)
+        check_choice(
+            "trainer.precision",
+            PRECISIONS.get(str(trainer.precision), trainer.precision),
+            dict.fromkeys(PRECISIONS.values()),
+        )
+        _check_time(trainer.max_time)
         for name in ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
             check_number(f"trainer.{name}", trainer[name], 1)
+        if trainer.check_val_every_n_epoch is not None:
+            check_number("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch, 1, other="null")
         if trainer.gradient_clip_val is not None:
             check_number("trainer.gradient_clip_val", trainer.gradient_clip_val, 0, whole=False)
         if config.compile not in (None, True, False):
@@ -124,6 +139,13 @@ class RunSettings:
             matmul_precision=config.matmul_precision,
             on_cpu=_on_cpu(trainer),
             plain=plain(config),
+        )
+
+
+def _check_time(most: Any) -> None:
+    if most is not None and not (re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(most)) and re.search("[1-9]", str(most))):
+        raise VcellError(
+            f"trainer.max_time={most} must be days, hours, minutes and seconds, DD:HH:MM:SS: 00:12:00:00 is half a day"
         )
 
 
@@ -301,6 +323,10 @@ def make_optimizer(config: DictConfig, model: torch.nn.Module) -> Any:
     ``fused: auto`` is on but under fp16, whose loss scaler must see the gradients before they are clipped.
     """
     options = dict(config.optimizer)
+    for name in ("lr", "weight_decay"):
+        if name in options:  # an optimiser of one's own may have neither
+            check_number(f"optimizer.{name}", options[name], 0, whole=False)
+    check_choice("optimizer.fused", options.get("fused"), ("auto", True, False, None))
     if options.get("fused") == "auto":
         options["fused"] = precision(config.trainer, model) != "16-mixed"
     optimizer = build(options)
@@ -332,7 +358,11 @@ def make_trainer(config: DictConfig, model: nn.Module, callbacks: Sequence[Callb
         raise VcellError(
             "the trainer needs a GPU, but torch finds none: use trainer=cpu, or trainer=auto for what is available"
         )
-    loggers = [make_logger(config, str(name), logger) for name, logger in (config.logger or {}).items()]
+    if config.callbacks is not None and not config.callbacks.get("last"):
+        raise VcellError(
+            "without callbacks.last a run leaves no checkpoint: keep it beside others, such as callbacks=[default,average]"
+        )
+    loggers = [make_logger(config, str(name), logger) for name, logger in (config.logger or {}).items() if logger]
     plugins: list[Any] = [AtomicCheckpointIO()]
     if (environment := cluster_environment(int(options.get("num_nodes") or 1), options.get("devices"))) is not None:
         plugins.append(environment)
@@ -352,8 +382,8 @@ def make_trainer(config: DictConfig, model: nn.Module, callbacks: Sequence[Callb
 
 def precision(options: DictConfig, model: nn.Module) -> str:
     """As configured; ``auto`` is `auto_precision` of the accelerator and the network."""
-    if options.precision != "auto":
-        return str(options.precision)
+    if (asked := PRECISIONS[str(options.precision)]) != "auto":
+        return asked
     kind = "cpu" if _on_cpu(options) else "cuda"
     return auto_precision(torch.device(kind), sum(weight.numel() for weight in model.parameters()))
 

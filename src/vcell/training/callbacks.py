@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vcell.data.batch import CellSetBatch
-from vcell.errors import VcellError
+from vcell.errors import VcellError, check_number
 from vcell.process.progress import progress_bar
 from vcell.training.module import TransitionModule
 from vcell.training.throughput import Paced
@@ -63,6 +63,7 @@ class StopEarly(Callback):
     """
 
     def __init__(self, monitor: str, patience: int) -> None:
+        check_number("callbacks.early_stopping.patience", patience, 1)
         self.monitor, self.patience = monitor, patience
         self.best: float | None = None
         self.since = 0
@@ -101,6 +102,7 @@ class Average(EMAWeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
+        check_number("callbacks.average.decay", decay, 0, whole=False)
         if not 0 < decay < 1:
             raise VcellError(f"callbacks.average.decay={decay} must lie between 0 and 1")
         super().__init__(use_buffers=False, decay=decay)

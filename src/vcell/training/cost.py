@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
+from threading import Thread
 from typing import Any
 
 import torch
@@ -10,6 +12,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 BYTES_PER_PARAMETER = 16  # float32: weight, gradient, and AdamW's two moments
+
+
+def load_ahead() -> None:
+    """Loads what torch needs for `batch_flops`, sympy, while other work goes on."""
+    Thread(target=import_module, args=("sympy",), daemon=True).start()
 
 
 def batch_flops(make: Callable[[], nn.Module], sizes: Mapping[str, Any], sets: int, cells: int) -> int:

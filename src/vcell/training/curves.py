@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from vcell.atomic import written_file
-from vcell.errors import VcellError
+from vcell.errors import VcellError, check_number
 from vcell.pages.curves import write_curves
 from vcell.pages.pictures import margins
 from vcell.records.metrics import read_metrics
@@ -82,6 +82,7 @@ class Curves(Callback):
     """
 
     def __init__(self, folder: str, every_seconds: float = 30.0) -> None:
+        check_number("callbacks.curves.every_seconds", every_seconds, 0, whole=False)
         self.folder, self.every_seconds = Path(folder), every_seconds
         self.artist: Thread | None = None
         self.drawn = time.monotonic()

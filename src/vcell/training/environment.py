@@ -19,6 +19,8 @@ from vcell.errors import VcellError, install
 from vcell.system import slurm_tasks
 
 LOGGERS = ("wandb", "tensorboard", "mlflow")  # by the names of their packages, and of our extras
+# set by what starts a command on several machines, or by hand
+STARTED_ELSEWHERE = {"MASTER_ADDR", "NODE_RANK", "GROUP_RANK", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}
 
 
 def cluster_environment(nodes: int, devices: Any) -> ClusterEnvironment | None:
@@ -29,11 +31,15 @@ def cluster_environment(nodes: int, devices: Any) -> ClusterEnvironment | None:
     Raises
     ------
     VcellError
-        If srun has started a different number of tasks than the trainer expects.
+        If srun has started a different number of tasks than the trainer expects, or nothing those of other machines.
     """
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     if not os.environ.get("SLURM_NTASKS"):
+        if nodes > 1 and not STARTED_ELSEWHERE & os.environ.keys():
+            raise VcellError(
+                f"trainer.num_nodes={nodes}, but this command was started on one machine alone: start it with srun (trainer=slurm) or torchrun"
+            )
         return LightningEnvironment() if "SLURM_JOB_ID" in os.environ else None
     tasks = slurm_tasks()
     if tasks == 1:

@@ -109,7 +109,7 @@ def fit(
     VcellError
         If something of it cannot be used, or the run there has other settings.
     """
-    check_number("max_steps", max_steps, -1)
+    check_number("max_steps", max_steps, 1)
     if validate_every is not None:
         check_number("validate_every", validate_every, 1)
     check_switches(overwrite=overwrite, verbose=verbose)

@@ -13,7 +13,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from vcell.errors import check_number
+from vcell.data.files.labels import listed_names
+from vcell.errors import VcellError, check_number
 from vcell.process.stopping import Stopped, handle, requeue, tell
 from vcell.training.guard import NotFiniteError
 from vcell.training.module import TransitionModule
@@ -47,8 +48,9 @@ class KeepLast(Checkpoint):
         self, folder: str, every_seconds: float = 10.0, share: float = 0.02, every_n_steps: int | None = None
     ) -> None:
         for name, value in (("every_seconds", every_seconds), ("share", share), ("every_n_steps", every_n_steps)):
-            if value is not None:
-                check_number(f"callbacks.last.{name}", value, 0, whole=name == "every_n_steps", above=True)
+            steps = name == "every_n_steps"
+            if not (steps and value is None):
+                check_number(f"callbacks.last.{name}", value, 0, whole=steps, above=True, other="null" if steps else "")
         self.path = Path(folder) / "last.ckpt"
         self.seconds, self.share, self.pause = every_seconds, share, every_seconds
         self.steps = inf if every_n_steps is None else every_n_steps
@@ -154,7 +156,9 @@ class KeepBest(Checkpoint):
     """
 
     def __init__(self, folder: str, monitor: str | Sequence[str]) -> None:
-        names = [monitor] if isinstance(monitor, str) else list(monitor)
+        names = listed_names(monitor)
+        if not names:
+            raise VcellError("callbacks.best.monitor names no score: val/loss, or one of those that validation gives")
         files = ["best.ckpt", *(f"best_{name.split('/')[-1]}.ckpt" for name in names[1:])]
         self.path = {name: Path(folder) / file for name, file in zip(names, files, strict=True)}
         self.best: dict[str, float] = {}

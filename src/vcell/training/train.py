@@ -45,7 +45,7 @@ from vcell.training.build import (
     make_trainer,
     split_of,
 )
-from vcell.training.cost import words
+from vcell.training.cost import load_ahead, words
 from vcell.training.estimate import STEPS, Stopwatch, estimate, out_of_memory
 from vcell.training.guard import NotFiniteError
 from vcell.training.guidance import guidance
@@ -97,6 +97,8 @@ def _train(
         None if run.check else folder.checkpoint_to_continue(run.plain, run.resume, run.overwrite, trains=not fitted)
     )
     seed_everything(run.seed, workers=True, verbose=False)
+    if not fitted:
+        load_ahead()
     store = make_store(config) if rank == 0 else wait_for_store(run.plain["data"])
     store.check_one_scale(run.reconcile)
     assigned, notes = split_of(config, store)
@@ -106,9 +108,11 @@ def _train(
             _fit_effects(config, run, data, folder, checkpoint, notes, journal)
         return
     module = make_module(config, run.plain, data, own)
-    about_prior = effects.fit_prior(run, data, module.trained, rank)
-    if rank == 0 and about_prior:
-        print("\n".join(about_prior), flush=True)
+    step = 0 if checkpoint is None else int(read_checkpoint(checkpoint)["global_step"])
+    if step < run.max_steps:
+        about_prior = effects.fit_prior(run, data, module.trained, rank)
+        if rank == 0 and about_prior:
+            print("\n".join(about_prior), flush=True)
     if run.check:
         check(config, run, data, module, notes, rank)
         return
@@ -122,12 +126,16 @@ def _train(
             read_metrics(folder.path / "metrics.csv")
         check_split(folder.path / "split.json", assigned, store.fingerprint)
         say(summary(run, data, module), notes)
-    if checkpoint is not None and finished(checkpoint, folder, trainer.max_steps, say=rank == 0):
+    if rank == 0 and checkpoint is not None:
+        say_where_it_goes_on(checkpoint, step, run.max_steps, folder)
+    if step >= run.max_steps:
         return
     if rank == 0:
         journal.open(folder.path, device=str(trainer.strategy.root_device), precision=str(trainer.precision))
     try:
         fit(trainer, module, data, checkpoint, folder)
+        if rank == 0 and not (folder.checkpoints / "last.ckpt").exists():
+            raise VcellError("training ended before its first step: there is nothing to keep")
     except BaseException:
         if rank == 0 and checkpoint is None:
             folder.discard_if_empty()
@@ -308,21 +316,18 @@ def summary(run: RunSettings, data: CellSetDataModule, module: TransitionModule)
     return "\n".join(lines)
 
 
-def finished(checkpoint: Path, folder: RunFolder, max_steps: int, say: bool) -> bool:
-    """Whether the run to continue has come to its end already; tells the user either way."""
-    step = int(read_checkpoint(checkpoint)["global_step"])
-    done = step >= max_steps
+def say_where_it_goes_on(checkpoint: Path, step: int, max_steps: int, folder: RunFolder) -> None:
+    """Says at which step the run continues, or that it has come to its end already."""
+    if step < max_steps:
+        print(f"continuing   from {checkpoint} at step {step:,} of {max_steps:,}", flush=True)
+        return
     last = folder.checkpoints / "last.ckpt"
-    if say and done and checkpoint != last:  # it could not be written then, or was damaged since
+    if checkpoint != last:  # it could not be written then, or was damaged since
         with written_file(last) as scratch:
             shutil.copyfile(checkpoint, scratch)
         print(f"restored     {last} from {checkpoint.name}", flush=True)
-    if say and done:
-        print(f"finished     {checkpoint} is at step {step:,} already; trainer.max_steps=N trains longer, "
-              "overwrite=true restarts it", flush=True)  # fmt: skip
-    elif say:
-        print(f"continuing   from {checkpoint} at step {step:,} of {max_steps:,}", flush=True)
-    return done
+    print(f"finished     {checkpoint} is at step {step:,} already; trainer.max_steps=N trains longer, "
+          "overwrite=true restarts it", flush=True)  # fmt: skip
 
 
 def wait_for_store(data: Mapping[str, Any]) -> Cells:

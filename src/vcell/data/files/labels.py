@@ -20,6 +20,7 @@ from vcell.data.files.conditions import Condition
 from vcell.data.files.genes import CONTROL_PIECES, gene_names
 from vcell.errors import VcellError, check_choice, nearest, shortlist
 
+CONTROL = "non-targeting"  # what control cells are called where nothing else is said
 NO_GUIDE = ""  # the label that cells without a usable guide are given while files are read; they are not stored
 _NUMBER = r"([-_ .#]*(g|sg|guide|grna|sgrna)?[-_ ]*\d+)?"
 # guides that target nothing, or nothing that matters

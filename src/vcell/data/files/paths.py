@@ -53,12 +53,13 @@ def is_zarr(path: Path) -> bool:
 
 def check_required(data: Any) -> None:
     """A `VcellError` that lists the missing files of a distributed data set, and where to get them."""
-    missing = {name: what for name, what in data.required.items() if not (Path(data.root) / str(name)).is_file()}
+    required = data.required or {}
+    missing = {name: what for name, what in required.items() if not (Path(data.root) / str(name)).is_file()}
     if missing:
         width = max(len(str(name)) for name in missing)
         listed = "\n".join(f"  {name!s:<{width}}  {what}" for name, what in missing.items())
         raise VcellError(
-            f"{len(missing)} of the {len(data.required)} files of data={data.name} are not in {data.root}/ "
+            f"{len(missing)} of the {len(required)} files of data={data.name} are not in {data.root}/ "
             f"(looked from {Path.cwd()}):\n{listed}\n{data.where}"
         )
 

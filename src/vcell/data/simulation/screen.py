@@ -33,7 +33,6 @@ from vcell.data.simulation.field import PARTS, Field, FieldResponses
 from vcell.errors import MOST_SEED, VcellError, check_number, nearest
 
 SHARES = {"common": 0.28, "shared": 0.29, "specific": 0.24, "noise": 0.19}
-CONTROL = "non-targeting"
 BLOCK_COUNTS = 4_000_000
 # second word of a random key, so that every quantity has a stream of its own
 GENES, CONTEXT, TARGETS, LOADINGS, NOISE, TABLE, CELLS, COUNTS = range(8)
@@ -98,7 +97,7 @@ class Screen:
     field: Field | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "contexts", tuple(self.contexts))
+        object.__setattr__(self, "contexts", tuple(self.contexts or ()))
         if isinstance(self.field, Mapping):
             known = [one.name for one in fields(Field)]
             if unknown := [str(name) for name in self.field if name not in known]:
@@ -120,7 +119,8 @@ class Screen:
             raise VcellError(f"contexts={list(self.contexts)}: {unnamed[0]!r} cannot be the name of a file")
         if len(set(self.contexts)) < max(1, len(self.contexts)) or not self.contexts:
             raise VcellError(f"contexts={list(self.contexts)} must be one or more different names")
-        if not 0 < self.guide_efficiency < 1:
+        check_number("guide_efficiency", self.guide_efficiency, 0, whole=False, above=True)
+        if self.guide_efficiency >= 1:
             raise VcellError(f"guide_efficiency={self.guide_efficiency} must lie between 0 and 1")
 
     @property

@@ -13,8 +13,9 @@ import torch
 from scipy import sparse
 
 from vcell.atomic import written_folder
+from vcell.data.files.labels import CONTROL
 from vcell.data.files.writer import H5adWriter
-from vcell.data.simulation.screen import CELLS, CONTROL, Screen, Truth
+from vcell.data.simulation.screen import CELLS, Screen, Truth
 from vcell.errors import VcellError, shortlist
 from vcell.process.progress import progress_bar
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vcell.config import compose, with_settings
+from vcell.data.files.labels import CONTROL
 from vcell.data.files.memory import Given, as_file, given_list
 from vcell.data.store.ensure import ensure_store
 from vcell.data.store.options import StoreOptions
@@ -25,7 +26,7 @@ def build_store(
     batch: str | None = "batch",
     context: str | None = "cell_type",
     context_name: str | None = None,
-    control: str | Sequence[str] = "non-targeting",
+    control: str | Sequence[str] = CONTROL,
     genes: str | Path = "union",
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,

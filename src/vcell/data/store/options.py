@@ -63,6 +63,7 @@ class StoreOptions:
         """From the configuration's part `data`."""
         missing = OmegaConf.is_missing(data, "path")  # an error only where the files are needed
         values: dict[str, Any] = plain(data)
+        values["matrix"] = values["matrix"] or "X"
         if missing:
             values["path"] = None
         if values["simulate"] and not values["simulate"].get("out"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vcell.data.files.h5ad import Columns
-from vcell.data.files.labels import LabelRules, listed_names
+from vcell.data.files.labels import CONTROL, LabelRules, listed_names
 from vcell.data.files.matrix import Matrix, Sample
 from vcell.data.files.sample import sample_cells
 from vcell.data.files.scale import Scale, detect_scale
@@ -42,7 +42,7 @@ class Recipe:
     """
 
     columns: Columns = field(default_factory=Columns)
-    control: str | Sequence[str] = "non-targeting"
+    control: str | Sequence[str] = CONTROL
     labels: LabelRules = field(default_factory=LabelRules)
     context: str | None = None
     matrix: str = "X"
