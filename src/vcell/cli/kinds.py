@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -93,10 +93,7 @@ def check_types(verb: str, overrides: list[str], config: DictConfig) -> None:
     keys = [o.lstrip("+").split("=")[0] for o in overrides]
     given = [key for key in keys if not (CONFIG_DIR / key.split("@")[0]).is_dir()]
     own = _own_settings(verb)
-    for key in given:
-        usual = own.get(key)
-        if isinstance(usual, str) and (usual == "???" or key in SINGLE) and _is_null(config, key):
-            raise VcellError(f"vcell.{verb} needs {key}=VALUE, and null is none")
+    _check_needed(verb, {key: own[key] for key in given if key in own}, config)
     given = [key for key in given if not _is_text(own.get(key, 0), config)]  # most are: files, names
     values = {key: OmegaConf.select(config, key, throw_on_missing=False) for key in given}
     values = {
@@ -127,8 +124,12 @@ def _may_be_other(key: str, value: Any) -> bool:
     return any(usual.search(path.read_text("utf-8")) for path in CONFIG_DIR.rglob("*.yaml"))
 
 
-def _is_null(config: DictConfig, key: str) -> bool:
-    return not OmegaConf.is_missing(config, key) and OmegaConf.select(config, key) is None
+def _check_needed(verb: str, defaults: Mapping[str, Any], config: DictConfig) -> None:
+    """Refuses null for what has to be given, or names one thing in any case."""
+    for key, default in defaults.items():
+        needed = isinstance(default, str) and (default == "???" or key in SINGLE)
+        if needed and not OmegaConf.is_missing(config, key) and OmegaConf.select(config, key) is None:
+            raise VcellError(f"vcell.{verb} needs {key}=VALUE, and null is none")
 
 
 def _own_settings(verb: str) -> dict[str, Any]:

@@ -63,7 +63,12 @@ class StoreOptions:
         """From the configuration's part `data`."""
         missing = OmegaConf.is_missing(data, "path")  # an error only where the files are needed
         values: dict[str, Any] = plain(data)
-        values["matrix"] = values["matrix"] or "X"
+        values["matrix"], values["obsm"] = values["matrix"] or "X", values["obsm"] or []
+        for key in ("name", "store"):
+            if values[key] is None:
+                raise VcellError(
+                    f"data.{key}=null names no store: it lies in data/NAME/store, or where data.store=FOLDER says"
+                )
         if missing:
             values["path"] = None
         if values["simulate"] and not values["simulate"].get("out"):

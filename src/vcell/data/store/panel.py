@@ -12,7 +12,7 @@ import pandas as pd
 from vcell.data.files.genes import align, appended, check_unique
 from vcell.data.files.h5ad import open_h5ad, read_ensembl, read_genes, stems
 from vcell.data.store.recipe import Recipe
-from vcell.errors import VcellError, nearest, shortlist
+from vcell.errors import VcellError, check_choice, check_number, nearest, shortlist
 
 PANELS = ("union", "common")
 
@@ -56,8 +56,8 @@ class GeneChoice:
     def __post_init__(self) -> None:
         if isinstance(self.genes, str) and self.genes not in PANELS:
             raise VcellError(f"data.genes={self.genes} is neither a file of names nor one of {', '.join(PANELS)}")
-        if self.zero_genes not in ("measured", "missing"):
-            raise VcellError(f"data.zero_genes={self.zero_genes} must be measured or missing")
+        check_choice("data.zero_genes", self.zero_genes, ("measured", "missing"))
+        check_number("data.min_overlap", self.min_overlap, 0, 1, whole=False)
 
     def panel(self, files: Sequence[Path], recipe: Recipe) -> Panel:
         """The genes of the store, from the files' names alone."""

@@ -13,7 +13,7 @@ from vcell.data.files.labels import CONTROL, LabelRules, listed_names
 from vcell.data.files.matrix import Matrix, Sample
 from vcell.data.files.sample import sample_cells
 from vcell.data.files.scale import Scale, detect_scale
-from vcell.errors import VcellError, nearest, shortlist
+from vcell.errors import VcellError, check_choice, check_number, nearest, shortlist
 
 SAMPLE_CELLS = 500
 
@@ -52,8 +52,9 @@ class Recipe:
     obsm: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.empty_cells not in ("refuse", "drop"):
-            raise VcellError(f"data.empty_cells={self.empty_cells} must be refuse or drop")
+        check_choice("data.empty_cells", self.empty_cells, ("refuse", "drop"))
+        if self.normalised_to is not None:
+            check_number("data.normalised_to", self.normalised_to, 0, whole=False, above=True, other="null")
 
     @property
     def control_label(self) -> str:
