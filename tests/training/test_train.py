@@ -27,6 +27,7 @@ from vcell.model.checkpoint import read_checkpoint
 from vcell.model.losses import SetLoss
 from vcell.model.trained import TrainedModel
 from vcell.records.metrics import read_metrics
+from vcell.training import effects
 from vcell.training.module import TransitionModule
 from vcell.training.saving import KeepLast
 from vcell.training.validation import ValidationScores
@@ -371,8 +372,11 @@ def test_a_run_asked_to_stop_saves_first(asked: signal.Signals, fresh: Path):
     assert read_checkpoint(fresh / LAST)["global_step"] == saved
 
 
-def test_a_finished_run_is_left_as_it_is(in_trained: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_finished_run_is_left_as_it_is_and_its_prior_not_fitted(
+    in_trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     before = LAST.stat().st_mtime_ns
+    monkeypatch.setattr(effects, "fit_prior", None)
     train_here("trainer.max_steps=40", "trainer.val_check_interval=20", "trainer.log_every_n_steps=5")
     assert "at step 40 already" in capsys.readouterr().out and LAST.stat().st_mtime_ns == before
 

@@ -97,7 +97,7 @@ class Screen:
     field: Field | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "contexts", tuple(self.contexts or ()))
+        object.__setattr__(self, "contexts", tuple(map(str, self.contexts or ())))
         if isinstance(self.field, Mapping):
             known = [one.name for one in fields(Field)]
             if unknown := [str(name) for name in self.field if name not in known]:
