@@ -12,6 +12,7 @@ import pytest
 
 from vcell.atomic import check_folder, written_file
 from vcell.cli.arguments import check_overrides, readable
+from vcell.cli.kinds import with_names
 from vcell.config import build, compose, with_settings
 from vcell.data.simulation.screen import Screen
 from vcell.errors import VcellError, check_choice, check_number
@@ -170,6 +171,7 @@ def test_in_a_sweep_commas_stand_between_values_to_try():
         ("train", "data.split=[a]", "data.split=[a] is a group of settings"),
         ("train", "data.exclude={a: 1}", "data.exclude={a: 1} must be a list: 'data.exclude=[A,B]'"),
         ("train", "data.required=[a]", "data.required=[a] needs names with their values"),
+        ("table", "of=[a.csv]", "of=['a.csv'] must be one name"),
         ("inspect", "path=null", "vcell.inspect needs path=VALUE, and null is none"),
         ("infer", "out=null", "vcell.infer needs out=VALUE, and null is none"),
         ("infer", "targets=true", "targets=true must be a name"),
@@ -194,6 +196,10 @@ def test_other_kinds_of_values_are_refused(verb: str, override: str, words: str)
 )  # fmt: skip
 def test_what_may_be_left_out_or_several_is(override: str):
     assert check_overrides("train", [override]) is not None
+
+
+def test_a_list_that_is_null_is_empty():
+    assert with_names("table", compose("table", ["path=t.pt", "genes=null"])).genes == []
 
 
 def test_a_group_of_settings_stays_one_from_python():

@@ -26,7 +26,7 @@ TABLES = {
 # one file, folder or name
 SINGLE = {
     "pred", "real", "path", "out", "fasta", "ckpt", "init_from", "name", "run_dir", "bank", "plot", "real_matrix", "use", "challenge.name",
-    "challenge.perturbation", "challenge.context", "challenge.control", "data.toml",
+    "of", "catalogue", "challenge.perturbation", "challenge.context", "challenge.control", "data.toml",
     "data.context", "data.matrix", "data.genes", "prepare.cluster", "runs", "folder",
 }  # fmt: skip
 
@@ -148,7 +148,10 @@ def _is_text(default: Any, config: DictConfig) -> bool:
 
 
 def with_names(verb: str, config: DictConfig) -> DictConfig:
-    """A configuration with numbers as text where names are taken: perturbations, batches and files may be called 3368."""
+    """A configuration with numbers as text where names are taken: perturbations, batches and files may be called 3368. A list that is null is empty."""
+    for key, default in _own_settings(verb).items():
+        if isinstance(default, list) and key in config and config[key] is None:
+            config[key] = []
     for key, value in flatten(OmegaConf.to_container(config)):
         is_fraction = key.endswith("perturbations") and not isinstance(value, list)
         if takes_names(verb, key) and not is_fraction and (names := _as_name(value)) != value:
