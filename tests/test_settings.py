@@ -192,6 +192,13 @@ def test_other_kinds_of_values_are_refused(verb: str, override: str, words: str)
 
 
 @pytest.mark.parametrize(
+    ("verb", "override"), [("crossval", "folds=2"), ("infer", "genes=null"), ("infer", "perturbation=null"), ("simulate", "genes=60")]
+)  # fmt: skip
+def test_settings_that_are_called_as_a_group_is_elsewhere_take_what_they_take(verb: str, override: str):
+    assert check_overrides(verb, [override]) is not None
+
+
+@pytest.mark.parametrize(
     "override", ["callbacks.curves=null", "logger.csv=null", "callbacks=[default,average]", "trainer.max_time=null", "data.sets.resident=true"]
 )  # fmt: skip
 def test_what_may_be_left_out_or_several_is(override: str):

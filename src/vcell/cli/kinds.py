@@ -107,10 +107,15 @@ def check_types(verb: str, overrides: list[str], config: DictConfig) -> None:
     for key, value in values.items():
         default: Any = OmegaConf.select(usual, key, throw_on_missing=False)
         check_is_group(key, value, default)
-        if isinstance(default, bool) and key not in MORE_THAN_BOOL:
+        if isinstance(default, bool) and not isinstance(value, bool) and key not in MORE_THAN_BOOL:
             raise VcellError(f"{key}={typed(value)} must be true or false")
-        number = isinstance(default, int | float) and not isinstance(default, bool)
-        if number and value not in WORDS and key not in ("trainer.devices", "seed_everything"):
+        words = not isinstance(value, int | float | None) and value not in WORDS
+        if (
+            words
+            and isinstance(default, int | float)
+            and not isinstance(default, bool)
+            and key not in ("trainer.devices", "seed_everything")
+        ):
             kind = "a whole number" if isinstance(default, int) else "a number"
             raise VcellError(f"{key}={typed(value)} must be {kind}, such as {default}")
 
