@@ -171,6 +171,8 @@ def test_in_a_sweep_commas_stand_between_values_to_try():
         ("train", "data.split=[a]", "data.split=[a] is a group of settings"),
         ("train", "data.exclude={a: 1}", "data.exclude={a: 1} must be a list: 'data.exclude=[A,B]'"),
         ("train", "data.required=[a]", "data.required=[a] needs names with their values"),
+        ("infer", "targets=[STAT1,null]", "targets=['STAT1', None] must be a list of names: 'targets=[A,B]'"),
+        ("infer", "contexts=[[a]]", "must be a list of names"),
         ("table", "of=[a.csv]", "of=['a.csv'] must be one name"),
         ("inspect", "path=null", "vcell.inspect needs path=VALUE, and null is none"),
         ("infer", "out=null", "vcell.infer needs out=VALUE, and null is none"),

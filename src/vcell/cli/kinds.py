@@ -70,10 +70,16 @@ def check_kinds(verb: str, config: DictConfig, keys: Iterable[str]) -> None:
             raise VcellError(
                 f"{key}={typed(value)} must be a name; of one that is called so, in two kinds of quotes: '{key}=\"{typed(value)}\"'"
             )
+        if isinstance(value, ListConfig) and takes_names(verb, key) and not all(map(_may_be_name, value)):
+            raise VcellError(f"{key}={value} must be a list of names: '{key}=[A,B]'")
         if key in TABLES and value is not None and not isinstance(value, DictConfig):
             raise VcellError(f"{key}={value} needs names with their values: '{key}={{NAME: VALUE}}'")
         if (key in SINGLE or key.startswith(COLUMNS)) and isinstance(value, ListConfig | DictConfig):
             raise VcellError(f"{key}={value} must be one name, without brackets: {key}=NAME")
+
+
+def _may_be_name(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""
 
 
 def check_groups(overrides: Iterable[str]) -> None:

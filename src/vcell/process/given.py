@@ -24,6 +24,8 @@ def as_name(key: str, value: Any) -> str:
     value = _scalar(value)
     if (name := _name(value)) is None:
         raise VcellError(f"{key} must be one name, not {_what(value)}")
+    if not name:
+        raise VcellError(f"{key} must be one name, and has no letters")
     return name
 
 
