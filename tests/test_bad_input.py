@@ -82,7 +82,7 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
         r"4 cells have no value in obs column 'batch'"),
     "no such column of guides": (lambda path: None, ["data.columns.guide=lane"], r"no obs column 'lane' for the guide.*data\.columns\.guide"),
     "no scale at all": (lambda path: None, ["data.scale=3"], r"data\.scale=3 must be auto, counts"),
-    "no number of workers": (lambda path: None, ["prepare.workers=many"], r"prepare\.workers=many must be a whole number of at least 1 or null"),
+    "no number of workers": (lambda path: None, ["prepare.workers=many"], r"prepare\.workers=many must be a whole number from 1 to 4,096 or null"),
     "no such scale": (lambda path: None, ["data.scale=log2"], r"data\.scale='log2' is none of"),
     "scale of no file": (
         lambda path: None, ["data.scale={b.h5ad: counts}"], r"data\.scale names b\.h5ad.*Did you mean 'a\.h5ad'"),

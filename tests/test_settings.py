@@ -43,7 +43,7 @@ WRONG = [
     ("infer", "challenge.n_genes=0", "a whole number above 0"), ("infer", "challenge.below_log1p=x", "a number above 0"),
     ("infer", "counts=donor", "one of auto, donors, moments. Did you mean 'donors'?"), ("infer", "draw=maybe", "one of null, true, false"),
     ("infer", "addition=true", "a number from 0 to 1 or auto"), ("infer", "addition=2", "a number from 0 to 1 or auto"),
-    ("evaluate", "pds_subset=1", "a whole number of at least 2"), ("evaluate", "threads=0", "a whole number of at least 1"),
+    ("evaluate", "pds_subset=1", "a whole number of at least 2"), ("evaluate", "threads=0", "a whole number from 1 to 4,096"),
     ("crossval", "folds=1", "a whole number of at least 2"), ("crossval", "fold=5", "a whole number from 0 to 4 or null"),
     ("train", "seed=-1", "a whole number from 0"), ("train", "trainer.max_steps=1.5", "a whole number of at least 1"),
     ("train", "trainer.max_steps=-1", "a whole number of at least 1"), ("train", "trainer.max_steps=null", "trainer.max_steps=null must be"),

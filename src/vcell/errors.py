@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 MOST_SEED = 2**32 - 1  # that all libraries take
+MOST_AT_ONCE = 4_096  # threads, processes and devices: some other number was meant
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk says
 
 

@@ -242,7 +242,7 @@ def test_official_prep_accepts_the_file(in_trained: Path, tmp_path: Path):
         (["targets=[GENE0001]", "predictor={}"], "predictor={} must be one of model, copied_controls"),
         (["targets=[GENE0001]", "predictor={model: half}"], r"predictor\.model=half must be a number"),
         (["targets=[GENE0001]", "addition=true"], "addition=true must be a number from 0 to 1 or auto"),
-        (["targets=[GENE0001]", "devices=true"], "devices=true must be a whole number of at least 1 or auto"),
+        (["targets=[GENE0001]", "devices=true"], "devices=true must be a whole number from 1 to 4,096 or auto"),
     ],
 )
 def test_impossible_requests_are_refused(overrides: list[str], words: str, in_trained: Path, tmp_path: Path):

@@ -27,7 +27,8 @@ TABLES = {
 SINGLE = {
     "pred", "real", "path", "out", "fasta", "ckpt", "init_from", "name", "run_dir", "bank", "plot", "real_matrix", "use", "challenge.name",
     "of", "catalogue", "challenge.perturbation", "challenge.context", "challenge.control", "data.toml",
-    "data.context", "data.matrix", "data.genes", "prepare.cluster", "runs", "folder",
+    "data.store", "data.simulate.out", "data.root", "data.context", "data.matrix", "data.genes", "prepare.cluster", "callbacks.last.folder",
+    "callbacks.best.folder", "callbacks.curves.folder", "runs", "folder",
 }  # fmt: skip
 
 # last parts of keys that take names of files, columns or cells

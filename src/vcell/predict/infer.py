@@ -17,7 +17,7 @@ from vcell.data.store.view import with_genes
 from vcell.effects.baselines import CopiedControls
 from vcell.effects.model import EffectModel
 from vcell.effects.own_gene import OwnGenes, WithOwnGenes, own_genes
-from vcell.errors import VcellError, check_number, shortlist
+from vcell.errors import MOST_AT_ONCE, VcellError, check_number, shortlist
 from vcell.model.blend import Blend
 from vcell.model.checkpoint import Identity
 from vcell.model.predictor import Predictor, covariates_of
@@ -87,7 +87,7 @@ def infer(
     if compression not in COMPRESSIONS:
         raise VcellError(f"compression={compression} must be null, lzf or gzip: the official tools cannot read others")
     if devices != "auto":
-        check_number("devices", devices, 1, other="auto")
+        check_number("devices", devices, 1, MOST_AT_ONCE, other="auto")
     gpu = choose_device(options.device, 0).type == "cuda"
     helpers = devices - 1 if isinstance(devices, int) else max(1, torch.cuda.device_count()) - 1 if gpu else 0
     produce(partial(plan_checkpoint, options, ckpt, parts.folder / "controls"), parts, helpers, compression)

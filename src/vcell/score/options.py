@@ -13,7 +13,7 @@ from vcell.challenge import Challenge
 from vcell.config import build, plain
 from vcell.data.splits import Group
 from vcell.effects.names import BASELINES
-from vcell.errors import MOST_SEED, VcellError, check_choice, check_ending, check_number, nearest
+from vcell.errors import MOST_AT_ONCE, MOST_SEED, VcellError, check_choice, check_ending, check_number, nearest
 from vcell.score.cells import Columns
 
 ENGINES = ("auto", "official", "fast")
@@ -137,9 +137,10 @@ class ScoreOptions:
 
     def __post_init__(self) -> None:
         check_choice("engine", self.engine, ENGINES)
-        for name, least in (("pds_subset", 2), ("threads", 1)):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), least)
+        if self.pds_subset is not None:
+            check_number("pds_subset", self.pds_subset, 2)
+        if self.threads is not None:
+            check_number("threads", self.threads, 1, MOST_AT_ONCE)
 
     @property
     def folder(self) -> Path:
@@ -200,7 +201,7 @@ class CrossvalOptions:
         if config.fold is not None:
             check_number("fold", config.fold, 0, config.folds - 1, other="null")
         if config.threads is not None:
-            check_number("threads", config.threads, 1)
+            check_number("threads", config.threads, 1, MOST_AT_ONCE)
         # what is looked at after training only must not wait for it
         check_choice("engine", config.engine, ENGINES)
         check_choice("draw", config.draw, (None, True, False))

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vcell.config import plain
-from vcell.errors import VcellError, check_number
+from vcell.errors import MOST_AT_ONCE, VcellError, check_number
 from vcell.predict.key import key_of
 from vcell.predict.options import PredictOptions
 
@@ -46,7 +46,7 @@ class PackageOptions:
 
     def __post_init__(self) -> None:
         if self.threads is not None:
-            check_number("threads", self.threads, 1)
+            check_number("threads", self.threads, 1, MOST_AT_ONCE)
 
     @classmethod
     def of(cls, config: Any) -> PackageOptions:

@@ -29,7 +29,7 @@ from vcell.data.store.options import StoreOptions
 from vcell.data.store.store import Cells
 from vcell.data.store.view import with_genes
 from vcell.effects.model import EffectModel
-from vcell.errors import MOST_SEED, VcellError, check_choice, check_number, typed
+from vcell.errors import MOST_AT_ONCE, MOST_SEED, VcellError, check_choice, check_number, typed
 from vcell.model.checkpoint import make_identity, sizes_for
 from vcell.model.checkpoint_io import AtomicCheckpointIO
 from vcell.model.coexpression import coexpression_table
@@ -188,7 +188,7 @@ def make_data(
     for key in ("set_size", "sets_per_step"):
         check_number(f"data.sets.{key}", sets[key], 1)
     if sets["threads"] != "auto":
-        check_number("data.sets.threads", sets["threads"], 1, other="auto")
+        check_number("data.sets.threads", sets["threads"], 1, MOST_AT_ONCE, other="auto")
     check_choice("data.sets.resident", sets["resident"], ("auto", True, False))
     if config.data.hvg is not None:
         store = with_genes(store, choose_hvg(Gather(store, float(target_sum)), assigned, config.data.hvg))

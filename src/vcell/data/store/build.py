@@ -13,7 +13,7 @@ from vcell.data.files.memory import Given, as_file, given_list
 from vcell.data.store.ensure import ensure_store
 from vcell.data.store.options import StoreOptions
 from vcell.data.store.store import Cells
-from vcell.errors import check_number
+from vcell.errors import MOST_AT_ONCE, check_number
 from vcell.process.given import as_mapping, as_name, as_name_or_none, as_names, check_switches
 from vcell.process.progress import spoken
 
@@ -69,7 +69,7 @@ def build_store(
     """
     given = given_list(cells)
     if workers is not None:
-        check_number("workers", workers, 1)
+        check_number("workers", workers, 1, MOST_AT_ONCE)
     labels = as_names("control", control)
     columns = {
         f"data.columns.{role}": as_name_or_none(role, column)

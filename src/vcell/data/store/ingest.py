@@ -33,7 +33,7 @@ from vcell.data.store.recipe import Recipe
 from vcell.data.store.rows import PartRows, begin_array, write_rows
 from vcell.data.store.store import FORMAT_VERSION, LABELS, CellStore, checksum_of
 from vcell.data.store.workers import read_parts
-from vcell.errors import VcellError, check_number, shortlist
+from vcell.errors import MOST_AT_ONCE, VcellError, check_number, shortlist
 from vcell.process.lock import locked
 
 
@@ -65,7 +65,7 @@ def ingest(
         duplicated genes, or values whose counts cannot be recovered. Nothing is left behind.
     """
     if workers is not None:
-        check_number("prepare.workers", workers, 1, other="null")
+        check_number("prepare.workers", workers, 1, MOST_AT_ONCE, other="null")
     if out.exists() and not (out / "meta.json").is_file():
         raise VcellError(
             f"{out} exists and is not a cell store; it was not changed. Choose another folder: data.store=FOLDER"
