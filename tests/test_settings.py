@@ -57,7 +57,7 @@ WRONG = [
     ("train", "name=null", "names no run"), ("train", "run_dir=null", "is no folder"),
     ("schedule", "schedule.warmup_steps=-1", "at least 0"), ("schedule", "schedule.floor=2", "a number from 0 to 1"),
     ("schedule", "schedule.decay=cosin", "Did you mean 'cosine'?"),
-    ("model", "model.hidden=0", "at least 1"), ("model", "model.layers=-1", "at least 1"), ("model", "model.head_width=0", "at least 1"),
+    ("model", "model.hidden=0", "from 1 to 1,000,000"), ("model", "model.layers=-1", "from 1 to 1,000"), ("model", "model.head_width=0", "from 1 to 1,000,000"),
     ("model", "model.dropout=2", "a number from 0 to 1"), ("loss", "loss.blur=0", "a number above 0"),
     ("model", "model.prior=3", "one of null, "), ("loss", "loss.weights=null", "needs terms with their weights"),
     ("loss", "loss.weights.energy=null", "a number of at least 0"),

@@ -509,7 +509,7 @@ def test_dropout_is_a_function_of_seed_step_and_rank():
         ("callbacks.best.monitor=3", r"callbacks\.best\.monitor names '3'; validation gives val/loss"),
         ("trainer.num_nodes=2", "started on one machine alone"),
         ("+trainer.limit_train_batches=0", "ended before its first step"),
-        ("model.heads=half", r"model\.heads=half must be a whole number of at least 1"),
+        ("model.heads=half", r"model\.heads=half must be a whole number from 1 to 1,000,000"),
     ],
 )
 def test_impossible_values_are_refused(override: str, words: str, fresh: Path):

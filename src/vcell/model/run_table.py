@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -59,10 +60,12 @@ def _plain_table(
         raise VcellError("perturbation.path names no table: give its file, or null for a one-hot table")
     weights = perturbation.get("weights")
     weights = [1.0] * len(paths) if weights is None else weights if isinstance(weights, Sequence) else [weights]
-    if len(weights) != len(paths) or not all(isinstance(weight, int | float) for weight in weights):
+    if len(weights) != len(paths):
         raise VcellError(f"perturbation.weights={list(weights)} must be a number for each of the {len(paths)} tables")
+    for weight in weights:
+        check_number("perturbation.weights", weight, -inf, whole=False)
     tables = [_one_table(one, perturbation, trained, every, of_cells) for one in paths]
-    table = joined([one.times(weight) for one, weight in zip(tables, weights, strict=True)], every)
+    table = joined([one.times(float(weight)) for one, weight in zip(tables, weights, strict=True)], every)
     if perturbation.get("missing") == "learned":
         table = table.with_own_columns([name for name in trained if name not in table.covering(trained, "sum").row])
     return table.with_products().covering(every, "learned") if perturbation.get("combine") == "learned" else table

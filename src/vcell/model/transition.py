@@ -23,6 +23,7 @@ from vcell.model.fused import changed
 from vcell.model.layers import Block, Covariate, Linear, RMSNorm, SeveralEncoders, mlp, vector_encoder
 from vcell.model.negative_binomial import CountLaw
 
+MOST_LAYERS, MOST_WIDE = 1_000, 1_000_000  # of any network that fits a machine
 HEADS = ("expression", "nb", "state_hidden", "state_bottleneck")
 LARGEST_CHANGE = 8.0  # of the logarithm of a mean count
 LOG_FLOOR = -5.0  # of counts per target sum, before it is learnt
@@ -91,7 +92,7 @@ class TransitionModel(nn.Module):
             "encoder_layers": encoder_layers, "decoder_layers": decoder_layers,
         }  # fmt: skip
         for name, size in sizes.items():
-            check_number(f"model.{name}", size, 1)
+            check_number(f"model.{name}", size, 1, MOST_LAYERS if name.endswith("layers") else MOST_WIDE)
         check_number("model.dropout", dropout, 0, 1, whole=False)
         covariates = covariates or ()
         if unknown := sorted(set(covariates) - set(COVARIATES)):

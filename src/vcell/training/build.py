@@ -47,6 +47,7 @@ from vcell.training.module import TransitionModule
 PRECISIONS = {
     "auto": "auto", "32": "32-true", "32-true": "32-true", "bf16": "bf16-mixed", "bf16-mixed": "bf16-mixed", "16": "16-mixed", "16-mixed": "16-mixed",
 }  # fmt: skip
+MOST_IN_STEP = 1_000_000  # cells of a set, or sets: more than memory holds, so that some other number was meant
 COMPILED = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # modes of torch.compile
 
 
@@ -186,7 +187,7 @@ def make_data(
         check_number("data.target_sum", target_sum, 0, whole=False, above=True, other="median")
     sets = {key: value for key, value in config.data.sets.items() if key not in ("weights", "sampler")}
     for key in ("set_size", "sets_per_step"):
-        check_number(f"data.sets.{key}", sets[key], 1)
+        check_number(f"data.sets.{key}", sets[key], 1, MOST_IN_STEP)
     if sets["threads"] != "auto":
         check_number("data.sets.threads", sets["threads"], 1, MOST_AT_ONCE, other="auto")
     check_choice("data.sets.resident", sets["resident"], ("auto", True, False))
