@@ -48,6 +48,7 @@ PRECISIONS = {
     "auto": "auto", "32": "32-true", "32-true": "32-true", "bf16": "bf16-mixed", "bf16-mixed": "bf16-mixed", "16": "16-mixed", "16-mixed": "16-mixed",
 }  # fmt: skip
 MOST_IN_STEP = 1_000_000  # cells of a set, or sets: more than memory holds, so that some other number was meant
+MOST_STEPS = 1_000_000_000
 COMPILED = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # modes of torch.compile
 
 
@@ -104,22 +105,12 @@ class RunSettings:
         trainer = config.trainer
         if config.name is None or not str(config.name).strip(" ./"):
             raise VcellError(f"name={typed(config.name)} names no run: its folder is runs/NAME")
-        if config.run_dir is None:  # from Python
-            raise VcellError("run_dir=null is no folder: runs/NAME, where nothing else is given")
+        if config.run_dir is None or not str(config.run_dir).strip(" ./"):
+            raise VcellError(
+                f"run_dir={typed(config.run_dir)} is no folder of its own: runs/NAME, where nothing else is given"
+            )
         check_number("seed", config.seed, 0, MOST_SEED)
-        check_number("trainer.max_steps", trainer.max_steps, 1)
-        check_choice(
-            "trainer.precision",
-            PRECISIONS.get(str(trainer.precision), trainer.precision),
-            dict.fromkeys(PRECISIONS.values()),
-        )
-        _check_time(trainer.max_time)
-        for name in ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
-            check_number(f"trainer.{name}", trainer[name], 1)
-        if trainer.check_val_every_n_epoch is not None:
-            check_number("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch, 1, other="null")
-        if trainer.gradient_clip_val is not None:
-            check_number("trainer.gradient_clip_val", trainer.gradient_clip_val, 0, whole=False)
+        _check_trainer(trainer)
         if config.compile not in (None, True, False):
             check_choice("compile", config.compile, COMPILED)
         return cls(
@@ -143,7 +134,21 @@ class RunSettings:
         )
 
 
-def _check_time(most: Any) -> None:
+def _check_trainer(trainer: DictConfig) -> None:
+    check_choice(
+        "trainer.precision",
+        PRECISIONS.get(str(trainer.precision), trainer.precision),
+        dict.fromkeys(PRECISIONS.values()),
+    )
+    for name in ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
+        check_number(f"trainer.{name}", trainer[name], 1, MOST_STEPS)
+    for name in ("max_epochs", "num_sanity_val_steps"):  # Lightning's -1 is no bound, and all
+        check_number(f"trainer.{name}", trainer[name], -1, MOST_STEPS)
+    if (epochs := trainer.check_val_every_n_epoch) is not None:
+        check_number("trainer.check_val_every_n_epoch", epochs, 1, MOST_STEPS, other="null")
+    if trainer.gradient_clip_val is not None:
+        check_number("trainer.gradient_clip_val", trainer.gradient_clip_val, 0, whole=False)
+    most = trainer.max_time
     if most is not None and not (re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(most)) and re.search("[1-9]", str(most))):
         raise VcellError(
             f"trainer.max_time={most} must be days, hours, minutes and seconds, DD:HH:MM:SS: 00:12:00:00 is half a day"

@@ -21,7 +21,7 @@ from vcell.model.losses import Loss
 from vcell.process.given import as_mapping, as_name, as_name_or_none, as_names, as_part, check_switches
 from vcell.process.progress import spoken
 from vcell.process.stopping import Stopped
-from vcell.training.build import Own
+from vcell.training.build import MOST_STEPS, Own
 from vcell.training.train import train
 
 
@@ -109,9 +109,9 @@ def fit(
     VcellError
         If something of it cannot be used, or the run there has other settings.
     """
-    check_number("max_steps", max_steps, 1)
+    check_number("max_steps", max_steps, 1, MOST_STEPS)
     if validate_every is not None:
-        check_number("validate_every", validate_every, 1)
+        check_number("validate_every", validate_every, 1, MOST_STEPS)
     check_switches(overwrite=overwrite, verbose=verbose)
     name, more = as_name("name", name), as_mapping("settings", settings)
     groups, own = _parts(trainer, model, loss, sampler)
