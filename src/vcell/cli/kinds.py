@@ -40,6 +40,7 @@ COLUMNS = ("columns.", "data.columns.", "real_columns.")
 NUMBERS = {"genes", "targets"}  # of a simulation: how many
 # true or false by default, but other values mean something too
 MORE_THAN_BOOL = {"compile", "data.sets.resident", "draw"}
+MORE_THAN_NUMBER = {"trainer.devices", "seed_everything"}
 WORDS = {"auto", "median", "max", "null"}  # that stand for numbers
 
 
@@ -116,13 +117,8 @@ def check_types(verb: str, overrides: list[str], config: DictConfig) -> None:
         check_is_group(key, value, default)
         if isinstance(default, bool) and not isinstance(value, bool) and key not in MORE_THAN_BOOL:
             raise VcellError(f"{key}={typed(value)} must be true or false")
-        words = not isinstance(value, int | float | None) and value not in WORDS
-        if (
-            words
-            and isinstance(default, int | float)
-            and not isinstance(default, bool)
-            and key not in ("trainer.devices", "seed_everything")
-        ):
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        if number and key not in MORE_THAN_NUMBER and not isinstance(value, int | float | None) and value not in WORDS:
             kind = "a whole number" if isinstance(default, int) else "a number"
             raise VcellError(f"{key}={typed(value)} must be {kind}, such as {default}")
 
