@@ -282,6 +282,7 @@ def test_a_store_that_is_asked_for_is_not_left_out(in_trained: Path, pred: Path,
         ("columns.perturbation=target_gen", r"no such obs column in .*pred\.h5ad and .*\. Did you mean 'target_gene'\? There are: batch"),
         ("columns.context=line", "columns.context=line: there is no such obs column"),
         ("real_columns.context=line", r"real_columns.context=line: there is no such obs column in [^ ]*simC_test\.h5ad\."),
+        ("real_matrix=", r"has no matrix ''\. It has: X"),
         ("control=GFP", "control=GFP: no cells are called so .* Control cells there are called non-targeting"),
     ],
 )  # fmt: skip

@@ -68,6 +68,8 @@ def check_kinds(verb: str, config: DictConfig, keys: Iterable[str]) -> None:
     """Refuses values of the given keys that are of another kind than the setting takes."""
     for key in keys:
         value = OmegaConf.select(config, key, throw_on_missing=False)
+        if value == "" and takes_names(verb, key) and key not in TABLES:
+            raise VcellError(f"{key}= is empty: a name is missing (in a script, of a variable that is not set)")
         if isinstance(value, bool) and takes_names(verb, key):
             raise VcellError(
                 f"{key}={typed(value)} must be a name; of one that is called so, in two kinds of quotes: '{key}=\"{typed(value)}\"'"

@@ -157,7 +157,7 @@ def has(file: h5py.Group, name: str) -> bool:
     for piece in pieces[:-1]:
         if not isinstance(here, h5py.Group) or not _linked(here, piece) or (here := here.get(piece)) is None:
             return False
-    return isinstance(here, h5py.Group) and _linked(here, pieces[-1])
+    return bool(pieces) and isinstance(here, h5py.Group) and _linked(here, pieces[-1])
 
 
 def read_obs(file: h5py.File, path: Path, columns: Columns, context: str | None) -> pd.DataFrame:
