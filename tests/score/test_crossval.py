@@ -98,7 +98,7 @@ def the_measured_cells_are_the_stores() -> None:
     [
         ("folds=1", "folds=1"),
         ("fold=2", "fold=2 must be a whole number from 0 to 1"),
-        ("by=cell", "must be perturbation, context or both"),
+        ("by=cell", "must be one of perturbation, context, both"),
         ("engine=official2", "engine=official2 must be one of auto, official, fast"),
         ("draw=maybe", "draw=maybe must be one of null, true, false"),
         ("use=best", "use=best must end in .ckpt: best.ckpt or last.ckpt"),

@@ -108,7 +108,7 @@ def test_in_training_it_starts_from_what_others_say_of_a_target():
 
 
 def test_an_unknown_prior_is_refused():
-    with pytest.raises(VcellError, match=r"model.prior=transfr must be null or one of .*Did you mean 'transfer'"):
+    with pytest.raises(VcellError, match=r"model.prior=transfr must be one of null, .*Did you mean 'transfer'"):
         TransitionModel(10, 3, 8, 1, 1, 8, 8, 1, 1, prior="transfr")
 
 
@@ -137,7 +137,7 @@ def test_with_nothing_added_whole_counts_are_the_priors(folder: Path):
         infer_here(f"ckpt={ckpt}", f"out={name}.h5ad", f"addition={addition}", "challenge.values=counts", "draw=true")
         counts[name] = ad.read_h5ad(f"{name}.h5ad").X
     assert (counts["alone"] != counts["none"]).nnz == 0 and (counts["all"] != counts["none"]).nnz > 0
-    with pytest.raises(VcellError, match="addition=2 must be auto, or lie between 0"):
+    with pytest.raises(VcellError, match="addition=2 must be a number from 0 to 1 or auto"):
         infer_here(f"ckpt={LAST}", "out=x.h5ad", "addition=2")
 
 
