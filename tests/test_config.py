@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from vcell.cli.former import MOVED
 from vcell.config import CONFIG_DIR, FIXED, FREE, build, compose, flatten, may_change, with_trainer
+from vcell.errors import VcellError
 
 TRAINERS = sorted(path.stem for path in (CONFIG_DIR / "trainer").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
@@ -45,6 +46,20 @@ def test_the_longest_name_decides():
 def test_a_configuration_of_an_earlier_version_finds_its_classes():
     made = build(OmegaConf.create({"_target_": "vcell.model.module.Schedule", "warmup_steps": 7}), floor=0.5)
     assert (made.warmup_steps, made.floor) == (7, 0.5)
+
+
+def test_arguments_beside_a_configuration_are_handed_over_as_they_are():
+    """A configuration of 18,000 gene names would take seconds to make."""
+    genes = ["STAT1", "MYC"]
+    made = build(OmegaConf.create({"_target_": "builtins.dict", "genes": None, "seed": 3}), genes=genes)
+    assert made["genes"] is genes and made["seed"] == 3
+
+
+@pytest.mark.parametrize("more", [{}, {"n_genes": 5}])
+def test_what_cannot_be_made_names_its_part_of_the_configuration(more: dict[str, int]):
+    whole = OmegaConf.create({"model": {"_target_": "vcell.model.transition.TransitionModel", "nosuch": 1}})
+    with pytest.raises(VcellError, match=r"invalid value in model: .*nosuch"):
+        build(whole.model, **more)
 
 
 @pytest.mark.parametrize(("then", "now"), MOVED.items())

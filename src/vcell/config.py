@@ -83,13 +83,26 @@ def build(config: Any, **arguments: Any) -> Any:
         With the class's own message, if a value is invalid.
     """
     try:
-        return instantiate(config, **arguments)
+        if not arguments:
+            return instantiate(config)
+        make = instantiate(config, _partial_=True)
     except InstantiationException as error:
         if isinstance(error.__cause__, VcellError):
             raise error.__cause__ from None
         key = re.search(r"full_key: (\S+)", str(error))
-        what = " ".join(str(error.__cause__ or error).split())
-        raise VcellError(f"invalid value{f' in {key[1]}' if key else ''}: {what}") from error
+        raise _invalid(key[1] if key else "", error.__cause__ or error) from error
+    try:
+        return make(
+            **arguments
+        )  # as they are: Hydra would copy each gene's name into a configuration, which takes seconds
+    except VcellError:
+        raise
+    except Exception as error:
+        raise _invalid(str(config._get_full_key(None)) if OmegaConf.is_config(config) else "", error) from error
+
+
+def _invalid(key: str, error: BaseException) -> VcellError:
+    return VcellError(f"invalid value{f' in {key}' if key else ''}: {' '.join(str(error).split())}")
 
 
 def plain(value: Any) -> Any:
