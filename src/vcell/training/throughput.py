@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from vcell.data.batch import CellSetBatch
 from vcell.data.datamodule import CellSetDataModule
 
-DTYPE = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed": torch.float16, "32-true": torch.float32}
+DTYPE = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "32-true": torch.float32}
 
 H200_FLOPS = 989.4e12  # dense, half precision; NVIDIA's data sheet, as for the H100 SXM
 
