@@ -206,3 +206,9 @@ def test_guides_may_have_a_column_of_their_own(tmp_path: Path):
     alone = ingest([path], tmp_path / "alone", Recipe(Columns(perturbation=None, guide="guide"), control="NTC_0"))
     assert both.n_cells == alone.n_cells == 87
     assert set(alone.obs["perturbation"].astype(str)) == {"G1", "G2", "NTC_0"}
+
+
+@pytest.mark.parametrize("control", ["", [], ["NT", ""], None])
+def test_controls_need_a_label(control: str | list[str] | None):
+    with pytest.raises(VcellError, match=r"name the label of control cells: data\.control=LABEL"):
+        read_labels({"a.h5ad": {"NT": 5, "STAT1": 3}}, control)

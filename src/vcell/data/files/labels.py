@@ -159,7 +159,7 @@ def read_labels(
         If no cell is a control, or some have no guide and that is refused.
     """
     rules, named = rules or LabelRules(), listed_names(control)
-    if not named:
+    if not all(named or [""]):
         raise VcellError(f"name the label of control cells: {key}=LABEL")
     new = rules.rename or {}
     present = {
