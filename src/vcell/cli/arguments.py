@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vcell.cli.kinds import as_list, check_groups, check_kinds, check_types
+from vcell.cli.kinds import as_list, check_groups, check_kinds, check_types, is_group, key_of, without
 from vcell.config import CONFIG_DIR, at_home, check_is_group, compose, flatten
 from vcell.errors import VcellError, nearest
 
@@ -235,13 +235,13 @@ def check_overrides(verb: str, arguments: list[str]) -> DictConfig | None:
         check_groups(overrides)
         if any(o.startswith("+") for o in overrides):
             known = compose(verb, [o for o in overrides if not o.startswith("+")])
-            for key in (o.lstrip("+").split("=")[0] for o in overrides if o.startswith("+")):
+            for key in (key_of(o) for o in overrides if o.startswith("+")):
                 first = key.split(".")[0].split("@")[0]
-                if first not in known and not (CONFIG_DIR / first).is_dir():  # it would be taken, and read by nothing
+                if first not in known and not is_group(first):  # it would be taken, and read by nothing
                     raise VcellError(_unknown_key(verb, key, overrides))
         config = compose(verb, overrides)
         check_types(verb, overrides, config)
-        check_kinds(verb, config, [o.lstrip("+").split("=")[0] for o in overrides])
+        check_kinds(verb, config, map(key_of, overrides))
         return config if len(overrides) == len(arguments) else None
     except (HydraException, OmegaConfBaseException) as error:
         raise VcellError(_explain(verb, overrides, str(error))) from error
@@ -277,7 +277,7 @@ def _explain(verb: str, overrides: list[str], message: str) -> str:
 
 def _other_kind(verb: str, key: str, value: str, overrides: list[str]) -> str:
     """Of a list where there are settings, or settings where there is a list."""
-    usual = OmegaConf.select(compose(verb, [o for o in overrides if o.split("=")[0].lstrip("+") != key]), key)
+    usual = OmegaConf.select(compose(verb, without(overrides, key)), key)
     check_is_group(key, value, usual)
     if isinstance(usual, ListConfig):
         return f"{key}={value} must be a list: '{key}=[A,B]'"
@@ -287,9 +287,8 @@ def _other_kind(verb: str, key: str, value: str, overrides: list[str]) -> str:
 def _unknown_key(verb: str, key: str, overrides: list[str]) -> str:
     if verb == "train" and key in FORMER_KEYS:
         return f"vcell.train has no configuration key {key!r}. {FORMER_KEYS[key]}"
-    kept = [o for o in overrides if o.split("=")[0].lstrip("+~") != key]
     try:
-        known = [k for k, _ in flatten(OmegaConf.to_container(compose(verb, kept)))]
+        known = [k for k, _ in flatten(OmegaConf.to_container(compose(verb, without(overrides, key))))]
     except (HydraException, OmegaConfBaseException):
         known = []
     groups = sorted({k.rsplit(".", 1)[0] for k in known if "." in k})

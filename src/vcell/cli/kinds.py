@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -44,6 +45,21 @@ MORE_THAN_NUMBER = {"trainer.devices", "seed_everything"}
 WORDS = {"auto", "median", "max", "null"}  # that stand for numbers
 
 
+def key_of(override: str) -> str:
+    """The key of KEY=VALUE, +KEY=VALUE and ~KEY."""
+    return override.split("=")[0].lstrip("+~")
+
+
+def is_group(key: str) -> bool:
+    """Whether a key names a group of settings, each in a file of its own: model, and screen@simulate."""
+    return (CONFIG_DIR / key.split("@")[0]).is_dir()
+
+
+def without(overrides: Iterable[str], key: str) -> list[str]:
+    """The overrides of other keys."""
+    return [override for override in overrides if key_of(override) != key]
+
+
 def as_list(verb: str, argument: str) -> str:
     """KEY=A and KEY=A,B of a setting that takes a list as KEY=[A] and KEY=[A,B]; targets of several names too. All else as it is."""
     key, equals, value = argument.partition("=")
@@ -68,18 +84,23 @@ def check_kinds(verb: str, config: DictConfig, keys: Iterable[str]) -> None:
     """Refuses values of the given keys that are of another kind than the setting takes."""
     for key in keys:
         value = OmegaConf.select(config, key, throw_on_missing=False)
-        if value == "" and takes_names(verb, key) and key not in TABLES:
-            raise VcellError(f"{key}= is empty: a name is missing (in a script, of a variable that is not set)")
-        if isinstance(value, bool) and takes_names(verb, key):
-            raise VcellError(
-                f"{key}={typed(value)} must be a name; of one that is called so, in two kinds of quotes: '{key}=\"{typed(value)}\"'"
-            )
-        if isinstance(value, ListConfig) and takes_names(verb, key) and not all(map(_may_be_name, value)):
-            raise VcellError(f"{key}={value} must be a list of names: '{key}=[A,B]'")
+        if takes_names(verb, key):
+            _check_names(key, value)
         if key in TABLES and value is not None and not isinstance(value, DictConfig):
             raise VcellError(f"{key}={value} needs names with their values: '{key}={{NAME: VALUE}}'")
         if (key in SINGLE or key.startswith(COLUMNS)) and isinstance(value, ListConfig | DictConfig):
             raise VcellError(f"{key}={value} must be one name, without brackets: {key}=NAME")
+
+
+def _check_names(key: str, value: Any) -> None:
+    if value == "" and key not in TABLES:
+        raise VcellError(f"{key}= is empty: a name is missing (in a script, is the variable set?)")
+    if isinstance(value, bool):
+        raise VcellError(
+            f"{key}={typed(value)} must be a name. If that is the name, quote it twice: '{key}=\"{typed(value)}\"'"
+        )
+    if isinstance(value, ListConfig) and not all(map(_may_be_name, value)):
+        raise VcellError(f"{key}={value} must be a list of names: '{key}=[A,B]'")
 
 
 def _may_be_name(value: Any) -> bool:
@@ -88,9 +109,9 @@ def _may_be_name(value: Any) -> bool:
 
 def check_groups(overrides: Iterable[str]) -> None:
     """Refuses what names no file of a group of settings: ``model=null``, and several where one is taken."""
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for override in OverridesParser.create().parse_overrides([o for o in overrides if is_group(key_of(o))]):
         group, value = override.key_or_group, override.value()
-        if override.is_sweep_override() or not (CONFIG_DIR / group).is_dir():
+        if override.is_sweep_override():
             continue
         names = value if isinstance(value, list) and value and group in SEVERAL else [value]
         for name in names:
@@ -100,8 +121,7 @@ def check_groups(overrides: Iterable[str]) -> None:
 
 def check_types(verb: str, overrides: list[str], config: DictConfig) -> None:
     """Refuses text, and lists, where a number, or true or false, is expected, and all but settings where there is a group of them."""
-    keys = [o.lstrip("+").split("=")[0] for o in overrides]
-    given = [key for key in keys if not (CONFIG_DIR / key.split("@")[0]).is_dir()]
+    given = [key for key in map(key_of, overrides) if not is_group(key)]
     own = _own_settings(verb)
     _check_needed(verb, {key: own[key] for key in given if key in own}, config)
     given = [key for key in given if not _is_text(own.get(key, 0), config)]  # most are: files, names
@@ -113,7 +133,7 @@ def check_types(verb: str, overrides: list[str], config: DictConfig) -> None:
     }
     if not values:
         return
-    usual = compose(verb, [o for o in overrides if o.lstrip("+").split("=")[0] not in values])
+    usual = compose(verb, [o for o in overrides if key_of(o) not in values])
     for key, value in values.items():
         default: Any = OmegaConf.select(usual, key, throw_on_missing=False)
         check_is_group(key, value, default)
@@ -131,7 +151,12 @@ def _may_be_other(key: str, value: Any) -> bool:
         return False
     switch = "" if isinstance(value, bool) else r"true\b|false\b|"
     usual = re.compile(rf"^ *{re.escape(key.rsplit('.', 1)[-1])}: *({switch}#|$)", re.M)
-    return any(usual.search(path.read_text("utf-8")) for path in CONFIG_DIR.rglob("*.yaml"))
+    return any(map(usual.search, _files_of_settings()))
+
+
+@cache
+def _files_of_settings() -> list[str]:
+    return [path.read_text("utf-8") for path in CONFIG_DIR.rglob("*.yaml")]
 
 
 def _check_needed(verb: str, defaults: Mapping[str, Any], config: DictConfig) -> None:
@@ -142,6 +167,7 @@ def _check_needed(verb: str, defaults: Mapping[str, Any], config: DictConfig) ->
             raise VcellError(f"vcell.{verb} needs {key}=VALUE, and null is none")
 
 
+@cache
 def _own_settings(verb: str) -> dict[str, Any]:
     """Settings of a command, without those of groups: of its own file, and of the files beside it that it begins with."""
     own = read_yaml(CONFIG_DIR / f"{verb}.yaml")

@@ -47,10 +47,10 @@ class KeepLast(Checkpoint):
     def __init__(
         self, folder: str, every_seconds: float = 10.0, share: float = 0.02, every_n_steps: int | None = None
     ) -> None:
-        for name, value in (("every_seconds", every_seconds), ("share", share), ("every_n_steps", every_n_steps)):
-            steps = name == "every_n_steps"
-            if not (steps and value is None):
-                check_number(f"callbacks.last.{name}", value, 0, whole=steps, above=True, other="null" if steps else "")
+        for name, value in (("every_seconds", every_seconds), ("share", share)):
+            check_number(f"callbacks.last.{name}", value, 0, whole=False, above=True)
+        if every_n_steps is not None:
+            check_number("callbacks.last.every_n_steps", every_n_steps, 0, above=True, other="null")
         self.path = Path(folder) / "last.ckpt"
         self.seconds, self.share, self.pause = every_seconds, share, every_seconds
         self.steps = inf if every_n_steps is None else every_n_steps
