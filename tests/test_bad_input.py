@@ -50,6 +50,11 @@ def emptied(cells: ad.AnnData) -> None:
     cells.X = matrix.tocsr()
 
 
+def without_controls_counts(cells: ad.AnnData) -> None:
+    keep = (cells.obs["target_gene"] != "non-targeting").to_numpy()
+    cells.X = cells.X.multiply(keep[:, None]).tocsr()
+
+
 def overflowed(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         indptr = file["X/indptr"][:].astype(np.int32)
@@ -67,8 +72,13 @@ CASES: dict[str, tuple[Change, list[str], str]] = {
         cells_with(lambda cells: setattr(cells, "var_names", ["G1", "G1", *cells.var_names[2:]])), [], r"are duplicated \(G1\)"),
     "NaN": (set_value(np.nan), [], r"cell 'cell\d+' holds nan"),
     "negative": (set_value(-2.0), [], r"cell 'cell\d+' holds the negative value -2"),
+    "more than any count": (set_value(5e9), [], r"cell 'cell\d+' holds 5e\+09, more than any count can be \(4,294,967,295\)"),
+    "genes without names": (
+        cells_with(lambda cells: setattr(cells, "var_names", [""] * cells.n_vars)), [], r"a\.h5ad: none of its \d+ genes has a name"),
     "infinite": (set_value(np.inf), [], r"cell 'cell\d+' holds inf"),
     "all-zero cells": (cells_with(emptied), [], r"cell 'cell4' has no counts.*data\.empty_cells=drop"),
+    "no counts in any control": (
+        cells_with(without_controls_counts), ["data.empty_cells=drop"], r"no control cell is left: \d+ of 90 cells have no counts"),
     "unknown gene": (
         cells_with(lambda cells: cells.obs.replace("G1", "STAT11", inplace=True)),
         ["data.filter.residual_expression=0.3"], r"STAT11\. Did you mean 'STAT1'"),

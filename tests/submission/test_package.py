@@ -23,6 +23,8 @@ from tests.conftest import Command, assert_refused
 from vcell.config import compose
 from vcell.errors import VcellError
 from vcell.package import run as package
+from vcell.predict.inside import as_uns
+from vcell.predict.profile import profile
 
 N_GENES, TARGETS, CELLS = 60, [f"T{i:02d}" for i in range(8)], 5
 SMALL_2026 = [
@@ -468,6 +470,29 @@ def test_convert_writes_it_as_it_should_be(change: Mutation, lists: Path, capsys
         "pred.vcc",
         "targets.csv",
     ]
+
+
+def test_swapped_contexts_are_found_in_whatever_order_the_genes_were(lists: Path):
+    cells = swapped(good_2026())
+    controls = {c: profile_of(c, 40, np.random.default_rng(9)).sum(0) for c in "ABC"}
+    cells.uns |= as_uns({}, {context: profile(total_G) for context, total_G in controls.items()})
+    backwards = cells[:, ::-1].copy()
+    backwards.uns |= as_uns({}, {context: profile(total_G[::-1]) for context, total_G in controls.items()})
+    write(backwards)
+    with pytest.raises(VcellError, match=r"labelled 'A' look like control cells of 'B'.*swapped"):
+        package_here(*SMALL_2026, *ARGUMENTS, "convert=true", "by=vcell")
+
+
+def test_packing_loads_no_torch(lists: Path):
+    """It takes a second, and packing checks and copies."""
+    write(good_2026())
+    arguments = [*SMALL_2026, *ARGUMENTS, "by=vcell"]
+    code = (
+        f"import sys, runpy\nsys.argv = ['vcell.package', *{arguments}]\nrunpy.run_module('vcell.package', run_name='__main__')\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and Path("pred.vcc").is_file(), done.stderr
 
 
 def test_convert_does_not_make_up_genes(lists: Path):

@@ -29,6 +29,13 @@ def warnings(found: dict[str, Any]) -> list[str]:
         out.append(
             f"{used['empty_cells']:,} of {used['sampled_cells']:,} sampled cells are all zeros: leave them out with data.empty_cells=drop"
         )
+    if genes["n_nameless"]:
+        which = (
+            "no gene has a name"
+            if genes["n_nameless"] == genes["number"]
+            else f"{genes['n_nameless']:,} genes have no name and are left out"
+        )
+        out.append(f"{which}: columns.gene=COLUMN takes names from a column of var")
     if genes["n_duplicates"]:
         out.append(
             f"{genes['n_duplicates']:,} gene names are duplicated: adata.var_names_make_unique(), or keep one of each"
@@ -54,7 +61,13 @@ def warnings(found: dict[str, Any]) -> list[str]:
 def data_overrides(found: dict[str, Any], gene_column: str | None = None) -> str | None:
     """The overrides that describe the file as it was found, quoted for a shell; None if it cannot be used."""
     labels = found["labels"]
-    if found["matrix"] is None or labels["perturbation"]["column"] is None or labels["control"]["label"] is None:
+    nameless = found["genes"]["n_nameless"] == found["genes"]["number"]
+    if (
+        found["matrix"] is None
+        or nameless
+        or labels["perturbation"]["column"] is None
+        or labels["control"]["label"] is None
+    ):
         return None
     path = Path(found["path"])
     usual = Columns()

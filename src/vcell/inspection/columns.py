@@ -11,8 +11,9 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from vcell.data.files.elements import element
 from vcell.data.files.genes import gene_names
-from vcell.data.files.h5ad import column_names, has, n_rows, read_column
+from vcell.data.files.h5ad import column_names, n_rows, read_column
 from vcell.data.files.labels import as_labels, is_control, is_untreated, listed_names
 from vcell.errors import VcellError, nearest
 
@@ -73,7 +74,7 @@ def guess_labels(
     VcellError
         If a column or label that the user named is not there.
     """
-    names = column_names(file["obs"])
+    names = column_names(file, "obs", path)
     for role, name in given.items():
         if role in USUAL and name is not None and name not in names:
             raise VcellError(
@@ -148,20 +149,11 @@ def _gene_share(column: pd.Series) -> float:
 
 def _labels(file: h5py.File, name: str, path: Path, asked: bool = False) -> pd.Series | None:
     """A column as categories of strings; None for one that is no label: measurements, or one value per cell. One `asked` for is read."""
-    node: Any = file["obs"]
     cells = n_rows(file, "obs", path)
-    element = node if isinstance(node, h5py.Dataset) else node.get(name)
-    if element is None and not has(node, name):
-        return None
     usual = asked or any(name.lower() in names for names in USUAL.values())
-    if isinstance(element, h5py.Dataset) and element is not node:
-        if (element.dtype.kind == "f" and not asked) or (
-            element.dtype.kind in "iu" and not usual and "categories" not in element.attrs
-        ):
-            return None
-        if not usual and "categories" not in element.attrs and _distinct_soon(element) > 0.9:
-            return None  # barcodes
     try:
+        if _is_no_label(element(file, "obs", path), name, path, asked, usual):
+            return None
         column = as_labels(read_column(file, "obs", name, path))
     except VcellError:
         if usual:
@@ -174,7 +166,19 @@ def _labels(file: h5py.File, name: str, path: Path, asked: bool = False) -> pd.S
     return column if few or usual else None
 
 
-def _distinct_soon(element: h5py.Dataset) -> float:
+def _is_no_label(obs: h5py.Group | h5py.Dataset, name: str, path: Path, asked: bool, usual: bool) -> bool:
+    """Whether a column can be told to hold no labels without reading all of it: measurements, barcodes."""
+    if isinstance(obs, h5py.Dataset):
+        return False
+    stored = element(obs, name, path)
+    if not isinstance(stored, h5py.Dataset) or stored.ndim != 1 or "categories" in stored.attrs:
+        return False
+    if stored.dtype.kind == "f":
+        return not asked
+    return not usual and (stored.dtype.kind in "iu" or _distinct_soon(stored) > 0.9)
+
+
+def _distinct_soon(stored: h5py.Dataset) -> float:
     """Share of distinct values among the first ones."""
-    some = element[:1000].tolist()
-    return len(set(map(str, some))) / max(1, len(some)) if len(element) > 1000 else 0.0
+    some = stored[:1000].tolist()
+    return len(set(map(str, some))) / max(1, len(some)) if len(stored) > 1000 else 0.0

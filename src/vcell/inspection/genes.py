@@ -35,6 +35,7 @@ def judge_genes(
     file: h5py.File, path: Path, matrix: str, names: list[str], column: str | None, wanted: Sequence[str] | None
 ) -> dict[str, Any]:
     """What the names are; with a list `wanted`, how many of its genes they are, too."""
+    number, names = len(names), [name for name in names if name]
     known = gene_names()
     meanings = {name: known.meaning(name) for name in names}
     by_kind: dict[str, list[str]] = {}
@@ -43,7 +44,8 @@ def judge_genes(
     index = pd.Index(names)
     versions = [name for name in names if (m := ENSEMBL.match(name)) and m[2]]
     out: dict[str, Any] = {
-        "number": len(names),
+        "number": number,
+        "n_nameless": number - len(names),
         "duplicates": index[index.duplicated()].unique().tolist()[:EXAMPLES],
         "n_duplicates": int(index.duplicated().sum()),
         "n_ensembl": sum(bool(ENSEMBL.match(name)) for name in names),
@@ -73,7 +75,7 @@ def judge_genes(
 def _symbol_column(file: h5py.File, path: Path, matrix: str) -> str | None:
     """A var column with gene symbols, where the index holds other names."""
     key = var_key(file, matrix)
-    for name in column_names(file[key]):
+    for name in column_names(file, key, path):
         if name.lower() in SYMBOL_COLUMNS:
             symbols = read_column(file, key, name, path).astype(str).head(500)
             if np.mean([gene_names().meaning(s).how not in ("unknown", "ensembl") for s in symbols]) > 0.5:

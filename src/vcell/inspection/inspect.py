@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from vcell.data.files.elements import members
 from vcell.data.files.genes import gene_names
-from vcell.data.files.h5ad import column_names, n_rows, no_anndata, open_h5ad, read_genes
+from vcell.data.files.h5ad import column_names, n_rows, open_h5ad, read_genes
 from vcell.data.files.labels import NO_GUIDE, is_without_guide
 from vcell.data.files.matrix import check_not_empty, matrix_names
 from vcell.errors import VcellError, check_number
@@ -51,11 +52,8 @@ def inspect(
     columns = columns or {}
     check_number("cells", cells, 1)
     with open_h5ad(path) as file:
-        for part in ("obs", "var"):
-            if part not in file:
-                raise VcellError(no_anndata(file, part, path))
         check_not_empty(path, n_rows(file, "obs", path), n_rows(file, "var", path))
-        names = matrix_names(file)
+        names = matrix_names(file, path)
         if matrix is not None and matrix not in names:
             raise VcellError(f"{path} has no matrix {matrix!r}; it has: {', '.join(names)}")
         looked = [look_at(file, path, name, cells) for name in ([matrix] if matrix is not None else names)]
@@ -70,8 +68,8 @@ def inspect(
             "matrices": [values.about for values in looked],
             "matrix": best.name if best is not None and best.usable else None,
             "genes": judge_genes(file, path, best.name if best else "X", held, gene_column, genes),
-            "obs_columns": column_names(file["obs"]),
-            "obsm": list(file.get("obsm") or {}),
+            "obs_columns": column_names(file, "obs", path),
+            "obsm": members(file, "obsm", path),
             "labels": _labels(labels, set(held)),
         }
         found["knockdown"] = _knockdown(best, labels, held)

@@ -79,6 +79,8 @@ def _genes(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         f"{g['number']:,}: {g['n_approved']:,} approved symbols, {g['n_ensembl']:,} Ensembl ids, {g['n_unknown']:,} unknown"
         + (f" ({_some(g['unknown'], g['n_unknown'])})" if g["unknown"] else ""),
     )
+    if g["n_nameless"]:
+        yield "", f"{g['n_nameless']:,} without a name"
     if g["n_duplicates"]:
         yield "", f"{g['n_duplicates']:,} duplicated: {_some(g['duplicates'], g['n_duplicates'])}"
     if g["n_ensembl_versions"]:

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from vcell.data.files.csr import row_sums
+from vcell.data.files.csr import LARGEST, row_sums
 from vcell.data.files.h5ad import n_rows, var_key
 from vcell.data.files.matrix import Matrix, Sample
 from vcell.data.files.sample import sample_cells
@@ -51,9 +51,12 @@ def look_at(file: h5py.File, path: Path, name: str, cells: int) -> Values:
         "all_genes_sampled": sample.all_genes,
     }
     values = sample.values
-    bad = {"nan": np.isnan(values), "infinite": np.isinf(values), "negative": values < 0}
+    bad = {
+        "nan": np.isnan(values), "infinite": np.isinf(values), "negative": values < 0,
+        "too_large": np.isfinite(values) & (values > LARGEST),
+    }  # fmt: skip
     about |= {kind: int(flags.sum()) for kind, flags in bad.items()}
-    if about["nan"] or about["infinite"] or about["negative"]:
+    if any(about[kind] for kind in bad):
         return Values(name, matrix, None, {**about, "problem": _problem(sample, about, matrix.shape[1])})
     about |= {"min": float(values.min(initial=0)), "max": float(values.max(initial=0))}
     if not values.size:
@@ -112,6 +115,8 @@ def _spread(totals: np.ndarray) -> dict[str, float]:
 def _problem(sample: Sample, about: dict[str, Any], n_genes: int) -> str:
     if about["nan"] or about["infinite"]:
         return "holds NaN or infinite values"
+    if about["too_large"]:
+        return f"holds {sample.values.max():.4g}, more than any count can be ({LARGEST:,})"
     mean = np.bincount(sample.indices, sample.values, n_genes) / max(1, len(sample.cells))
     square = np.bincount(sample.indices, sample.values**2, n_genes) / max(1, len(sample.cells))
     spread = np.sqrt(np.maximum(square - mean**2, 0))

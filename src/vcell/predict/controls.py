@@ -145,7 +145,7 @@ def _called_otherwise(files: Sequence[Path], column: str, control: str) -> dict[
     labels: dict[str, None] = {}  # that cells have: a table may list others
     for path in files:
         with open_h5ad(path) as file:
-            if column in column_names(file["obs"]):
+            if column in column_names(file, "obs", path):
                 labels |= dict.fromkeys(as_labels(read_column(file, "obs", column, path)).astype(str).unique())
     found = usual_controls(labels, control)
     if found is None:
@@ -159,7 +159,7 @@ def _called_otherwise(files: Sequence[Path], column: str, control: str) -> dict[
 
 def _columns_in(path: Path, columns: Columns, other: Columns, control: str) -> Columns:
     with open_h5ad(path) as file:
-        known = column_names(file["obs"]) if "obs" in file else []
+        known = column_names(file, "obs", path)
 
     def first(*names: str | None) -> str | None:
         return next((name for name in names if name in known), None)
@@ -167,7 +167,7 @@ def _columns_in(path: Path, columns: Columns, other: Columns, control: str) -> C
     perturbation = first(columns.perturbation, other.perturbation)
     if perturbation is None:
         raise VcellError(
-            f"{path} has no obs column {columns.perturbation!r} that says which cells are controls; it has: {shortlist(known)}. If all "
+            f"{path} has no obs column {columns.perturbation!r} that says which cells are controls; it has: {shortlist(known) or 'none'}. If all "
             f"are, write it again with adata.obs[{columns.perturbation!r}] = {control!r}"
         )
     return Columns(perturbation, first(columns.batch, other.batch), first(columns.context, other.context), columns.gene)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vcell.challenge import Challenge
 from vcell.config import build, plain
 from vcell.data.files.paths import read_gene_list
 from vcell.errors import MOST_SEED, check_choice, check_number
-from vcell.model.predictor import Predictor
+
+if TYPE_CHECKING:  # torch takes a second to load, and packing needs none
+    from vcell.model.predictor import Predictor
 
 AMPLITUDES = ("auto", "error", "ranks")
 COUNTS = ("auto", "donors", "moments")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,9 +17,10 @@ from vcell.challenge import Challenge
 from vcell.errors import VcellError, shortlist
 from vcell.predict.cells import CellMaker, Source, copied_cells
 from vcell.predict.controls import LEAST_SHARED
+from vcell.predict.inside import as_uns
 from vcell.predict.layout import Layout
 from vcell.predict.options import PredictOptions
-from vcell.predict.profile import PROFILE, as_uns, control_profiles
+from vcell.predict.profile import control_profiles
 from vcell.predict.request import Wanted
 
 CELLS_PER_PART = 2048
@@ -113,7 +113,7 @@ class PredictionPlan:
         """What the file says of itself, and the profiles of the control cells by context."""
         contexts = dict.fromkeys(w.context for w in self.request)
         profiles = control_profiles(self.source.store, contexts, self.layout)
-        return {"vcell": json.dumps(self.about), PROFILE: as_uns(profiles)}
+        return as_uns(self.about, profiles)
 
     def report(self, out: Path) -> str:
         """What was written to `out`."""

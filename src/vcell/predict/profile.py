@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
-from urllib.parse import unquote
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vcell.data.files.normalize import pseudobulk_log1p
+from vcell.data.files.normalize import counts_of_log1p, pseudobulk_log1p
 from vcell.data.store.store import Cells
 from vcell.errors import VcellError
-from vcell.predict.layout import Layout
 
-PROFILE = "vcell_control_profiles"  # key in uns
+if TYPE_CHECKING:
+    from vcell.predict.layout import Layout
+
 PER = 5e4
 BLOCK_CELLS = 4096
 NEARER = 0.5  # another context is meant where its distance is below this share of the own one's
@@ -37,19 +37,11 @@ def control_profiles(store: Cells, contexts: Iterable[str], layout: Layout) -> d
     return found
 
 
-def as_uns(profiles: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Profiles as they stand in a file: to HDF5 a slash in a name begins a group, and a dot alone is the group itself."""
-    return {_key(context): profile for context, profile in profiles.items()}
-
-
-def of_uns(stored: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of `as_uns`."""
-    return {unquote(str(name)): np.asarray(profile) for name, profile in stored.items()}
-
-
-def _key(context: str) -> str:
-    escaped = context.replace("%", "%25").replace("/", "%2F")
-    return escaped if escaped.strip(".") else escaped.replace(".", "%2E")
+def in_genes(profile_G: np.ndarray, place: np.ndarray, n_genes: int) -> np.ndarray:
+    """A profile in the genes of another file, float32: `place` is where each gene goes, -1 for those that it lacks."""
+    there, total_G = place >= 0, np.zeros(n_genes)
+    total_G[place[there]] = counts_of_log1p(profile_G.astype(np.float64))[there]
+    return profile(total_G).astype(np.float32)
 
 
 def check_contexts(found: Mapping[str, np.ndarray], controls: Mapping[str, np.ndarray]) -> None:

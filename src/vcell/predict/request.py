@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -14,8 +15,10 @@ from vcell.data.files.labels import is_control, resolve
 from vcell.data.files.lists import numbers, read_table
 from vcell.data.store.store import Cells
 from vcell.errors import VcellError, nearest, shortlist
-from vcell.model.checkpoint import Identity
 from vcell.predict.options import MOST_CELLS, PredictOptions
+
+if TYPE_CHECKING:
+    from vcell.model.checkpoint import Identity
 
 DEFAULT_CELLS = 100
 
@@ -175,7 +178,7 @@ def requested(
 def template_columns(path: Path, columns: Columns, challenge: Challenge, batches: bool) -> Columns:
     """A template's obs columns: named as in training, or as the challenge names them; its batches where it has some."""
     with open_h5ad(path) as file:
-        known = column_names(file["obs"]) if "obs" in file else []
+        known = column_names(file, "obs", path)
     perturbation = next((n for n in (columns.perturbation, challenge.perturbation) if n in known), columns.perturbation)
     context = next((n for n in (columns.context, challenge.context) if n in known), columns.context)
     return Columns(perturbation, columns.batch if batches and columns.batch in known else None, context)

@@ -54,7 +54,7 @@ def is_table(path: Path, perturbation: str, context: str | None) -> bool:
     if path.suffix.lower() in SUFFIXES:
         return True
     with open_h5ad(path) as file:
-        known = column_names(file["obs"]) if "obs" in file else []
+        known = column_names(file, "obs", path)
         keys = [name for name in (perturbation, context) if name in known]
         if perturbation not in known:
             return False
@@ -102,7 +102,7 @@ def read_table(path: Path, perturbation: str, context: str | None) -> Table:
 
 def _read_h5ad(path: Path, perturbation: str, context: str | None) -> Table:
     with open_h5ad(path) as file:
-        known = column_names(file["obs"])
+        known = column_names(file, "obs", path)
         targets = read_column(file, "obs", perturbation, path).astype(str).tolist()
         contexts = read_column(file, "obs", context, path).astype(str).tolist() if context in known else None
         genes = read_index(file, "var", path).astype(str).tolist()

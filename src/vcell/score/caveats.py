@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from vcell.data.files.normalize import counts_of_log1p
 from vcell.data.store.part import target_columns
 from vcell.errors import VcellError, shortlist
 from vcell.score.metrics import Metric
@@ -136,14 +137,18 @@ def _mean_counts(cells: sparse.csr_matrix, target_sum: float | None) -> np.ndarr
         return CellGroup(cells).mean()
     starts = range(0, cells.shape[0], CELLS_AT_ONCE)
     blocks = (rows_between(cells, start, min(start + CELLS_AT_ONCE, cells.shape[0])) for start in starts)
-    total_G: np.ndarray = sum(CellGroup(block.expm1()).sums[0] for block in blocks)  # type: ignore[assignment]
+    total_G: np.ndarray = sum(CellGroup(_undone(block)).sums[0] for block in blocks)  # type: ignore[assignment]
     return total_G / cells.shape[0]
+
+
+def _undone(log1p: sparse.csr_matrix) -> sparse.csr_matrix:
+    return sparse.csr_matrix((counts_of_log1p(log1p.data), log1p.indices, log1p.indptr), log1p.shape)
 
 
 def _mean_of_gene(cells: sparse.csr_matrix, gene: int, target_sum: float | None) -> float:
     """The same of one gene."""
     values = cells.data[cells.indices == gene].astype(np.float64)
-    return float((values if target_sum is None else np.expm1(values)).sum() / cells.shape[0])
+    return float((values if target_sum is None else counts_of_log1p(values)).sum() / cells.shape[0])
 
 
 def discrimination_note(tables: Sequence[pd.DataFrame], over_all: bool, subset: int | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from vcell.data.files.elements import has
 from vcell.data.files.genes import check_unique
-from vcell.data.files.h5ad import column_names, element, has, n_rows, no_anndata, open_h5ad, read_column, read_genes
+from vcell.data.files.h5ad import column_names, n_rows, open_h5ad, read_column, read_genes
 from vcell.data.files.labels import NO_GUIDE, LabelRules, as_labels, is_control, read_labels, renamed, usual_controls
 from vcell.data.files.matrix import Matrix, matrix_names
 from vcell.data.splits import Group
@@ -23,6 +23,7 @@ from vcell.data.store.store import Cells
 from vcell.errors import NO_ROOM, VcellError, nearest, shortlist
 from vcell.inspection.columns import USUAL
 from vcell.inspection.values import look_at
+from vcell.predict.inside import about_in
 from vcell.process.progress import progress_bar
 from vcell.score.rows import CELLS_AT_ONCE, InFile, InMemory, LabelledCells, OfStore, Rows, one_matrix
 
@@ -78,20 +79,18 @@ class CellFile:
     ) -> None:
         self.path, self.columns, self.folder = path, columns, folder
         with open_h5ad(path) as file:
-            if not has(file, "obs"):
-                raise VcellError(no_anndata(file, "obs", path))
-            self.obs_columns = known = column_names(element(file, "obs", path))
+            self.obs_columns = known = column_names(file, "obs", path)
             name = _first([columns.perturbation, "target_gene", *USUAL["perturbation"]], known)
             if name is None:
                 raise VcellError(
                     f"{path} has no obs column {columns.perturbation!r}.{nearest(columns.perturbation, known)} "
                     f"It has: {', '.join(known) or 'none'}. Set columns.perturbation=NAME"
                 )
-            if not matrix_names(file):
+            if not matrix_names(file, path):
                 raise VcellError(f"{path} has no X")
             if matrix is not None and not has(file, matrix):
                 raise VcellError(
-                    f"{path} has no matrix {matrix!r}. It has: {', '.join(matrix_names(file))}. Set real_matrix=NAME"
+                    f"{path} has no matrix {matrix!r}. It has: {', '.join(matrix_names(file, path))}. Set real_matrix=NAME"
                 )
             self.matrix = matrix or best_matrix(file, path)
             self.genes = read_genes(file, path, self.matrix)
@@ -105,7 +104,7 @@ class CellFile:
             if self.context_column is not None:
                 contexts = as_labels(read_column(file, "obs", self.context_column, path)).astype(str).to_numpy()
             self.contexts = contexts
-            self.about = _about(file)
+            self.about = about_in(file, path)
         self.perturbation = name
         self.labels = self._by_meaning(labels, needs_controls).astype(str).to_numpy()
 
@@ -118,7 +117,7 @@ class CellFile:
             if needs_controls:
                 raise VcellError(
                     f"{self.path} has no control cells {control!r}: scores are differences from controls."
-                    f"{nearest(control, counted)} Set control=LABEL"
+                    f"{nearest(control, [label for label, cells in counted.items() if cells])} Set control=LABEL"
                 )
             return labels
         table = read_labels({str(self.path): counted}, control, LabelRules(rename=others), self.genes, "control")
@@ -197,20 +196,9 @@ def _first(wanted: Sequence[str | None], known: Sequence[str]) -> str | None:
     return next((name for name in wanted if name in known), None)
 
 
-def _about(file: h5py.File) -> dict[str, Any]:
-    """What a file written by vcell says of itself; nothing for other files."""
-    if not has(file, "uns/vcell"):
-        return {}
-    try:
-        about = json.loads(file["uns/vcell"].asstr()[()])
-    except Exception:  # another program's entry of that name, however it was written
-        return {}
-    return about if isinstance(about, dict) else {}
-
-
 def best_matrix(file: h5py.File, path: Path) -> str:
     """X; or, where counts cannot be recovered from it and another matrix of the file has them, that one."""
-    names = matrix_names(file)
+    names = matrix_names(file, path)
     if len(names) == 1 or "X" not in names:
         return names[0]
     looked = [look_at(file, path, name, SAMPLE_CELLS) for name in names]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem
 
 from vcell.challenge import Challenge
 from vcell.data.files.csr import row_of
@@ -17,11 +16,10 @@ from vcell.data.files.h5ad import open_h5ad, read_index
 from vcell.data.files.matrix import CsrBlock, Matrix
 from vcell.data.files.writer import H5adWriter
 from vcell.errors import VcellError, shortlist
-from vcell.predict.profile import PROFILE
+from vcell.predict.inside import about_in, as_uns, profiles_in
+from vcell.predict.profile import in_genes
 from vcell.process.progress import progress_bar
 from vcell.submission.labels import read_labels
-
-KEPT = ("vcell", PROFILE)  # of uns
 
 
 def convert(path: Path, out: Path, challenge: Challenge, genes: Sequence[str] | None, control: str) -> list[str]:
@@ -48,7 +46,9 @@ def convert(path: Path, out: Path, challenge: Challenge, genes: Sequence[str] | 
         if challenge.context is not None and list(labels.context.categories) != [""]:
             obs[challenge.context] = labels.context[keep]
         obs.index = obs.index.astype(str)
-        uns = {key: read_elem(file[f"uns/{key}"]) for key in KEPT if f"uns/{key}" in file}
+        profiles = profiles_in(file, path, len(names))
+        found = {context: in_genes(found_G, place, len(genes or names)) for context, found_G in profiles.items()}
+        uns = as_uns(about_in(file, path), found)
         with (
             H5adWriter(out, obs, list(genes or names), uns) as writer,
             progress_bar(len(keep), f"rewriting {path.name}", "cells") as progress,

@@ -53,7 +53,7 @@ class Labels:
 
 def read_labels(file: h5py.File, path: Path, challenge: Challenge, strip: bool = False) -> Labels:
     """Targets and contexts; one context where the challenge has none. `strip` takes spaces off, which are refused otherwise."""
-    known = column_names(file["obs"]) if "obs" in file else []
+    known = column_names(file, "obs", path)
 
     def column(name: str, key: str) -> pd.Categorical:
         if name not in known:

@@ -13,19 +13,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
-from anndata.io import read_elem
 
 from vcell.atomic import sha256, written_file
 from vcell.challenge import Challenge
-from vcell.data.files.h5ad import open_h5ad
+from vcell.data.files.h5ad import n_rows, open_h5ad
+from vcell.data.files.labels import CONTROL
 from vcell.data.files.paths import expand
 from vcell.data.store.store import is_store
 from vcell.errors import VcellError, check_choice, check_ending, install, no_such_file, shortlist
-from vcell.predict.from_table import CONTROL, cells_from_table, control_cells
-from vcell.predict.layout import Layout
+from vcell.predict.inside import profiles_in
 from vcell.predict.options import PredictOptions
 from vcell.predict.parts import PartsFolder
-from vcell.predict.profile import PROFILE, control_profiles, of_uns
+from vcell.predict.profile import control_profiles
 from vcell.predict.request import read_targets
 from vcell.predict.table import is_table
 from vcell.submission.container import Packed, memory_of_official, pack
@@ -90,6 +89,8 @@ def package(options: PackageOptions) -> Packed | None:
             raise VcellError(
                 f"{job.pred} is a table, not cells that could be checked; without check=true cells are drawn around it"
             )
+        from vcell.predict.from_table import cells_from_table  # here: it takes torch, and torch a second to load
+
         cells_from_table(options.cells, job.pred, PartsFolder(job.cells, options.key))
     with submission(job, job.cells if table else job.pred) as (path, profiles):
         targets = None if job.targets is None else dict.fromkeys(job.targets)
@@ -162,6 +163,9 @@ def _profiles_of_controls(job: Job) -> dict[str, np.ndarray] | None:
     if job.options.cells.controls is None:
         return None
     with tempfile.TemporaryDirectory(prefix="vcell-controls-") as folder:
+        from vcell.predict.from_table import control_cells
+        from vcell.predict.layout import Layout
+
         store = control_cells(job.options.cells, job.genes, Path(folder) / "store")
         layout = Layout.of(job.genes or store.genes, store, "counts", 1.0)
         return control_profiles(store, store.control_contexts, layout)
@@ -170,9 +174,7 @@ def _profiles_of_controls(job: Job) -> dict[str, np.ndarray] | None:
 def _profiles_inside(path: Path) -> dict[str, np.ndarray] | None:
     """Those that `vcell.infer` left in the file."""
     with open_h5ad(path) as file:
-        if f"uns/{PROFILE}" not in file:
-            return None
-        return of_uns(read_elem(file[f"uns/{PROFILE}"]))
+        return profiles_in(file, path, n_rows(file, "var", path)) or None
 
 
 def packed(job: Job, path: Path, findings: Findings) -> Packed:

@@ -47,7 +47,7 @@ def check_submission(
         Naming the first rule that is broken, and where.
     """
     with open_h5ad(path) as file:
-        names = read_index(file, "var", path).astype(str).tolist() if "var" in file else []
+        names = read_index(file, "var", path).astype(str).tolist()
         labels = read_labels(file, path, challenge)
         matrix = open_matrix(file, path, len(labels.target), len(names))
         check_genes(names, genes, challenge, path)
@@ -75,6 +75,9 @@ def open_matrix(file: h5py.File, path: Path, n_cells: int, n_genes: int) -> Matr
 
 def check_genes(names: Sequence[str], genes: Sequence[str] | None, challenge: Challenge, path: Path) -> None:
     """Names and order of the genes."""
+    nameless = [number for number, name in enumerate(names, 1) if name in ("", "<NA>")]
+    if nameless:
+        raise VcellError(f"{path}: {len(nameless):,} genes have no name in var's index, number {nameless[0]:,} first")
     index = pd.Index(names)
     if not index.is_unique:
         raise VcellError(f"{path}: genes are duplicated: {shortlist(index[index.duplicated()].unique(), 5)}")

@@ -100,7 +100,7 @@ def _check_block(
     start, stop = block
     assert matrix.indptr is not None
     low, high = matrix.indptr[start], matrix.indptr[stop]
-    indices, values = matrix.node["indices"][low:high].astype(np.int64), matrix.values_node[low:high]
+    indices, values = matrix.indices(low, high).astype(np.int64), matrix.values_node[low:high]
     indptr = matrix.indptr[start : stop + 1] - low
 
     def refuse(where: np.ndarray, words: str) -> None:
@@ -113,8 +113,6 @@ def _check_block(
                 f"{genes[indices[first]]}: {words} ({int(where.sum()):,} such values among the {stop - start:,} cells read with it)"
             )
 
-    if indices.size and (indices.min() < 0 or indices.max() >= len(genes)):
-        raise VcellError(f"{path}: X is damaged: it stores genes outside 0 to {len(genes) - 1:,}")
     steps = np.diff(indices)
     steps[indptr[1:-1][(indptr[1:-1] > 0) & (indptr[1:-1] < len(indices))] - 1] = 1  # between cells
     if (steps == 0).any():

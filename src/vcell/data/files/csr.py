@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 SMALL = 2**16 - 1  # the largest number that two bytes hold
+LARGEST = 2**32 - 1  # and four: of one gene in one cell, no experiment counts as many
 
 
 def starts_of(lengths: np.ndarray | Sequence[int]) -> np.ndarray:

@@ -288,8 +288,13 @@ def check_unique(
     what: str,
     mend: str = "Keep one of each, or make them distinct: adata.var_names_make_unique()",
 ) -> None:
-    """A `VcellError` where gene names are duplicated."""
+    """A `VcellError` where gene names are duplicated, or no gene has one."""
     index = pd.Index([name for name in names if name])
+    if len(names) and not len(index):
+        raise VcellError(
+            f"{what}: none of its {len(names):,} genes has a name. Put names into var's index and write it again: "
+            "adata.var_names = adata.var[COLUMN]"
+        )
     if not index.is_unique:
         twice = index[index.duplicated()].unique()
         raise VcellError(f"{what}: {len(twice):,} gene names are duplicated ({shortlist(twice, 5)}). {mend}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from vcell.data.files.elements import DAMAGED, array, attribute, element, has, names_in
 from vcell.data.files.genes import ENSEMBL, NAMELESS
 from vcell.data.files.labels import NO_GUIDE, as_labels, is_without_guide, renamed
 from vcell.data.files.paths import is_zarr
@@ -114,59 +114,12 @@ def _other_kind(path: Path) -> str | None:
     return None
 
 
-def element(file: h5py.Group, name: str, path: Path) -> Any:
-    """An element of a file, whatever links lead to it.
-
-    Raises
-    ------
-    VcellError
-        If a link on the way leads nowhere, in a circle, or out of the file's folder.
-    """
-    here: Any = file
-    for piece in [p for p in name.split("/") if p]:
-        if not isinstance(here, h5py.Group):
-            raise VcellError(f"{path}: {name} is not there")
-        link = here.get(piece, getlink=True) if _linked(here, piece) else None
-        if isinstance(link, h5py.ExternalLink):
-            target = (path.parent / link.filename).resolve()
-            inside = path.parent.resolve() in target.parents
-            if not inside and os.environ.get("VCELL_EXTERNAL_LINKS") != "allow":
-                raise VcellError(
-                    f"{path}: {name} lies in another file, {link.filename}, outside its folder; it is not opened. If you trust it: "
-                    "export VCELL_EXTERNAL_LINKS=allow"
-                )
-        try:
-            here = here[piece]
-        except (KeyError, OSError, RuntimeError) as error:
-            where = f" to {link.path}" if isinstance(link, h5py.SoftLink | h5py.ExternalLink) else ""
-            raise VcellError(
-                f"{path}: {name} is a link{where} that leads nowhere, or is damaged ({error}). Write the file again"
-            ) from error
-    return here
-
-
-def _linked(group: h5py.Group, name: str) -> bool:
-    """Whether a group has a link of that name; h5py's own test passes over those that lead nowhere."""
-    return bool(group.id.links.exists(name.encode()))
-
-
-def has(file: h5py.Group, name: str) -> bool:
-    """Whether there is an element or a link of that name, wherever it leads."""
-    here: Any = file
-    pieces = [p for p in name.split("/") if p]
-    for piece in pieces[:-1]:
-        if not isinstance(here, h5py.Group) or not _linked(here, piece) or (here := here.get(piece)) is None:
-            return False
-    return bool(pieces) and isinstance(here, h5py.Group) and _linked(here, pieces[-1])
-
-
 def read_obs(file: h5py.File, path: Path, columns: Columns, context: str | None) -> pd.DataFrame:
     """context, batch, perturbation (categories) and cell_id of every cell; dose and type as text, where they have columns.
 
     Labels are text without spaces around; a cell without a perturbation has the label `labels.NO_GUIDE`.
     """
-    node = _frame(file, "obs", path)
-    names = column_names(node)
+    names = column_names(file, "obs", path)
 
     def column(role: str, name: str) -> pd.Series:
         if name not in names:
@@ -213,7 +166,7 @@ def read_genes(file: h5py.File, path: Path, matrix: str = "X", column: str | Non
     index = [_gene_name(name) for name in read_index(file, key, path)]
     if column is None:
         return index
-    names = column_names(_frame(file, key, path))
+    names = column_names(file, key, path)
     if column not in names:
         raise VcellError(
             f"{path} has no var column {column!r} with gene names.{nearest(column, names)} It has: "
@@ -231,7 +184,7 @@ def _gene_name(value: Any) -> str:
 def read_ensembl(file: h5py.File, path: Path, matrix: str) -> list[str] | None:
     """Ensembl ids of the genes, from the first var column that holds them; None where none does."""
     key = var_key(file, matrix)
-    for name in column_names(_frame(file, key, path)):
+    for name in column_names(file, key, path):
         values = read_column(file, key, name, path).astype(str)
         if len(values) and values.head(200).str.match(ENSEMBL).mean() > 0.5:
             return values.tolist()
@@ -244,13 +197,14 @@ def var_key(file: h5py.File, matrix: str) -> str:
     return raw if matrix.startswith("raw") else "var"
 
 
-def column_names(node: h5py.Group | h5py.Dataset) -> list[str]:
+def column_names(file: h5py.File, key: str, path: Path) -> list[str]:
     """Columns of a table, its index left out."""
-    index = _index_name(node)
+    node = _frame(file, key, path)
+    index = _index_name(node, path)
     if isinstance(node, h5py.Dataset):
         return [n for n in node.dtype.names or () if n != index]
-    order = node.attrs.get("column-order")
-    listed = {n.decode() if isinstance(n, bytes) else str(n) for n in order} if order is not None else set()
+    order = attribute(node, "column-order", path)
+    listed = set() if order is None else set(names_in(order))
     # a column called "S/G2M" lies in a group "S" that is no column
     plain = [n for n in node if n not in (index, "__categories") and (n in listed or _is_column(node, n))]
     nested = [n for n in sorted(listed) if "/" in n and has(node, n)]
@@ -268,9 +222,7 @@ def read_column(file: h5py.File, key: str, name: str, path: Path) -> pd.Series:
     """One column of a table, however its anndata wrote it; as long as the table."""
     column, rows = _column(file, key, name, path), n_rows(file, key, path)
     if len(column) != rows:
-        raise VcellError(
-            f"{path}: {key}/{name} has {len(column):,} values, where {key} has {rows:,} rows: the file is damaged, or was written in part"
-        )
+        raise VcellError(f"{path}: {key}/{name} has {len(column):,} values, where {key} has {rows:,} rows: {DAMAGED}")
     return column
 
 
@@ -291,9 +243,10 @@ def _column(file: h5py.File, key: str, name: str, path: Path) -> pd.Series:
             return _strings(stored)
         if isinstance(stored, h5py.Dataset) and stored.dtype.kind in "biuf":
             return pd.Series(stored[()])
-        if isinstance(stored, h5py.Group) and isinstance(stored.get("categories"), h5py.Dataset):
-            categories, ordered = _decoded(stored["categories"][:]), bool(stored.attrs.get("ordered", False))
-            return pd.Series(pd.Categorical.from_codes(stored["codes"][:], categories, ordered=ordered))
+        if _is_categorical(stored, path):
+            categories, codes = array(stored, "categories", path)[:], array(stored, "codes", path, "iu")[:]
+            ordered = bool(attribute(stored, "ordered", path))
+            return pd.Series(pd.Categorical.from_codes(codes, _decoded(categories), ordered=ordered))
         from anndata.io import read_elem  # here: it takes half a second to load, for columns with missing values
 
         return pd.Series(read_elem(stored))
@@ -308,10 +261,15 @@ def _column(file: h5py.File, key: str, name: str, path: Path) -> pd.Series:
         raise VcellError(f"{path}: {key}/{name} cannot be read ({type(error).__name__}: {error}){hint}") from error
 
 
+def _is_categorical(stored: h5py.Group | h5py.Dataset, path: Path) -> bool:
+    if not isinstance(stored, h5py.Group) or not has(stored, "categories"):
+        return False
+    return isinstance(element(stored, "categories", path), h5py.Dataset)
+
+
 def read_index(file: h5py.File, key: str, path: Path) -> pd.Series:
     """Names of the cells or genes."""
-    node = _frame(file, key, path)
-    return read_column(file, key, _index_name(node), path).astype("string[pyarrow]")
+    return read_column(file, key, _index_name(_frame(file, key, path), path), path).astype("string[pyarrow]")
 
 
 def n_rows(file: h5py.File, key: str, path: Path) -> int:
@@ -319,8 +277,11 @@ def n_rows(file: h5py.File, key: str, path: Path) -> int:
     node = _frame(file, key, path)
     if isinstance(node, h5py.Dataset):
         return len(node)
-    stored = element(node, _index_name(node), path)
-    return len(stored if isinstance(stored, h5py.Dataset) else stored["codes" if "codes" in stored else "values"])
+    index = _index_name(node, path)
+    stored = element(node, index, path)
+    if isinstance(stored, h5py.Group):
+        index += "/codes" if has(stored, "codes") else "/values"
+    return len(array(node, index, path))
 
 
 def _frame(file: h5py.File, key: str, path: Path) -> h5py.Group | h5py.Dataset:
@@ -347,12 +308,14 @@ def no_anndata(file: h5py.File, key: str, path: Path) -> str:
     return f"{what} has no {key!r}: {kind}"
 
 
-def _index_name(node: h5py.Group | h5py.Dataset) -> str:
+def _index_name(node: h5py.Group | h5py.Dataset, path: Path) -> str:
     if isinstance(node, h5py.Dataset):
         names = node.dtype.names or ("index",)
         return "index" if "index" in names else names[0]
-    name = node.attrs.get("_index", "_index")
-    return name.decode() if isinstance(name, bytes) else str(name)
+    name = attribute(node, "_index", path)
+    if name is not None and not (isinstance(name, str) and name):
+        raise VcellError(f"{path}: {str(node.name).strip('/')}: its attribute _index is no name of a column: {DAMAGED}")
+    return "_index" if name is None else str(name)
 
 
 def _strings(element: h5py.Dataset) -> pd.Series:

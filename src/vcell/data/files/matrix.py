@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from vcell.data.files.csr import ranges, starts_of
-from vcell.data.files.h5ad import element, has
+from vcell.data.files.elements import NUMBERS, array, attribute, element, has, members
 from vcell.errors import VcellError, nearest
 
 BLOCK_VALUES = 4_000_000  # stored values read at a time: about 50 MB in flight
@@ -59,7 +59,7 @@ class Matrix:
             If there is none, its layout is unknown, or its parts do not fit together.
         """
         if not has(file, name):
-            known = matrix_names(file)
+            known = matrix_names(file, path)
             raise VcellError(
                 f"{path} has no matrix {name!r}.{nearest(name, known)} It has: {', '.join(known) or 'none'}. Set data.matrix=NAME"
             )
@@ -68,16 +68,21 @@ class Matrix:
         if isinstance(node, h5py.Dataset):
             if node.shape != shape:
                 raise VcellError(f"{what} has shape {node.shape}, not cells × genes {shape}")
-            _check_numbers(node, what)
+            if node.dtype.kind not in NUMBERS:
+                raise VcellError(f"{what} holds values of type {node.dtype}, not numbers")
             return cls(node, what, "dense", shape, None)
-        layout = _layout(node)
-        if layout not in ("csr", "csc") or not {"data", "indices", "indptr"} <= set(node):
+        layout = str(
+            attribute(node, "encoding-type", path) or attribute(node, "h5sparse_format", path) or ""
+        ).removesuffix("_matrix")
+        if layout not in ("csr", "csc"):
             raise VcellError(f"{what} is stored as {layout or 'an unknown layout'}; CSR, CSC and dense can be read")
-        if _shape(node) not in (None, shape):
-            raise VcellError(f"{what} has shape {_shape(node)}, not cells × genes {shape}")
-        _check_numbers(element(node, "data", path), what)
-        indptr = _whole_numbers(element(node, "indptr", path), what)
-        _check_indptr(indptr, node, what, shape[layout == "csc"])
+        given = attribute(node, "shape", path)
+        given = attribute(node, "h5sparse_shape", path) if given is None else given
+        if given is not None and np.ravel(given).tolist() != list(shape):
+            raise VcellError(f"{what} has shape {tuple(np.ravel(given).tolist())}, not cells × genes {shape}")
+        values, indices = (array(node, part, path, NUMBERS) for part in ("data", "indices"))
+        indptr = _index_pointer(array(node, "indptr", path, NUMBERS), what)
+        _check_indptr(indptr, len(values), len(indices), what, shape[layout == "csc"])
         return cls(node, what, layout, shape, indptr)
 
     @property
@@ -154,16 +159,16 @@ class Matrix:
         """Cells with a value of `gene`, and the values; of a CSC matrix."""
         assert self.indptr is not None and self.layout == "csc"
         low, high = self.indptr[gene], self.indptr[gene + 1]
-        return self._cells(low, high), self._values(low, high)
+        return self.indices(low, high).astype(np.int64), self._values(low, high)
 
     def _run(self, start: int, stop: int, kind: type[np.signedinteger] = np.int64) -> CsrBlock:
         if self.indptr is None:
             return dense_block(as_numbers(self.node[start:stop]), start)
         low, high = self.indptr[start], self.indptr[stop]
-        indices = self.node["indices"][low:high]
-        self._check_indices(indices, self.shape[1])
-        indices = indices.astype(kind, copy=False)
-        return CsrBlock(start, self.indptr[start : stop + 1] - low, indices, self._values(low, high))
+        indices = self.indices(low, high)
+        return CsrBlock(
+            start, self.indptr[start : stop + 1] - low, indices.astype(kind, copy=False), self._values(low, high)
+        )
 
     def _values(self, low: int, high: int) -> np.ndarray:
         return as_numbers(self.values_node[low:high])
@@ -184,14 +189,14 @@ class Matrix:
         cells = self.shape[0]
         lengths = np.zeros(cells, np.int64)
         for low, high in self._value_ranges():
-            lengths += np.bincount(self._cells(low, high), minlength=cells)
+            lengths += np.bincount(self.indices(low, high), minlength=cells)
         size = max(BLOCK_VALUES, -(-self.stored // BUCKET_FILES))
         bounds = np.unique(np.append(np.searchsorted(starts_of(lengths), np.arange(0, self.stored, size)), [0, cells]))
         files = [(scratch / f"cells_{first}").open("w+b") for first in bounds[:-1]]
         try:
             for low, high in self._value_ranges():
                 pairs = np.empty(high - low, PAIR)
-                pairs["cell"], pairs["value"] = self._cells(low, high), self._values(low, high)
+                pairs["cell"], pairs["value"] = self.indices(low, high), self._values(low, high)
                 pairs["gene"] = np.searchsorted(self.indptr, np.arange(low, high), side="right") - 1
                 pairs = pairs[np.argsort(pairs["cell"], kind="stable")]
                 cuts = np.searchsorted(pairs["cell"], bounds)
@@ -213,14 +218,14 @@ class Matrix:
         for low in range(0, self.stored, BLOCK_VALUES):
             yield low, min(low + BLOCK_VALUES, self.stored)
 
-    def _cells(self, low: int, high: int) -> np.ndarray:
-        cells = self.node["indices"][low:high].astype(np.int64)
-        self._check_indices(cells, self.shape[0])
-        return cells
-
-    def _check_indices(self, indices: np.ndarray, limit: int) -> None:
+    def indices(self, low: int, high: int) -> np.ndarray:
+        """The gene of each of some values, the cell in a CSC matrix; each within the matrix."""
+        limit = self.shape[self.layout == "csr"]
+        indices = _whole_numbers(self.node["indices"][low:high], self.what)
         if indices.size and (indices.min() < 0 or indices.max() >= limit):
-            raise VcellError(f"{self.what} is damaged: an index lies outside 0 to {limit - 1}")
+            kind = "genes" if self.layout == "csr" else "cells"
+            raise VcellError(f"{self.what} is damaged: it stores {kind} outside 0 to {limit - 1:,}")
+        return indices
 
 
 def check_not_empty(path: Path, n_cells: int, n_genes: int) -> None:
@@ -231,11 +236,10 @@ def check_not_empty(path: Path, n_cells: int, n_genes: int) -> None:
         )
 
 
-def matrix_names(file: h5py.File) -> list[str]:
+def matrix_names(file: h5py.File, path: Path) -> list[str]:
     """Matrices of a file that hold cells × genes."""
     names = [name for name in ("X", "raw/X", "raw.X") if has(file, name)]
-    layers = file.get("layers") if has(file, "layers") else None
-    return [*names, *(f"layers/{layer}" for layer in layers or {})]
+    return [*names, *(f"layers/{layer}" for layer in members(file, "layers", path))]
 
 
 def as_numbers(values: np.ndarray) -> np.ndarray:
@@ -252,15 +256,20 @@ def dense_block(values: np.ndarray, start: int) -> CsrBlock:
     return CsrBlock(start, starts_of(np.bincount(row, minlength=len(values))), gene, values[row, gene])
 
 
-def _check_numbers(node: h5py.Dataset, what: str) -> None:
-    if node.dtype.kind not in "biuf":
-        raise VcellError(f"{what} holds values of type {node.dtype}, not numbers")
+def _whole_numbers(values: np.ndarray, what: str) -> np.ndarray:
+    """Indices as they are; as whole numbers where R or Matlab wrote them as doubles."""
+    if values.dtype.kind == "f":
+        whole = np.isfinite(values) & (np.floor(values) == values)
+        if not whole.all():
+            raise VcellError(f"{what} is damaged: an index is {values[~whole][0]:g}, no whole number")
+        return values.astype(np.int64)
+    return values
 
 
-def _whole_numbers(node: h5py.Dataset, what: str) -> np.ndarray:
+def _index_pointer(node: h5py.Dataset, what: str) -> np.ndarray:
     try:
-        return node[:].astype(np.int64)
-    except (OSError, TypeError, ValueError) as error:
+        return _whole_numbers(node[:], what).astype(np.int64)
+    except OSError as error:
         raise VcellError(
             f"{what} is damaged: its index pointer cannot be read ({error}). Download or write the file again"
         ) from error
@@ -271,21 +280,11 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0)])
 
 
-def _layout(node: h5py.Group) -> str:
-    encoding = node.attrs.get("encoding-type", node.attrs.get("h5sparse_format", ""))
-    return (encoding.decode() if isinstance(encoding, bytes) else str(encoding)).removesuffix("_matrix")
-
-
-def _shape(node: h5py.Group) -> tuple[int, ...] | None:
-    shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
-    return None if shape is None else tuple(int(n) for n in shape)
-
-
-def _check_indptr(indptr: np.ndarray, node: h5py.Group, what: str, rows: int) -> None:
+def _check_indptr(indptr: np.ndarray, values: int, indices: int, what: str, rows: int) -> None:
     if indptr.size and (np.diff(indptr) < 0).any():
         raise VcellError(
             f"{what} is damaged: its index pointer decreases, which happens to 32-bit pointers beyond 2^31 stored values. Write "
             "the file again with 64-bit pointers: adata.X.indptr = adata.X.indptr.astype('int64'), before it overflows"
         )
-    if len(indptr) != rows + 1 or indptr[0] != 0 or indptr[-1] != len(node["data"]) or len(node["data"]) != len(node["indices"]):  # fmt: skip
+    if len(indptr) != rows + 1 or indptr[0] != 0 or indptr[-1] != values or values != indices:
         raise VcellError(f"{what} is damaged: its index pointer does not fit its {rows:,} rows and stored values")

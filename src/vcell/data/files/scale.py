@@ -14,7 +14,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from vcell.data.files.csr import positions, row_sums, starts_of
+from vcell.data.files.csr import LARGEST, positions, row_sums, starts_of
 from vcell.data.files.normalize import LARGEST_LOG1P, counts_of_log1p
 from vcell.errors import VcellError
 
@@ -165,6 +165,8 @@ def _told_by_steps(values: np.ndarray, indptr: np.ndarray, scale: Scale) -> Scal
     if scale not in (Scale.COUNTS, Scale.LOG1P_COUNTS):
         return scale
     whole = np.rint(linear(values, scale))
+    if whole.max(initial=0) > LARGEST:  # said where cells are named
+        return scale
     keep = whole > 0
     starts = starts_of(keep)[indptr]
     lengths = np.diff(starts)

@@ -160,7 +160,12 @@ def _write_store(
     kept = np.zeros(len(cells), bool)
     twice = _counted_twice(cells)
     kept[labelled], notes = filters.apply(cells[labelled].reset_index(drop=True), recipe.control_label)
-    order = _order(cells, kept & (cells["library_size"] > 0).to_numpy())
+    filled = (cells["library_size"] > 0).to_numpy()
+    order = _order(cells, kept & filled)
+    if not (cells["perturbation"].iloc[order] == recipe.control_label).any():
+        raise VcellError(
+            f"no control cell is left: {int((~filled).sum()):,} of {len(cells):,} cells have no counts (data.empty_cells=drop)"
+        )
     parts = [PartRows(job.folder / "rows", lengths) for job, lengths in zip(jobs, _split(cells, jobs), strict=True)]
     fractions = [not Scale(a["scale"]).recoverable for a in about]
     checksum = write_rows(folder, parts, fractions, order, len(panel.genes), max(a["largest"] for a in about))

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from vcell.atomic import remove, written_folder
-from vcell.data.files.csr import row_of, row_sums
+from vcell.data.files.csr import LARGEST, row_of, row_sums
 from vcell.data.files.genes import align, gene_names
 from vcell.data.files.h5ad import open_h5ad, read_genes, read_obs
 from vcell.data.files.labels import NO_GUIDE, renamed
@@ -113,6 +113,8 @@ class _Part:
     def take(self, block: CsrBlock) -> np.ndarray:
         """(gene, value) pairs of a block, uint32, sorted within each cell."""
         values, library_size = self._converted(block)
+        too_large = f"holds {{:.4g}}, more than any count can be ({LARGEST:,}). Is the file damaged?"
+        self._refuse(values > LARGEST, too_large, values, block)
         n = len(block.indptr) - 1
         here = slice(block.start, block.start + n)
         self._check_filled(library_size, block.start)
@@ -192,10 +194,14 @@ class _Part:
             (block.values < 0, "holds the negative value {:.4g}; z-scored or batch-corrected values cannot be used. Give raw "
              "counts (data.matrix=layers/counts, data.matrix=raw/X)"),
         ):  # fmt: skip
-            if bad.any():
-                where = int(np.flatnonzero(bad)[0])
-                cell = self._cell(block.start + int(np.searchsorted(block.indptr, where, side="right")) - 1)
-                raise VcellError(f"{self.job.path}: cell {cell!r} {words.format(block.values[where])}")
+            self._refuse(bad, words, block.values, block)
+
+    def _refuse(self, bad: np.ndarray, words: str, values: np.ndarray, block: CsrBlock) -> None:
+        """A `VcellError` naming the first cell of a block with such a value, where there is one."""
+        if bad.any():
+            where = int(np.flatnonzero(bad)[0])
+            cell = self._cell(block.start + int(np.searchsorted(block.indptr, where, side="right")) - 1)
+            raise VcellError(f"{self.job.path}: cell {cell!r} {words.format(values[where])}")
 
     def _check_filled(self, library_size: np.ndarray, start: int) -> None:
         empty = np.flatnonzero(library_size <= 0)

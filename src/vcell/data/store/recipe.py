@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
+from vcell.data.files.csr import LARGEST
 from vcell.data.files.h5ad import Columns
 from vcell.data.files.labels import CONTROL, LabelRules, listed_names
 from vcell.data.files.matrix import Matrix, Sample
@@ -101,6 +100,6 @@ def file_scale(matrix: Matrix, recipe: Recipe, path: Path) -> Scale:
 
 def sample_scale(sample: Sample) -> Scale:
     """The scale of a sample; counts where it holds impossible values, so that the full reading names the cell."""
-    if not np.isfinite(sample.values).all() or (sample.values < 0).any():
+    if not ((sample.values >= 0) & (sample.values <= LARGEST)).all():
         return Scale.COUNTS
     return detect_scale(sample.values, sample.indptr)
