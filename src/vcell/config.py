@@ -27,7 +27,7 @@ CONFIG_DIR = _INSIDE if _INSIDE.is_dir() else _CHECKOUT
 DEFAULTS = {"": "training.yaml", "data": "data/base.yaml", "model": "model/base.yaml", "loss": "loss/energy.yaml", "trainer": "trainer/auto.yaml"}  # fmt: skip
 
 SEVERAL = ("callbacks", "logger")  # groups of which several files are taken together
-LEFT_OUT = ("callbacks.", "logger.", "data.simulate.")  # of what lies here, null is none
+LEFT_OUT = ("callbacks.", "logger.", "data.simulate.")  # what lies here may be null: it is left out
 HOME = re.compile(r"(?<![^=\[{,:\s\"'])~[\w.-]*(?=/)")  # where a value begins, or one in a list
 RECORD = "config.yaml"  # in a run's folder: the configuration it was begun with
 # How a command does its work, not what comes of it: these keys may differ when a run or a prediction is resumed. FIXED ones may not.

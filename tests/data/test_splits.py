@@ -90,6 +90,36 @@ def test_toml_mistakes_are_named(tmp_path: Path, old: str, new: str, words: str)
         assign_from_toml(tmp_path / "starter.toml", GROUPS, "non-targeting")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            'replogle_h1 = "support/{a,b}.h5"',
+            "replogle_h1 = 3",
+            r'\[datasets\] replogle_h1 must be written NAME = "folder',
+        ),
+        ('[datasets]\nreplogle_h1 = "support/{a,b}.h5"', 'datasets = "support"', r"\[datasets\] must be written"),
+        (
+            '"replogle_h1.RPE1" = "test"',
+            '"replogle_h1.RPE1" = ["test"]',
+            r"\[zeroshot\] replogle_h1.RPE1 must be written",
+        ),
+        ('val = ["T1"]', 'val = "T1"', r"\[fewshot\] replogle_h1.K562 must be written"),
+        ('val = ["T1"]', "val = [1]", r"\[fewshot\] replogle_h1.K562 must be written"),
+        ('[fewshot."replogle_h1.K562"]', "[fewshot]", r"\[fewshot\] val must be written"),
+    ],
+)
+def test_toml_of_another_form_is_refused_with_the_form(tmp_path: Path, old: str, new: str, words: str):
+    (tmp_path / "starter.toml").write_text(TOML.replace(old, new))
+    with pytest.raises(VcellError, match=words):
+        assign_from_toml(tmp_path / "starter.toml", GROUPS, "non-targeting")
+
+
+def test_toml_as_an_editor_on_windows_writes_it(tmp_path: Path):
+    (tmp_path / "starter.toml").write_bytes(TOML.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert "val" in assign_from_toml(tmp_path / "starter.toml", GROUPS, "non-targeting").values()
+
+
 @pytest.mark.parametrize("by", ["perturbation", "context"])
 def test_folds_test_every_group_once_and_never_train_on_it(by: str):
     tested: list = []

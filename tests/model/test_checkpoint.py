@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vcell.errors import VcellError
-from vcell.model.checkpoint import AtomicCheckpointIO, read_checkpoint
+from vcell.model.checkpoint import AtomicCheckpointIO, read_checkpoint, read_identity
 from vcell.model.find import find_checkpoint
 from vcell.model.trained import TrainedModel
 
@@ -57,6 +57,22 @@ def test_damaged_and_foreign_files_are_refused(in_trained: Path, tmp_path: Path)
         read_checkpoint(tmp_path / "cut.ckpt")
     with pytest.raises(VcellError, match="not a checkpoint of vcell"):
         read_checkpoint(tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("genes", []), ("genes", ["G1", 2]), ("genes", ["G1"]), ("control", None), ("target_sum", 0.0), ("config", {}), ("store", {}),
+        ("split", [["K562", ["G1"], "train"]]), ("table", {"names": ["G1"]}), ("sizes", {"n_genes": -1}), ("sizes", {}), ("chosen_for", {"a": 1}),
+        ("addition", 2.0), ("own_gene", {"K562": {}}),
+    ],
+)  # fmt: skip
+def test_a_damaged_description_is_refused(in_trained: Path, tmp_path: Path, part: str, value: object):
+    checkpoint = read_checkpoint(Path("runs/demo/checkpoints/last.ckpt"))
+    checkpoint["vcell"][part] = value
+    torch.save(checkpoint, tmp_path / "bad.ckpt")
+    with pytest.raises(VcellError, match="has a damaged description of its run"):
+        read_identity(tmp_path / "bad.ckpt")
 
 
 def test_a_checkpoint_cannot_name_code_to_run(in_trained: Path, tmp_path: Path):

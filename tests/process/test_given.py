@@ -38,7 +38,7 @@ def test_none_is_no_name_but_where_it_may_be():
     assert as_name_or_none("batch", None) is None and as_name_or_none("batch", "lane") == "lane"
     with pytest.raises(VcellError, match="out must be one name, not None"):
         as_name("out", None)
-    with pytest.raises(VcellError, match="out must be one name, and has no letters"):
+    with pytest.raises(VcellError, match="out must be one name, and is empty"):
         as_name("out", "")
 
 

@@ -283,7 +283,7 @@ def test_a_store_that_is_asked_for_is_not_left_out(in_trained: Path, pred: Path,
         ("columns.context=line", "columns.context=line: there is no such obs column"),
         ("real_columns.context=line", r"real_columns.context=line: there is no such obs column in [^ ]*simC_test\.h5ad\."),
         ("real_matrix=", r"has no matrix ''\. It has: X"),
-        ("control=GFP", "control=GFP: no cells are called so .* Control cells there are called non-targeting"),
+        ("control=GFP", "control=GFP: no cell of .* has this label. Control cells there are labelled non-targeting"),
     ],
 )  # fmt: skip
 def test_what_is_asked_for_by_name_is_not_replaced_by_what_is_usual(

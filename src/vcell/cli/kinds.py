@@ -164,7 +164,7 @@ def _check_needed(verb: str, defaults: Mapping[str, Any], config: DictConfig) ->
     for key, default in defaults.items():
         needed = isinstance(default, str) and (default == "???" or key in SINGLE)
         if needed and not OmegaConf.is_missing(config, key) and OmegaConf.select(config, key) is None:
-            raise VcellError(f"vcell.{verb} needs {key}=VALUE, and null is none")
+            raise VcellError(f"vcell.{verb} needs {key}=VALUE, not null")
 
 
 @cache

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from importlib import import_module
 from inspect import signature
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -97,27 +98,15 @@ class Identity:
         try:
             found = cls(**{field.name: plain[field.name] for field in fields(cls) if field.name in plain})
             found.set_size, found.columns, found.embedding, found.request, found.covariate_names  # noqa: B018  # they are there
-            wrong = [] if _are_ratios(found.own_gene) else ["own_gene"]
-            wrong += [] if found.addition is None or 0 <= found.addition <= 1 else ["addition"]
-            wrong += [] if all(len(row) == 3 for row in found.split) else ["split"]
-            wrong += [
-                name
-                for name, kind in (
-                    ("genes", list),
-                    ("control", str),
-                    ("target_sum", float),
-                    ("config", dict),
-                    ("store", dict),
-                )
-                if not isinstance(getattr(found, name), kind)
-            ]
+            wrong = [name for name, fits in FITS.items() if not fits(getattr(found, name))]
+            wrong += ["sizes"] if found.sizes["n_genes"] != len(found.genes) else []
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise VcellError(
                 f"the checkpoint {path} has a damaged description of its run ({type(error).__name__}: {error})"
             ) from error
         if wrong:
             raise VcellError(
-                f"the checkpoint {path} has a damaged description of its run ({wrong[0]} has the wrong type)"
+                f"the checkpoint {path} has a damaged description of its run ({wrong[0]} is not what it should be)"
             )
         return found
 
@@ -204,6 +193,36 @@ def _are_ratios(own_gene: Any) -> bool:
         isinstance(context, str) and all(isinstance(value, float) for value in found.values()) and "ratio" in found
         for context, found in own_gene.items()
     )
+
+
+def _are_names(found: Any) -> bool:
+    return isinstance(found, list) and all(isinstance(name, str) for name in found)
+
+
+def _has(*keys: str) -> Callable[[Any], bool]:
+    return lambda found: isinstance(found, dict) and set(keys) <= set(found)
+
+
+# what the parts of a description have to be
+FITS: dict[str, Callable[[Any], bool]] = {
+    "genes": lambda found: _are_names(found) and len(set(found)) == len(found) > 0,
+    "control": lambda found: isinstance(found, str),
+    "target_sum": lambda found: isinstance(found, float) and 0 < found < inf,
+    "config": _has("data"),
+    "store": _has("paths", "fingerprint"),
+    "split": lambda found: all(len(row) == 3 and _are_names(row) for row in found),
+    "table": lambda found: (
+        _has("origin", "fingerprint", "width", "names", "vectors")(found) and _are_names(found["names"])
+    ),
+    "sizes": lambda found: all(
+        n >= (name not in ("n_contexts", "n_batches"))
+        for name, n in found.items()
+        if n is not None and not isinstance(n, list)
+    ),
+    "chosen_for": lambda found: found is None or _has("score", "value", "step")(found),
+    "own_gene": _are_ratios,
+    "addition": lambda found: found is None or 0 <= found <= 1,
+}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

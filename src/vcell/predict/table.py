@@ -13,7 +13,7 @@ import pandas as pd
 
 from vcell.data.files.csr import row_of
 from vcell.data.files.h5ad import column_names, open_h5ad, read_column, read_index
-from vcell.data.files.lists import read_matrix
+from vcell.data.files.lists import numbers, read_matrix
 from vcell.data.files.matrix import Matrix
 from vcell.errors import VcellError, no_such_file, shortlist
 
@@ -94,10 +94,21 @@ def read_table(path: Path, perturbation: str, context: str | None) -> Table:
         )
     targets = frame.pop(label).astype(str).str.strip().tolist()
     contexts = frame.pop(context).astype(str).tolist() if context in frame.columns else None
-    words = [str(name) for name, kind in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
+    words = [
+        f"{name} ({_no_number(frame[name])!r})"
+        for name, kind in frame.dtypes.items()
+        if not pd.api.types.is_numeric_dtype(kind)
+    ]
     if words:
-        raise VcellError(f"{path}: columns that are not numeric genes: {shortlist(words, 5)}. Leave them out")
+        raise VcellError(
+            f"{path}: columns with values that are no numbers: {shortlist(words, 5)}. Correct them, or leave the columns out"
+        )
     return _checked(Table(path, [str(c) for c in frame.columns], frame.to_numpy(np.float64), targets, contexts))
+
+
+def _no_number(column: pd.Series) -> str:
+    """The first value that is none."""
+    return str(column[numbers(column).isna()].iloc[0])
 
 
 def _read_h5ad(path: Path, perturbation: str, context: str | None) -> Table:

@@ -25,7 +25,7 @@ def as_name(key: str, value: Any) -> str:
     if (name := _name(value)) is None:
         raise VcellError(f"{key} must be one name, not {_what(value)}")
     if not name:
-        raise VcellError(f"{key} must be one name, and has no letters")
+        raise VcellError(f"{key} must be one name, and is empty")
     return name
 
 

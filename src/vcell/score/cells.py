@@ -188,7 +188,7 @@ def check_asked(files: Sequence[CellFile], asked: Mapping[str, str | None], cont
     # of usual names, any stands for any
     if control is not None and not is_control(control) and not any(file.has_control for file in files):
         raise VcellError(
-            f"control={control}: no cells are called so in {paths}. Control cells there are called {shortlist(others)}"
+            f"control={control}: no cell of {paths} has this label. Control cells there are labelled {shortlist(others)}"
         )
 
 

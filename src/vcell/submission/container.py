@@ -80,9 +80,13 @@ def pack(pred: Path, out: Path, challenge: Challenge, findings: Findings, target
 
 
 def perturbation_fingerprint(targets: Path) -> str | None:
-    """What ``vcc prep`` notes of the list of targets, so that ``vcc submit`` can tell one phase's from another's."""
-    with targets.open(newline="", encoding="utf-8-sig") as file:
-        names = {(row.get("target_gene") or "").strip() for row in csv.DictReader(file)} - {""}
+    """What ``vcc prep`` notes of the list of targets, so that ``vcc submit`` can tell one phase's from another's. None for a list that it
+    cannot read."""
+    try:
+        with targets.open(newline="", encoding="utf-8-sig") as file:
+            names = {(row.get("target_gene") or "").strip() for row in csv.DictReader(file)} - {""}
+    except (UnicodeError, csv.Error):
+        return None
     digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
     return f"sha256:{digest}" if names else None
 

@@ -1,5 +1,5 @@
 """Gene names to genes: approved, previous and alias symbols and Ensembl ids of HGNC; every decision is recorded. An approved
-symbol always means its own gene. A previous symbol means the gene that was called so, an alias the gene that has it; if a name means several
+symbol always means its own gene. A previous symbol means the gene that had it before, an alias the gene that has it; if a name means several
 genes (TAZ: formerly TAFAZZIN, also used for WWTR1) the candidates are reported and none is used.
 
 Shape legend: G genes wanted, F genes of a file.

@@ -57,7 +57,7 @@ def read_text(path: str | Path, key: str = "FILE") -> str:
         raise VcellError(f"{path} cannot be read: {error}") from error
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), None)
     if encoding is None and b"\0" in data[:4096]:
-        raise VcellError(f"{path} is not a text file: {key} takes a list or table, one row per line")
+        raise VcellError(f"{path} is not a text file. Set {key}")
     for name in [encoding] if encoding else ["utf-8", "cp1252", "latin-1"]:
         try:
             return data.decode(name).replace("\r\n", "\n").replace("\r", "\n")
@@ -76,11 +76,15 @@ def read_rows(path: str | Path, key: str = "FILE") -> list[list[str]]:
     """
     text = read_text(path, key)
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    separator = _separator(lines)
     try:
+        separator = _separator(lines)
         rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
+        if len(rows) < len(lines):  # a quoted cell of several lines, or one that never ends
+            for _ in csv.reader(lines, delimiter=separator, strict=True):
+                pass
     except csv.Error as error:
-        raise VcellError(f"{path} cannot be read as a table: {error}") from error
+        why = 'a quotation mark (") is opened and never closed' if "unexpected end" in str(error) else error
+        raise VcellError(f"{path} cannot be read as a table: {why}") from error
     return [row for row in rows if any(row)]
 
 
@@ -195,7 +199,9 @@ def read_matrix(path: str | Path, key: str) -> pd.DataFrame:
     """
     rows = read_rows(path, key)
     if len(rows) < 2:
-        raise VcellError(f"{path} has a header but no rows")
+        raise VcellError(f"{path} {'has a header but no rows' if rows else 'is empty'}")
+    while len(rows[0]) > 1 and not any(row[-1] for row in rows):  # a comma at the end of each line
+        rows = [row[:-1] for row in rows]
     header = rows[0]
     if len(rows[1]) == len(header) + 1:  # R leaves the corner out
         header = ["", *header]

@@ -111,21 +111,41 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     VcellError
         If the file is absent, not TOML, or has no `[datasets]`.
     """
-    path = Path(path)
+    from vcell.data.files.lists import read_text
+
     try:
-        content = tomllib.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise no_such_file(path, " Set data.toml=FILE.toml") from error
-    except IsADirectoryError as error:
-        raise VcellError(f"data.toml={path} is a folder, not a file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(read_text(path, "data.toml"))
+    except tomllib.TOMLDecodeError as error:
         raise VcellError(f"{path} is not TOML: {error}") from error
     if not content.get("datasets"):
         raise VcellError(f'{path} names no data. Add:  [datasets]\n  my_screen = "folder/*.h5ad"')
     unknown = set(content) - {"datasets", "training", "zeroshot", "fewshot"}
     if unknown:
         raise VcellError(f"{path} has unknown tables: {', '.join(sorted(unknown))}")
+    for table, form, fits in TABLES:
+        entries = content.get(table, {})
+        wrong = next((name for name in entries if not fits(entries[name])), None) if isinstance(entries, dict) else ""
+        if wrong is not None:
+            raise VcellError(f"{path}: [{table}] {wrong + ' ' if wrong else ''}must be written {form}")
     return content
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _are_lists(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(names, list) and all(map(_is_text, names)) for names in value.values()
+    )
+
+
+TABLES = (  # of a TOML: how their entries are written
+    ("datasets", 'NAME = "folder/*.h5ad"', _is_text),
+    ("training", 'NAME = "train"', _is_text),
+    ("zeroshot", '"NAME.CONTEXT" = "test"', _is_text),
+    ("fewshot", '"NAME.CONTEXT" = {val = ["TARGET"], test = ["TARGET"]}', _are_lists),
+)
 
 
 def toml_patterns(path: str | Path) -> list[str]:

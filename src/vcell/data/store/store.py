@@ -223,6 +223,8 @@ class CellStore(Cells):
             arrays = {name: _mapped(path / f"counts.{name}.npy") for name in ARRAYS}
             obs = pd.read_parquet(path / "obs.parquet")
             obs = obs.assign(source=obs["source"].cat.set_categories(meta["sources"]))
+            if obs["source"].isna().any() or not isinstance(meta["control"], str):
+                raise VcellError(f"the store {path} is damaged: meta.json does not fit obs.parquet. {again}")
             genes = pd.read_parquet(path / "var.parquet")["gene"].astype(str).tolist()
             known = np.load(path / "measured.npy") if (path / "measured.npy").is_file() else None
             scales = {file: Scale(scale) for file, scale in meta["scales"].items()}
