@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import pickle
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import anndata as ad
@@ -15,6 +17,7 @@ from scipy import sparse
 from vcell.errors import VcellError
 from vcell.model.run_table import table_for
 from vcell.model.table import PerturbationTable, decision_lines
+from vcell.model.table_file import read_table_file
 
 
 class Harm:
@@ -147,6 +150,37 @@ def test_every_kind_of_file_is_read(kind: str, tmp_path: Path):
     found = PerturbationTable.load(written(tmp_path, kind))
     assert found.names == list(VECTORS)
     torch.testing.assert_close(found.vectors, torch.tensor(list(VECTORS.values())))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "as_stored",
+    [
+        lambda v: np.array(v, np.float32), lambda v: np.array(v, np.float16), lambda v: np.array(v, ">f8"), lambda v: np.array([v, v], order="F"),
+        lambda v: [np.float32(x) for x in v], lambda v: np.array(v)[::-1],
+    ],
+)  # fmt: skip
+def test_pickled_arrays_are_read_as_numpy_reads_them(tmp_path: Path, protocol: int, as_stored: Callable):
+    path, given = tmp_path / "t.pkl", {gene: as_stored(vector) for gene, vector in VECTORS.items()}
+    path.write_bytes(pickle.dumps(given, protocol))
+    names, vectors = read_table_file(path)
+    assert names == list(given)
+    np.testing.assert_array_equal(vectors.numpy(), np.array([np.ravel(v) for v in given.values()], np.float32))
+
+
+def test_a_damaged_pickle_is_refused_or_read(tmp_path: Path):
+    """Numpy's own reading of one can end the process."""
+    path, whole, rng = (
+        tmp_path / "t.pkl",
+        pickle.dumps({gene: np.array(v) for gene, v in VECTORS.items()}),
+        np.random.default_rng(0),
+    )
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] = rng.integers(256)
+        path.write_bytes(damaged)
+        with suppress(VcellError):
+            read_table_file(path)
 
 
 @pytest.mark.parametrize("suffix", ["pt", "npz", "csv", "txt", "parquet", "h5ad", "pickle", "pkl"])

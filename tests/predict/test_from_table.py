@@ -170,7 +170,7 @@ def noise(frame: pd.DataFrame) -> pd.DataFrame:
         (lambda f: f.drop(index="T3"), ["targets=[T0,T3]"], "no row for 1 targets: T3"),
         (lambda f: pd.concat([f, f.loc[["T3"]]]), [], "several rows of T3"),
         (lambda f: f.rename_axis("what").reset_index(drop=True), [], "does not say which row is which perturbation"),
-        (lambda f: f.assign(note="words"), [], "columns that are not numeric genes: note"),
+        (lambda f: f.assign(note="words"), [], r"columns with values that are no numbers: note \('words'\)"),
         (lambda f: f.mask(f == f.iloc[2, 2]), [], "the row of T2 holds no finite number for G002"),
         (noise, [], "the kind of the values"),
         (lambda f: f.rename(columns=lambda g: f"X{g}"), [], "no gene in common"),

@@ -165,3 +165,16 @@ def test_the_doctor_marks_what_needs_attention(tmp_path: Path, monkeypatch: pyte
     assert not list(tmp_path.iterdir())
     with pytest.raises(VcellError, match="there is no folder"):
         examine(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("written", ["word", 3, [None], {"numpy": [1]}, None])
+def test_a_record_written_over_does_not_keep_runs_from_being_compared(tmp_path: Path, written: object):
+    for name in ("a", "b"):
+        make_run(tmp_path / name)
+        starts = {
+            "starts": [
+                {"state": "finished", "versions": written if name == "a" else {"numpy": "2.0"}, "commit": written}
+            ]
+        }
+        (tmp_path / name / "run.json").write_text(json.dumps(starts))
+    assert compare(["a", "b"], tmp_path).versions == {"numpy": (None, "2.0")}

@@ -9,6 +9,7 @@ Shape legend: T targets, G genes.
 from __future__ import annotations
 
 import gzip
+import zlib
 from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def _of_table(path: Path) -> dict[str, tuple[str, int]]:
             f"{path} has no column {missing[0]}: positions are gene, chromosome, tss (start of transcription). Set model.neighbours"
         )
     start = numbers(table["tss"])
-    known = start.notna()
+    known = np.isfinite(start)
     return {
         str(gene): (str(chromosome), int(tss))
         for gene, chromosome, tss in zip(table["gene"][known], table["chromosome"][known], start[known], strict=True)
@@ -148,6 +149,6 @@ def _of_gtf(path: Path) -> dict[str, tuple[str, int]]:
                     continue
                 name = parts[8].split('gene_name "')[1].split('"')[0]
                 found.setdefault(name, (parts[0], int(parts[4] if parts[6] == "-" else parts[3])))
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise VcellError(f"the positions of genes in {path} cannot be read ({error}). Set model.neighbours") from error
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
-import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,6 @@ from vcell.errors import VcellError, no_such_file, shortlist
 
 Named = tuple[list[str], Tensor]
 HUMAN = "9606"  # of species, in STRING
-# what a pickle of vectors may name: how numpy rebuilds an array
-ALLOWED = {
-    ("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"), ("numpy.core.numeric", "_frombuffer"),
-    ("numpy._core.numeric", "_frombuffer"), ("collections", "OrderedDict"), ("_codecs", "encode"),
-}  # fmt: skip
 
 
 def read_table_file(path: Path) -> Named:
@@ -50,6 +44,8 @@ def read_table_file(path: Path) -> Named:
     names, vectors = reader(path)
     if not names:
         raise VcellError(f"the perturbation table {path} is empty")
+    if vectors.ndim == 2 and len(vectors) != len(names):
+        raise VcellError(f"the perturbation table {path} holds {len(names):,} names and {len(vectors):,} vectors")
     if vectors.ndim != 2 or vectors.shape[1] == 0:
         raise VcellError(f"the perturbation table {path} holds no vectors: {len(names):,} names, no numbers")
     return names, vectors
@@ -70,20 +66,25 @@ def _read_pt(path: Path) -> Named:
         raise VcellError(f"{path} cannot be read as a torch file ({type(error).__name__}: {error})") from error
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise VcellError(f"{path} must contain a dict from gene to tensor; it contains {type(content).__name__}")
-    odd = [str(k) for k, v in content.items() if v.layout != torch.strided or v.is_complex() or v.is_quantized]
+    odd = [
+        str(k) for k, v in content.items() if v.layout != torch.strided or v.is_complex() or v.is_quantized or v.is_meta
+    ]
     if odd:
         raise VcellError(
-            f"{path} must contain plain tensors of real numbers; those of {shortlist(odd, 3)} are sparse, complex or quantized. Save "
-            "vector.to_dense().float()"
+            f"{path} must contain plain tensors of real numbers; those of {shortlist(odd, 3)} are sparse, complex, quantized or without "
+            "values. Save vector.to_dense().float()"
         )
-    return _of_mapping(path, {str(k): v.reshape(-1).float().numpy() for k, v in content.items()})
+    return _of_mapping(path, {str(k): v.detach().reshape(-1).float().numpy() for k, v in content.items()})
 
 
 def _read_npz(path: Path) -> Named:
     try:
         with np.load(path, allow_pickle=False) as content:
-            return content["genes"].astype(str).tolist(), torch.from_numpy(content["emb"].astype(np.float32))
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+            names, vectors = content["genes"], content["emb"]
+            if names.ndim != 1 or vectors.dtype.kind not in "biuf":
+                raise ValueError("genes is a list of names, emb (genes, width) of numbers")
+            return names.astype(str).tolist(), torch.from_numpy(vectors.astype(np.float32))
+    except Exception as error:  # of zip, zlib and numpy: as many as there are damages
         raise VcellError(
             f"{path} must contain the arrays 'genes' and 'emb' without pickled objects: {error}"
         ) from error
@@ -105,16 +106,60 @@ def _read_pickle(path: Path) -> Named:
         raise VcellError(f"{path} must contain a dict from gene to numbers: {error}") from error
 
 
+class _Kind:
+    """A numpy type as a pickle describes it. Only its name is looked at: numpy itself would take the rest for true, and crash where it is not."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        self.found = np.dtype(str(name))
+        if self.found.kind not in "biuf":
+            raise ValueError(f"values of type {name}")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.found = self.found.newbyteorder(">" if state[1] == ">" else "<")
+
+
+class _Array:
+    """An array as a pickle describes it: its shape, type and bytes."""
+
+    def __init__(self, *_: Any) -> None:
+        self.values = np.empty(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, by_columns, content = state
+        self.values = np.frombuffer(content, kind.found).reshape(shape, order="F" if by_columns else "C")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.values.astype(dtype or self.values.dtype)
+
+
+def _of_bytes(content: bytes, kind: _Kind, shape: tuple[int, ...], order: str) -> np.ndarray:
+    return np.frombuffer(content, kind.found).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _number(kind: _Kind, content: bytes) -> Any:
+    return np.frombuffer(content, kind.found)[0]
+
+
+def _as_bytes(text: str, encoding: str) -> bytes:
+    """Bytes as the oldest pickles write them."""
+    return text.encode("latin-1")
+
+
 class _Plain(pickle.Unpickler):
     """Reads arrays, numbers, text and dicts of these; anything else a pickle names is refused, not called."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
+        known = {
+            "numpy.ndarray": _Array, "numpy.dtype": _Kind, "numpy.core.multiarray._reconstruct": _Array, "numpy.core.multiarray.scalar": _number,
+            "numpy.core.numeric._frombuffer": _of_bytes, "collections.OrderedDict": OrderedDict, "_codecs.encode": _as_bytes,
+        }  # fmt: skip
+        found = known.get(f"{module.replace('numpy._core', 'numpy.core')}.{name}")
+        if found is None:
             raise VcellError(
                 f"the pickle asks for {module}.{name}, and loading it could run code. Save a plain dict from gene to tensor instead: "
                 "torch.save({gene: tensor, ...}, path)"
             )
-        return super().find_class(module, name)
+        return found
 
 
 def _of_mapping(path: Path, vectors: Mapping[str, np.ndarray]) -> Named:
@@ -179,19 +224,16 @@ def _read_frame(path: Path) -> Named:
 
 def _read_h5ad(path: Path) -> Named:
     """Genes as rows (obs), their vectors in X."""
-    import anndata as ad
-    from scipy import sparse
+    from vcell.data.files.elements import has
+    from vcell.data.files.h5ad import n_rows, open_h5ad, read_index
+    from vcell.data.files.matrix import read_dense
 
-    from vcell.data.files.h5ad import open_h5ad
-
-    with open_h5ad(path):  # says what is wrong with a file that is none
-        pass
-    content = ad.read_h5ad(path)
-    x = content.X
-    if x is None:
-        raise VcellError(f"{path} has no X: a table of vectors has genes as rows and their vectors in X")
-    dense = x.toarray() if sparse.issparse(x) else np.asarray(x)
-    return [str(name) for name in content.obs_names], torch.from_numpy(dense.astype(np.float32))
+    with open_h5ad(path) as file:
+        names = read_index(file, "obs", path).astype(str).tolist()
+        if not has(file, "X"):
+            raise VcellError(f"{path} has no X: a table of vectors has genes as rows and their vectors in X")
+        vectors = read_dense(file, path, "X", (len(names), n_rows(file, "var", path)))
+    return names, torch.from_numpy(vectors.astype(np.float32))
 
 
 def _read_string(path: Path) -> Named:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vcell.data.files.csr import row_of
 from vcell.data.files.h5ad import column_names, open_h5ad, read_column, read_index
 from vcell.data.files.lists import numbers, read_matrix
-from vcell.data.files.matrix import Matrix
+from vcell.data.files.matrix import read_dense
 from vcell.errors import VcellError, no_such_file, shortlist
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
@@ -117,11 +115,7 @@ def _read_h5ad(path: Path, perturbation: str, context: str | None) -> Table:
         targets = read_column(file, "obs", perturbation, path).astype(str).tolist()
         contexts = read_column(file, "obs", context, path).astype(str).tolist() if context in known else None
         genes = read_index(file, "var", path).astype(str).tolist()
-        matrix = Matrix.open(file, path, "X", len(targets), len(genes))
-        values = np.zeros(matrix.shape)
-        with tempfile.TemporaryDirectory() as scratch:
-            for block in matrix.blocks(Path(scratch)):
-                values[block.start + row_of(block.indptr), block.indices] = block.values
+        values = read_dense(file, path, "X", (len(targets), len(genes)))
     return _checked(Table(path, genes, values, targets, contexts))
 
 

@@ -91,8 +91,7 @@ def _versions(folders: Sequence[Path]) -> dict[str, tuple[Any, ...]]:
     flat = []
     for folder in folders:
         last = (read_starts(folder) or [{}])[-1]
-        commits = last.get("commit") or {}
-        flat.append({**(last.get("versions") or {}), "commit of vcell": commits.get("vcell")})
+        flat.append({**last.get("versions", {}), "commit of vcell": last.get("commit", {}).get("vcell")})
     keys = dict.fromkeys(key for one in flat for key in one)
     found = {key: tuple(one.get(key) for one in flat) for key in keys}
     return {key: values for key, values in found.items() if len(set(values)) > 1}

@@ -92,9 +92,19 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
     """Starts of a run, the first first; none where they were not recorded or cannot be read."""
     try:
         found = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))["starts"]
-        return [start for start in found if isinstance(start, dict)]
+        return [_sound(start) for start in found if isinstance(start, dict)]
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+def _sound(start: dict[str, Any]) -> dict[str, Any]:
+    """A start whose versions are text by name, whatever was written over them."""
+    tables = {
+        key: start[key] if isinstance(start.get(key), dict) else {} for key in ("versions", "commit") if key in start
+    }
+    return start | {
+        key: {name: value for name, value in table.items() if isinstance(value, str)} for key, table in tables.items()
+    }
 
 
 @contextmanager

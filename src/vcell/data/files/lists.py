@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def read_text(path: str | Path, key: str = "FILE") -> str:
         raise no_such_file(path, f" Set {key}") from error
     except IsADirectoryError as error:
         raise VcellError(f"{path} is a folder, not a file. Set {key}") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise VcellError(f"{path} cannot be read: {error}") from error
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), None)
     if encoding is None and b"\0" in data[:4096]:

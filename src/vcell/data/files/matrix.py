@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from vcell.data.files.csr import ranges, starts_of
+from vcell.data.files.csr import ranges, row_of, starts_of
 from vcell.data.files.elements import NUMBERS, array, attribute, element, has, members
 from vcell.errors import VcellError, nearest
 
@@ -226,6 +227,15 @@ class Matrix:
             kind = "genes" if self.layout == "csr" else "cells"
             raise VcellError(f"{self.what} is damaged: it stores {kind} outside 0 to {limit - 1:,}")
         return indices
+
+
+def read_dense(file: h5py.File, path: Path, name: str, shape: tuple[int, int]) -> np.ndarray:
+    """A small matrix whole, float64 ``(rows, columns)``; values that are stored twice are summed."""
+    matrix, values = Matrix.open(file, path, name, *shape), np.zeros(shape)
+    with tempfile.TemporaryDirectory() as scratch:
+        for block in matrix.blocks(Path(scratch)):
+            np.add.at(values, (block.start + row_of(block.indptr), block.indices), block.values)
+    return values
 
 
 def check_not_empty(path: Path, n_cells: int, n_genes: int) -> None:
