@@ -51,6 +51,7 @@ ANY: dict[str, Callable[[h5py.File, str], object]] = {
     "an empty group": lambda file, name: (file.__delitem__(name), file.create_group(name)),
     "attributes of no text": with_attributes(np.bytes_(b"\xff\xfe")),
     "attributes of numbers": with_attributes(3),
+    "attributes of lists": with_attributes(np.array([-1, 5])),
     "attributes of nothing": with_attributes(h5py.Empty("f4")),
 }
 # and of a list of values

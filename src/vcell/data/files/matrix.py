@@ -72,9 +72,8 @@ class Matrix:
             if node.dtype.kind not in NUMBERS:
                 raise VcellError(f"{what} holds values of type {node.dtype}, not numbers")
             return cls(node, what, "dense", shape, None)
-        layout = str(
-            attribute(node, "encoding-type", path) or attribute(node, "h5sparse_format", path) or ""
-        ).removesuffix("_matrix")
+        encodings = [attribute(node, name, path) for name in ("encoding-type", "h5sparse_format")]
+        layout = next((name for name in encodings if isinstance(name, str)), "").removesuffix("_matrix")
         if layout not in ("csr", "csc"):
             raise VcellError(f"{what} is stored as {layout or 'an unknown layout'}; CSR, CSC and dense can be read")
         given = attribute(node, "shape", path)
