@@ -68,3 +68,14 @@ def test_completion_knows_commands_keys_and_options():
         ("vcell evaluate pds_", ["pds_subset="]),
     ):
         assert console("-sc", "query=bash", COMP_LINE=typed).stdout.split() == offered
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="a shell closes the streams")
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_a_command_without_a_console_runs(tmp_path: Path, closed: str):
+    """As some schedulers start it: what it opens first is not taken for its output."""
+    names = tmp_path / "genes.txt"
+    names.write_text("STAT1\n")
+    command = f"exec {closed}; exec {sys.executable} -m vcell.genes check path={names} out={tmp_path / 'found.csv'}"
+    done = run("bash", "-c", command)
+    assert done.returncode == 0 and "STAT1" in (tmp_path / "found.csv").read_text(), done.stderr

@@ -513,3 +513,21 @@ def test_scores_of_files_load_neither_torch_nor_anndata(tmp_path: Path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and (tmp_path / "scores/scores.json").is_file(), done.stderr
+
+
+@pytest.mark.parametrize(("challenge", "overall"), [("vcc2025", True), ("vcc2026", False)])
+def test_cells_that_cannot_be_halved_are_scored_without_a_ceiling(
+    tmp_path: Path, capsys: pytest.CaptureFixture, challenge: str, overall: bool
+):
+    """One measured cell of each target, as small contexts have; only the scale of 2026 needs the ceiling."""
+    rng = np.random.default_rng(0)
+    cells = screen(rng, effects(rng), each=3, controls=20).anndata("target_gene")
+    cells.write_h5ad(tmp_path / "pred.h5ad")
+    once = ~cells.obs["target_gene"].duplicated() | (cells.obs["target_gene"] == "non-targeting")
+    cells[once.to_numpy()].copy().write_h5ad(tmp_path / "real.h5ad")
+    given = [f"{key}={tmp_path / key}.h5ad" for key in ("pred", "real")]
+    table = score(tmp_path / "s", *given, "engine=fast", f"challenge={challenge}", "challenge.n_genes=null")
+    said = capsys.readouterr().out
+    assert "there is no ceiling" in said and "cannot distinguish" not in said
+    assert table.loc["split_half"].drop("SCORE").isna().all() and np.isfinite(table.loc["prediction", "PDS"])
+    assert bool(np.isfinite(table.loc["prediction", "SCORE"])) is overall

@@ -67,6 +67,15 @@ def launch(verb: str, run: Callable[[DictConfig], None]) -> None:
             if error.errno not in (*DISK_FULL, *NO_NAME, errno.EACCES, errno.EPERM):
                 raise
             fail(VcellError(f"{str(error.filename or 'a file')[:100]}: {error.strerror}. {_remedy(error, verb)}"))
+        except RuntimeError as error:
+            if "can't start new thread" not in str(error):
+                raise
+            fail(
+                VcellError(
+                    f"vcell.{verb} could not start a thread: memory or processes are limited here (ulimit -v, ulimit -u). Raise the limit, "
+                    "or use fewer threads or workers"
+                )
+            )
         except MemoryError:
             fail(
                 VcellError(
@@ -89,7 +98,13 @@ def _remedy(error: OSError, verb: str) -> str:
 
 
 def _speak_plainly() -> None:
-    """Characters that a console cannot display are replaced instead of causing an error."""
+    """Characters that a console cannot display are replaced instead of causing an error; what is said to a closed stream goes nowhere."""
+    while (
+        number := os.open(os.devnull, os.O_RDWR)
+    ) < 3:  # or the next file that is opened would be taken for the stream
+        pass
+    os.close(number)
+    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # noqa: SIM115, PTH123
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]

@@ -347,14 +347,15 @@ def remarks(found: Evaluation, pds_subset: int | None) -> list[str]:
     notes.append(
         "genes are called by Benjamini-Hochberg at 5 % within each target, as the official scorers do, not over all targets together"
     )
+    with_ceiling = [c for c in found.contexts if any(value == value for value in c.ceiling.values())]
     weak = caveats.weak_metrics(found.resampled(scorer.floor), found.resampled(CEILING), scorer.metrics)
-    for key, gap in weak.items():
+    for key, gap in weak.items() if with_ceiling else ():
         notes.append(
             f"{key} cannot distinguish a replicate of the experiment from the floor on these data (the gap is {gap}): do not select models by it here"
         )
     left_out = {
         key
-        for c in found.contexts
+        for c in (found.contexts if scorer.perfect is not None else with_ceiling)
         for key in c.floor
         if not abs(c.top[key] - c.floor[key]) > 0 or c.top[key] != c.top[key]
     }

@@ -202,6 +202,12 @@ class GroupedCells:
         )
         return replace(self, cells=cells, same_as=(self, former), pool=None)
 
+    @property
+    def can_be_halved(self) -> bool:
+        """Whether there are two control cells, and two cells of a target."""
+        several = [label for label, number in self.sizes.items() if number > 1]
+        return self.control in several and len(several) > 1
+
     def halves(self, seed: int) -> tuple[GroupedCells, GroupedCells]:
         """Two disjoint halves of every label's cells: those of `half_places`."""
         first, second = self.half_places(seed)
@@ -210,12 +216,7 @@ class GroupedCells:
     def half_places(self, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Which cells of each label are in two disjoint halves, drawn as both official packages draw theirs.
 
-        An odd cell, and a target of a single cell, is in neither.
-
-        Raises
-        ------
-        VcellError
-            If the controls, or all targets, are single cells.
+        An odd cell, and a target of a single cell, is in neither. Not for cells that cannot be halved.
         """
         rng = np.random.default_rng(seed)
         first, second = {}, {}
@@ -224,10 +225,6 @@ class GroupedCells:
             half = len(order) // 2
             if half:
                 first[label], second[label] = order[:half], order[half : 2 * half]
-        if self.control not in first or len(first) < 2:
-            raise VcellError(
-                "the ceiling splits measured cells into halves: that takes two control cells, and two cells of one target at least"
-            )
         return first, second
 
     def without_group(self, group: int, groups: int) -> GroupedCells:

@@ -152,7 +152,7 @@ class ContextScorer:
     """
 
     def __init__(self, pair: Pair, scorer: Scorer, engine: str, threads: int, device: torch.device | None) -> None:
-        self.scorer, self.engine = scorer, engine
+        self.scorer, self.engine, self.real = scorer, engine, pair.real
         tasks: list[Callable[[], Any]] = [
             partial(Sample.of, pair.real, BULK_SUM if scorer.counts else None),
             partial(scorer.fast, pair.real, device),
@@ -180,6 +180,13 @@ class ContextScorer:
 
     def add_replicate(self) -> None:
         """The split-half replicate: first of all, as what the measured cells are is found on the way."""
+        if not self.real.can_be_halved:
+            where = f"{self.scores.context}: " if self.scores.context else ""
+            what = "ceiling" if self.scorer.perfect is not None else "ceiling, and no SCORE, which is measured by it"
+            self.scores.notes.append(
+                f"{where}there is no {what}: measured cells are split into halves, which takes two control cells, and two cells of one target at least"
+            )
+            return
         values = []
         for halves, second, first in self.fast.replicates():
             values.append(summary(halves, self.scorer.metrics))
@@ -193,7 +200,12 @@ class ContextScorer:
         """The official scale's floor; puts the replicate after it."""
         self.add(self.scorer.floor, self.fast.floor(), reference=True)
         self.scores.floor = summary(self.scores.tables[self.scorer.floor], self.scorer.metrics)
-        self.scores.tables[CEILING] = self.scores.tables.pop(CEILING)
+        replicate = self.scores.tables.pop(CEILING, None)
+        if replicate is None:
+            replicate = self.scores.tables[self.scorer.floor] * np.nan
+            self.scores.ceiling = summary(replicate, self.scorer.metrics)
+            self.scores.top = dict(self.scorer.perfect) if self.scorer.perfect is not None else self.scores.ceiling
+        self.scores.tables[CEILING] = replicate
 
 
 def score_context(
