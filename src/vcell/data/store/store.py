@@ -129,7 +129,8 @@ class Cells:
         if cells is None:
             raise VcellError(
                 f"context {context!r} has no control cells ({self.control!r}) in {self.name}; "
-                f"contexts with controls: {', '.join(self.control_contexts)}"
+                f"contexts with controls: {shortlist(self.control_contexts)}. To prepare without batches that have none: "
+                "data.filter.min_controls_per_batch=1"
             )
         return cells
 
