@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from vcell.data.files.normalize import change_target_sum, from_log1p, to_log1p
+from vcell.data.files.normalize import change_target_sum, counts_of_log1p, from_log1p, to_log1p
 
 scanpy = pytest.importorskip("scanpy")
 
@@ -33,3 +33,11 @@ def test_change_target_sum_equals_scaling_to_it():
     library_size = COUNTS.sum(1)
     changed = change_target_sum(to_log1p(COUNTS, library_size, 1e4), 1e4, 3e3)
     torch.testing.assert_close(changed, to_log1p(COUNTS, library_size, 3e3), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.float32, np.float64])
+def test_log1p_of_any_type_of_number_is_undone(kind: type):
+    """Numpy alone takes small whole numbers for half precision, which overflows above 11."""
+    found = counts_of_log1p(np.array([0, 1, 14], kind))
+    assert found.dtype in (np.float32, np.float64)
+    np.testing.assert_allclose(found, np.expm1([0.0, 1, 14]), rtol=4 * np.finfo(np.float32).eps)
