@@ -22,6 +22,7 @@ from vcell.training.warmstart import carry_over
 SHAPE = {"hidden": 16, "layers": 1, "heads": 2, "head_width": 8, "feed_forward": 16, "encoder_layers": 2, "decoder_layers": 2}  # fmt: skip
 GENES, TARGETS = [f"G{i}" for i in range(12)], ["P", "Q", "R"]
 TABLE = PerturbationTable(TARGETS, torch.randn(3, 5), "table.pt")
+STORE = {"paths": ["store"], "fingerprint": ""}
 
 
 def make(
@@ -31,9 +32,15 @@ def make(
              "n_contexts": len(covariates["contexts"]) if covariates else 0, "n_batches": 0}  # fmt: skip
     torch.manual_seed(len(genes))
     model = TransitionModel(**{**SHAPE, **shape}, **sizes, covariates=["context"] if covariates else [])
-    about = {"origin": table.origin, "width": table.width, "names": table.names, "fingerprint": table.fingerprint}
+    about = {
+        "origin": table.origin,
+        "width": table.width,
+        "names": list(table.names),
+        "fingerprint": table.fingerprint,
+        "vectors": None,
+    }
     data = {"sets": {"set_size": 4}, "columns": {}, "input": None, "request": {}}
-    identity = Identity("0", {"data": data}, genes, "NT", 1e4, sizes, covariates, {}, [], about)
+    identity = Identity("0", {"data": data}, genes, "NT", 1e4, sizes, covariates, STORE, [], about)
     return TransitionModule(TrainedModel(model, table, identity)).eval()
 
 
