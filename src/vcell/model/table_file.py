@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from vcell.atomic import check_zip
 from vcell.errors import VcellError, no_such_file, shortlist
+from vcell.model.plain_pickle import PlainUnpickler
 
 Named = tuple[list[str], Tensor]
 HUMAN = "9606"  # of species, in STRING
@@ -93,7 +92,7 @@ def _read_npz(path: Path) -> Named:
 def _read_pickle(path: Path) -> Named:
     """A dict from gene to a list or array of numbers, as GenePT publishes its embeddings."""
     try:
-        content = _Plain(io.BytesIO(path.read_bytes())).load()
+        content = PlainUnpickler(io.BytesIO(path.read_bytes())).load()
     except VcellError:
         raise
     except Exception as error:
@@ -104,62 +103,6 @@ def _read_pickle(path: Path) -> Named:
         return _of_mapping(path, {str(k): np.asarray(v, np.float32).reshape(-1) for k, v in content.items()})
     except (TypeError, ValueError) as error:
         raise VcellError(f"{path} must contain a dict from gene to numbers: {error}") from error
-
-
-class _Kind:
-    """A numpy type as a pickle describes it. Only its name is looked at: numpy itself would take the rest for true, and crash where it is not."""
-
-    def __init__(self, name: str, *_: Any) -> None:
-        self.found = np.dtype(str(name))
-        if self.found.kind not in "biuf":
-            raise ValueError(f"values of type {name}")
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.found = self.found.newbyteorder(">" if state[1] == ">" else "<")
-
-
-class _Array:
-    """An array as a pickle describes it: its shape, type and bytes."""
-
-    def __init__(self, *_: Any) -> None:
-        self.values = np.empty(0)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, kind, by_columns, content = state
-        self.values = np.frombuffer(content, kind.found).reshape(shape, order="F" if by_columns else "C")
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self.values.astype(dtype or self.values.dtype)
-
-
-def _of_bytes(content: bytes, kind: _Kind, shape: tuple[int, ...], order: str) -> np.ndarray:
-    return np.frombuffer(content, kind.found).reshape(shape, order="F" if order == "F" else "C")
-
-
-def _number(kind: _Kind, content: bytes) -> Any:
-    return np.frombuffer(content, kind.found)[0]
-
-
-def _as_bytes(text: str, encoding: str) -> bytes:
-    """Bytes as the oldest pickles write them."""
-    return text.encode("latin-1")
-
-
-class _Plain(pickle.Unpickler):
-    """Reads arrays, numbers, text and dicts of these; anything else a pickle names is refused, not called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = {
-            "numpy.ndarray": _Array, "numpy.dtype": _Kind, "numpy.core.multiarray._reconstruct": _Array, "numpy.core.multiarray.scalar": _number,
-            "numpy.core.numeric._frombuffer": _of_bytes, "collections.OrderedDict": OrderedDict, "_codecs.encode": _as_bytes,
-        }  # fmt: skip
-        found = known.get(f"{module.replace('numpy._core', 'numpy.core')}.{name}")
-        if found is None:
-            raise VcellError(
-                f"the pickle asks for {module}.{name}, and loading it could run code. Save a plain dict from gene to tensor instead: "
-                "torch.save({gene: tensor, ...}, path)"
-            )
-        return found
 
 
 def _of_mapping(path: Path, vectors: Mapping[str, np.ndarray]) -> Named:
