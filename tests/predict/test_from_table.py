@@ -17,6 +17,7 @@ from tests.conftest import RELEASE, SHARED
 from vcell.config import compose
 from vcell.errors import VcellError
 from vcell.package import run as package
+from vcell.predict.table import read_table
 
 GENES = [f"G{i:03d}" for i in range(150)]
 TARGETS = [f"T{i}" for i in range(6)]
@@ -184,6 +185,22 @@ def test_what_cannot_be_used_is_refused(change, overrides: list[str], words: str
     with pytest.raises(VcellError, match=words):
         cells_from("pred.csv", *overrides)
     assert sorted(path.name for path in lab.iterdir()) == ["controls.h5ad", "genes.csv", "pred.csv"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"note": pd.Categorical(["1", "2"])}, r"no numbers: note \('1'\)"),
+        ({"note": ["1", "x"]}, r"no numbers: note \('x'\)"),
+        ({"note": ["1", "x"], "note ": ["y", "2"]}, r"no numbers: note \('x'\), note \('y'\)"),
+    ],
+)
+def test_columns_of_no_numbers_are_named_with_a_value(columns: dict, words: str, tmp_path: Path):
+    """Numbers kept as text, and two columns of one name, among them."""
+    path = tmp_path / "pred.parquet"
+    pd.DataFrame({"target_gene": ["T0", "T1"], "G001": [0.1, 0.2], **columns}).to_parquet(path)
+    with pytest.raises(VcellError, match=words):
+        read_table(path, "target_gene", None)
 
 
 VCC = SHARED / "vcc"

@@ -99,9 +99,8 @@ def _remedy(error: OSError, verb: str) -> str:
 
 def _speak_plainly() -> None:
     """Characters that a console cannot display are replaced instead of causing an error; what is said to a closed stream goes nowhere."""
-    while (
-        number := os.open(os.devnull, os.O_RDWR)
-    ) < 3:  # or the next file that is opened would be taken for the stream
+    # or the next file that is opened would be taken for the stream
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
         pass
     os.close(number)
     sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # noqa: SIM115, PTH123

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vcell.data.files.elements import NUMBERS
 from vcell.errors import VcellError
 
 
@@ -16,7 +17,7 @@ class _Kind:
 
     def __init__(self, name: str, *_: Any) -> None:
         self.found = np.dtype(str(name))
-        if self.found.kind not in "biuf":
+        if self.found.kind not in NUMBERS:
             raise ValueError(f"values of type {name}")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vcell.atomic import check_zip
+from vcell.data.files.elements import NUMBERS
 from vcell.errors import VcellError, no_such_file, shortlist
 from vcell.model.plain_pickle import PlainUnpickler
 
@@ -80,7 +81,7 @@ def _read_npz(path: Path) -> Named:
     try:
         with np.load(path, allow_pickle=False) as content:
             names, vectors = content["genes"], content["emb"]
-            if names.ndim != 1 or vectors.dtype.kind not in "biuf":
+            if names.ndim != 1 or vectors.dtype.kind not in NUMBERS:
                 raise ValueError("genes is a list of names, emb (genes, width) of numbers")
             return names.astype(str).tolist(), torch.from_numpy(vectors.astype(np.float32))
     except Exception as error:  # of zip, zlib and numpy: as many as there are damages

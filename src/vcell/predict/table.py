@@ -93,8 +93,8 @@ def read_table(path: Path, perturbation: str, context: str | None) -> Table:
     targets = frame.pop(label).astype(str).str.strip().tolist()
     contexts = frame.pop(context).astype(str).tolist() if context in frame.columns else None
     words = [
-        f"{name} ({_no_number(frame[name])!r})"
-        for name, kind in frame.dtypes.items()
+        f"{name} ({_no_number(frame.iloc[:, place])!r})"  # by its place: names may be there twice
+        for place, (name, kind) in enumerate(frame.dtypes.items())
         if not pd.api.types.is_numeric_dtype(kind)
     ]
     if words:
@@ -105,8 +105,8 @@ def read_table(path: Path, perturbation: str, context: str | None) -> Table:
 
 
 def _no_number(column: pd.Series) -> str:
-    """The first value that is none."""
-    return str(column[numbers(column).isna()].iloc[0])
+    """The first value that is none; of a column that holds numbers as text, the first."""
+    return str(next(iter([*column[numbers(column).isna()], *column]), ""))
 
 
 def _read_h5ad(path: Path, perturbation: str, context: str | None) -> Table:

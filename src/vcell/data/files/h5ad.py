@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from vcell.data.files.elements import DAMAGED, array, attribute, element, has, names_in
+from vcell.data.files.elements import DAMAGED, NUMBERS, array, attribute, element, has, names_in
 from vcell.data.files.genes import ENSEMBL, NAMELESS
 from vcell.data.files.labels import NO_GUIDE, as_labels, is_without_guide, renamed
 from vcell.data.files.paths import is_zarr
@@ -241,7 +241,7 @@ def _column(file: h5py.File, key: str, name: str, path: Path) -> pd.Series:
             return pd.Series(pd.Categorical.from_codes(stored[:], categories))
         if isinstance(stored, h5py.Dataset) and h5py.check_string_dtype(stored.dtype) is not None:
             return _strings(stored)
-        if isinstance(stored, h5py.Dataset) and stored.dtype.kind in "biuf":
+        if isinstance(stored, h5py.Dataset) and stored.dtype.kind in NUMBERS:
             return pd.Series(stored[()])
         if _is_categorical(stored, path):
             categories, codes = array(stored, "categories", path)[:], array(stored, "codes", path, "iu")[:]

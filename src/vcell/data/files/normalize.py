@@ -77,9 +77,8 @@ def log1p_as_scanpy(counts: np.ndarray, per_cell: np.ndarray, library_C: np.ndar
 
 def counts_of_log1p(log1p: np.ndarray) -> np.ndarray:
     """Scaled counts from their log1p, in its own precision, single at least: the inverse of `scaled_log1p` before the division by the scale."""
-    return np.expm1(
-        log1p, dtype=np.result_type(log1p, np.float32)
-    )  # numpy takes small whole numbers for half precision
+    # numpy takes small whole numbers for half precision
+    return np.expm1(log1p, dtype=np.result_type(log1p, np.float32))
 
 
 def pseudobulk_log1p(total_G: np.ndarray, target_sum: float) -> np.ndarray:
